@@ -1,0 +1,4 @@
+//! tollgate: a rate-limiting reverse proxy.
+
+pub mod limiter;
+pub mod policy;

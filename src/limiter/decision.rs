@@ -1,0 +1,115 @@
+//! What a check decided, and the state of every limit that it looked at.
+
+use super::quota::{Mode, Period};
+use super::time::{Micros, Timestamp};
+
+/// Scopes that one request can meet: its tier, and a rule for each reading of its path.
+pub const SCOPES_MAX: usize = 3;
+/// Limits that one request can meet.
+pub const LIMITS_MAX: usize = SCOPES_MAX * Period::ALL.len();
+
+/// The outcome for the request as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every enforced limit had room and was charged.
+    Allow,
+    /// At least one enforced limit had no room; nothing was charged anywhere.
+    Deny,
+}
+
+/// One limit as it stands after the decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitStatus {
+    /// Index of the scope in the request's plan: 0 is the tier, later ones are endpoint rules.
+    pub scope: u8,
+    /// Which limit of the scope.
+    pub period: Period,
+    /// Whether it refuses.
+    pub mode: Mode,
+    /// Requests per period: the rate for `second`, the window's limit otherwise.
+    pub quota: u32,
+    /// Ceiling of `remaining`: the burst for `second`, equal to `quota` otherwise.
+    pub limit: u32,
+    /// Whole requests of cost 1 that would still pass, after this one.
+    pub remaining: u32,
+    /// How long this very request would have had to wait here; zero where it had room.
+    pub wait: Micros,
+    /// When the limit is whole again if nothing more is sent.
+    pub whole_at: Timestamp,
+}
+
+/// The decision on one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Allowed or denied.
+    pub verdict: Verdict,
+    /// The time the decision was made at, by the clock of the store that made it.
+    pub now: Timestamp,
+    statuses: [LimitStatus; LIMITS_MAX],
+    len: u8,
+}
+
+impl Decision {
+    const EMPTY: LimitStatus = LimitStatus {
+        scope: 0,
+        period: Period::Second,
+        mode: Mode::Enforce,
+        quota: 0,
+        limit: 0,
+        remaining: 0,
+        wait: Micros::ZERO,
+        whole_at: Timestamp::EPOCH,
+    };
+
+    /// A decision that has looked at no limit yet.
+    pub fn new(verdict: Verdict, now: Timestamp) -> Self {
+        Decision { verdict, now, statuses: [Self::EMPTY; LIMITS_MAX], len: 0 }
+    }
+
+    /// Adds the state of one limit. At most [`LIMITS_MAX`] are kept; a plan never has more.
+    pub fn push(&mut self, status: LimitStatus) {
+        if let Some(slot) = self.statuses.get_mut(usize::from(self.len)) {
+            *slot = status;
+            self.len = self.len.saturating_add(1);
+        }
+    }
+
+    /// Every limit that was looked at, in the plan's order.
+    pub fn statuses(&self) -> &[LimitStatus] {
+        self.statuses.get(..usize::from(self.len)).unwrap_or_default()
+    }
+
+    /// The limit that the answer speaks of: on a denial the enforced one with the longest wait
+    /// (ties: the longer period, then the rule's); else the tightest window of a minute or longer
+    /// (least remaining; same ties), or the bucket where there is no such window.
+    pub fn shown(&self) -> Option<&LimitStatus> {
+        match self.verdict {
+            Verdict::Deny => self
+                .statuses()
+                .iter()
+                .filter(|status| status.mode == Mode::Enforce && !status.wait.is_zero())
+                .max_by_key(|status| (status.wait, status.period, status.scope)),
+            Verdict::Allow => self.statuses().iter().min_by_key(|status| {
+                let is_bucket = status.period == Period::Second;
+                (
+                    is_bucket,
+                    status.remaining,
+                    std::cmp::Reverse(status.period),
+                    std::cmp::Reverse(status.scope),
+                )
+            }),
+        }
+    }
+
+    /// On a denial, whole seconds until this very request would pass if nothing else came: at
+    /// least 1, never too short. `None` if it was allowed, or can never pass.
+    pub fn retry_after(&self) -> Option<u64> {
+        let shown = self.shown().filter(|_| self.verdict == Verdict::Deny)?;
+        (shown.wait < Micros::NEVER).then(|| shown.wait.as_secs_ceil().max(1))
+    }
+
+    /// Whether a limit in shadow mode would have refused the request.
+    pub fn shadow_denied(&self) -> bool {
+        self.statuses().iter().any(|status| status.mode == Mode::Shadow && !status.wait.is_zero())
+    }
+}

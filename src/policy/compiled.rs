@@ -1,0 +1,332 @@
+//! The compiled policy: from the facts of a request to its plan.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::HeaderMap;
+use ipnet::IpNet;
+
+use crate::limiter::check::Limits;
+use crate::limiter::quota::{LimitSet, Mode};
+
+use super::facts::RequestFacts;
+use super::identity::{Identity, IpPrefix, PrefixLengths};
+use super::plan::{Disposition, Plan, RuleId, Scope, TierId, TierSource};
+use super::route::{PathError, Router};
+
+/// What Redis calls the scope of a tier's own limits.
+const TIER_SCOPE: &str = "i";
+/// The `endpoint` label, and the name in answers, of what no rule matched.
+pub const NO_RULE: &str = "other";
+
+/// What decides a request while Redis does not answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FailureMode {
+    /// The limits, kept in this process's memory.
+    #[default]
+    Local,
+    /// Let it pass.
+    Open,
+    /// Refuse it with 503.
+    Closed,
+}
+
+/// A named set of limits.
+#[derive(Clone, Debug)]
+pub struct Tier {
+    /// Lower case, as in files, labels and answers.
+    pub name: Box<str>,
+    /// Its limits.
+    pub limits: LimitSet,
+    /// What decides without Redis, where it differs from the store's.
+    pub on_failure: Option<FailureMode>,
+}
+
+/// An endpoint rule, its pattern aside.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// The `endpoint` label.
+    pub name: Box<str>,
+    /// Tokens that a request spends.
+    pub cost: u32,
+    /// No limits at all.
+    pub exempt: bool,
+    /// Whether its limits refuse; for a rule without limits, whether the tier's do on its path.
+    pub mode: Mode,
+    /// Its own limits by tier, `any` already filled in; `None` where the tier has none here.
+    pub limits: Box<[Option<LimitSet>]>,
+    /// What decides without Redis, where it differs from the tier's.
+    pub on_failure: Option<FailureMode>,
+    /// Time to the response head above which an answer counts as slow.
+    pub slow_threshold: Option<Duration>,
+}
+
+/// What `identities:` says of one identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Assigned {
+    /// This tier.
+    Tier(TierId),
+    /// 403, always.
+    Deny,
+}
+
+/// The parts that a policy is made of; [`Policy::new`] puts them together.
+#[derive(Debug, Default)]
+pub struct PolicyParts {
+    /// At least one.
+    pub tiers: Vec<Tier>,
+    /// Index into `tiers`.
+    pub default_tier: usize,
+    /// Subscription, lower case, to index into `tiers`.
+    pub subscriptions: HashMap<Box<str>, usize>,
+    /// Network to index into `tiers`.
+    pub networks: Vec<(IpNet, usize)>,
+    /// Identities with a tier of their own, or on the deny list. Addresses are folded already.
+    pub identities: HashMap<Identity, Assigned>,
+    /// Parallel to the router's patterns.
+    pub rules: Vec<Rule>,
+    /// The compiled patterns.
+    pub router: Router,
+    /// `mode:` for all.
+    pub mode: Mode,
+    /// Peers whose forwarding fields are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// How much of an address makes an identity.
+    pub prefixes: PrefixLengths,
+}
+
+/// The compiled policy. Immutable: a reload makes another one.
+#[derive(Debug)]
+pub struct Policy {
+    tiers: Box<[Tier]>,
+    default_tier: TierId,
+    subscriptions: HashMap<Box<str>, TierId>,
+    networks: Box<[(IpNet, TierId)]>,
+    identities: HashMap<Identity, Assigned>,
+    rules: Box<[Rule]>,
+    scope_keys: Box<[Box<str>]>,
+    scope_hashes: Box<[u64]>,
+    tier_scope_hash: u64,
+    router: Router,
+    mode: Mode,
+    trusted_proxies: Box<[IpNet]>,
+    prefixes: PrefixLengths,
+}
+
+/// What a verified credential says of its bearer.
+#[derive(Clone, Debug)]
+pub struct Credential {
+    /// The user or key that it names.
+    pub identity: Identity,
+    /// A tier or a subscription, as the token or key carries it.
+    pub subscription: Option<Box<str>>,
+}
+
+impl Policy {
+    /// Puts the parts together.
+    pub fn new(parts: PolicyParts) -> Self {
+        let tier_id = |index: usize| TierId(u16::try_from(index).unwrap_or(u16::MAX));
+        let mut networks: Vec<(IpNet, TierId)> =
+            parts.networks.iter().map(|(net, tier)| (*net, tier_id(*tier))).collect();
+        networks.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
+        let scope_keys: Box<[Box<str>]> =
+            parts.rules.iter().map(|rule| format!("e:{}", rule.name).into()).collect();
+        Policy {
+            default_tier: tier_id(parts.default_tier),
+            tiers: parts.tiers.into(),
+            subscriptions: parts
+                .subscriptions
+                .into_iter()
+                .map(|(name, tier)| (name, tier_id(tier)))
+                .collect(),
+            networks: networks.into(),
+            identities: parts.identities,
+            rules: parts.rules.into(),
+            scope_hashes: scope_keys.iter().map(|key| fnv1a(key)).collect(),
+            scope_keys,
+            tier_scope_hash: fnv1a(TIER_SCOPE),
+            router: parts.router,
+            mode: parts.mode,
+            trusted_proxies: parts.trusted_proxies.into(),
+            prefixes: parts.prefixes,
+        }
+    }
+
+    /// The plan of one request: identity, tier, rules, cost and limits, and why each.
+    ///
+    /// # Errors
+    /// A path that cannot be read without doubt; the request is refused with 400.
+    pub fn plan(
+        &self,
+        facts: &RequestFacts<'_>,
+        credential: Option<Credential>,
+    ) -> Result<Plan<'_>, PathError> {
+        let matched = self.router.find(facts)?;
+        let address = self.client_address(facts.peer, facts.headers);
+        let (identity, subscription) = match credential {
+            Some(credential) => (credential.identity, credential.subscription),
+            None => (Identity::Ip(IpPrefix::new(address, self.prefixes)), None),
+        };
+        let (tier, tier_source, refused) =
+            self.tier_of(&identity, subscription.as_deref(), address);
+
+        let mut plan = Plan::new(identity, tier, tier_source);
+        let lenient_rule = matched.lenient.filter(|rule| Some(*rule) != matched.strict);
+        let met = [matched.strict, lenient_rule];
+        plan.endpoint = matched.strict.or(matched.lenient);
+        let rules = || met.iter().flatten().filter_map(|id| Some((*id, self.rule(*id)?)));
+        // Exempt only if both readings say so: a reading without a rule does not.
+        plan.cost = rules().map(|(_, rule)| rule.cost).max().unwrap_or(1);
+        plan.on_failure = rules()
+            .find_map(|(_, rule)| rule.on_failure)
+            .or_else(|| self.tier(tier).and_then(|tier| tier.on_failure));
+        if refused {
+            plan.disposition = Disposition::Refused;
+            return Ok(plan);
+        }
+        let readings = [matched.strict, matched.lenient];
+        if readings.iter().all(|id| id.and_then(|id| self.rule(id)).is_some_and(|it| it.exempt)) {
+            plan.disposition = Disposition::Exempt;
+            return Ok(plan);
+        }
+
+        // A rule without limits of its own puts the tier's in shadow for its path, but only if
+        // no other reading of the path says otherwise.
+        let relaxes =
+            |rule: &Rule| rule.mode == Mode::Shadow && rule.limits.iter().all(Option::is_none);
+        let tier_relaxed =
+            readings.iter().all(|id| id.and_then(|id| self.rule(id)).is_some_and(relaxes));
+        let tier_mode = if tier_relaxed { Mode::Shadow } else { self.mode };
+        if let Some(limits) = self.tier(tier).map(|tier| tier.limits)
+            && !limits.is_unlimited()
+        {
+            plan.push(Scope {
+                rule: None,
+                key: TIER_SCOPE,
+                key_hash: self.tier_scope_hash,
+                limits: Limits { set: limits, mode: tier_mode },
+            });
+        }
+        for (id, rule) in rules().filter(|(_, rule)| !rule.exempt) {
+            let index = usize::from(id.0);
+            let set = rule.limits.get(usize::from(tier.0)).copied().flatten();
+            let names = self.scope_keys.get(index).zip(self.scope_hashes.get(index));
+            if let (Some(set), Some((key, key_hash))) = (set, names)
+                && !set.is_unlimited()
+            {
+                let mode = if self.mode == Mode::Shadow { Mode::Shadow } else { rule.mode };
+                let limits = Limits { set, mode };
+                plan.push(Scope { rule: Some(id), key, key_hash: *key_hash, limits });
+            }
+        }
+        if plan.scopes().next().is_some() {
+            plan.disposition = Disposition::Limited;
+        }
+        Ok(plan)
+    }
+
+    /// A tier by its index.
+    pub fn tier(&self, id: TierId) -> Option<&Tier> {
+        self.tiers.get(usize::from(id.0))
+    }
+
+    /// Every tier, in the order of the file.
+    pub fn tiers(&self) -> &[Tier] {
+        &self.tiers
+    }
+
+    /// A rule by its index.
+    pub fn rule(&self, id: RuleId) -> Option<&Rule> {
+        self.rules.get(usize::from(id.0))
+    }
+
+    /// Every rule, in the order of the file.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// The `endpoint` label of a request.
+    pub fn endpoint_name(&self, endpoint: Option<RuleId>) -> &str {
+        endpoint.and_then(|id| self.rule(id)).map_or(NO_RULE, |rule| &rule.name)
+    }
+
+    /// Whether this peer's forwarding fields are believed.
+    pub fn is_trusted(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
+
+    /// The caller's address: the socket's peer, or, from a trusted peer, the first untrusted
+    /// address of `X-Forwarded-For` walked from the right. A chain that cannot be read ends the
+    /// walk at the last address that could be.
+    fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        if self.trusted_proxies.is_empty() || !self.is_trusted(peer) {
+            return peer.to_canonical();
+        }
+        let mut client = peer.to_canonical();
+        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        for element in lines.flat_map(|line| line.to_str().unwrap_or("?").rsplit(',')) {
+            let Some(address) = parse_forwarded_address(element.trim()) else { break };
+            client = address.to_canonical();
+            if !self.is_trusted(client) {
+                break;
+            }
+        }
+        client
+    }
+
+    fn tier_of(
+        &self,
+        identity: &Identity,
+        subscription: Option<&str>,
+        address: IpAddr,
+    ) -> (TierId, TierSource, bool) {
+        // A denied address is denied whoever the user is.
+        let by_address = || Identity::Ip(IpPrefix::new(address, self.prefixes));
+        if !self.identities.is_empty() {
+            let denied = |it: &Identity| self.identities.get(it) == Some(&Assigned::Deny);
+            if denied(identity) || denied(&by_address()) {
+                return (self.default_tier, TierSource::Identities, true);
+            }
+            if let Some(Assigned::Tier(tier)) = self.identities.get(identity) {
+                return (*tier, TierSource::Identities, false);
+            }
+        }
+        if let Some(tier) = subscription.and_then(|name| self.tier_named(name)) {
+            return (tier, TierSource::Credential, false);
+        }
+        if let Identity::Ip(_) = identity {
+            let network = self.networks.iter().find(|(network, _)| network.contains(&address));
+            if let Some((_, tier)) = network {
+                return (*tier, TierSource::Networks, false);
+            }
+        }
+        (self.default_tier, TierSource::Default, false)
+    }
+
+    /// The tier of a subscription; a tier's own name stands for itself, in any case of letters.
+    fn tier_named(&self, name: &str) -> Option<TierId> {
+        let name = name.to_ascii_lowercase();
+        self.subscriptions.get(name.as_str()).copied().or_else(|| {
+            let index = self.tiers.iter().position(|tier| *tier.name == *name)?;
+            u16::try_from(index).ok().map(TierId)
+        })
+    }
+}
+
+/// An address of `X-Forwarded-For`: bare, in brackets, or with a port behind it.
+fn parse_forwarded_address(element: &str) -> Option<IpAddr> {
+    element
+        .parse::<IpAddr>()
+        .or_else(|_| element.parse::<std::net::SocketAddr>().map(|socket| socket.ip()))
+        .or_else(|_| element.trim_matches(['[', ']']).parse())
+        .ok()
+}
+
+/// FNV-1a: names of the operator's own, so no attacker chooses them, and the same in every run.
+fn fnv1a(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}

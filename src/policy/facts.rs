@@ -1,0 +1,20 @@
+//! A borrowed view of what a policy may look at in a request.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, Method};
+
+/// The facts of one request. A log line or a command line makes one as well as a connection does.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestFacts<'a> {
+    /// The method as it came.
+    pub method: &'a Method,
+    /// The target's path as it came: no query, nothing decoded. `*` for `OPTIONS *`.
+    pub path: &'a str,
+    /// The authority that the request is for, without port handling: `Host`, or `:authority`.
+    pub host: Option<&'a str>,
+    /// The other end of the socket.
+    pub peer: IpAddr,
+    /// The header fields.
+    pub headers: &'a HeaderMap,
+}

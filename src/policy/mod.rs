@@ -1,0 +1,10 @@
+//! Who asks, which tier they are on, which endpoint rules they meet, and what that costs.
+//!
+//! Pure: no I/O, no async, no clock, no locks. A [`compiled::Policy`] is compiled once from the
+//! operator's file and then answers `plan` for every request.
+
+pub mod compiled;
+pub mod facts;
+pub mod identity;
+pub mod plan;
+pub mod route;
