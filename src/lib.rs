@@ -1,4 +1,6 @@
 //! tollgate: a rate-limiting reverse proxy.
 
+pub mod clock;
 pub mod limiter;
 pub mod policy;
+pub mod store;

@@ -1,0 +1,32 @@
+//! Where limiter state lives, and the one call that checks and charges it.
+
+pub mod memory;
+
+use crate::limiter::decision::Decision;
+
+/// Which store made a decision: the `backend` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// The store in memory, by configuration.
+    Memory,
+    /// Redis.
+    Redis,
+    /// This process's memory, because Redis did not answer.
+    Local,
+}
+
+/// What a store says of a request.
+#[derive(Clone, Debug)]
+pub enum Checked {
+    /// Its limits were checked.
+    Decided {
+        /// Allowed or denied, and the state of each limit.
+        decision: Decision,
+        /// By whom.
+        backend: Backend,
+    },
+    /// The store did not answer and `on_failure: open` lets the request pass unchecked.
+    FailedOpen,
+    /// The store did not answer and `on_failure: closed` refuses the request with 503.
+    FailedClosed,
+}
