@@ -1,0 +1,489 @@
+//! The mirror of `tollgate.yaml` to values that cannot be wrong.
+//!
+//! Collects every error, not the first. What it makes belongs to no file any more: plain numbers,
+//! addresses and durations, which whoever wires the modules hands on to each.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::config_path;
+use crate::policy::compiled::FailureMode;
+use crate::policy::identity::PrefixLengths;
+
+use super::report::{Path, Problem, Report, nearest};
+use super::schema::{
+    Config, Exposed, IdentityEntry, IpIdentity, LISTEN_DEFAULT, LogFormat, LogLevel, OnFailure,
+    RedisConfig, Reset, Server, StoreConfig, Upstream,
+};
+use super::unsupported::refuse_in_config;
+use super::url::{self, RedisUrl, quoted};
+use super::value::{DURATION_MAX, HumanDuration};
+
+/// Where Redis is where nothing says otherwise.
+const REDIS_URL_DEFAULT: &str = "redis://127.0.0.1:6379/0";
+/// More threads than that are a typing error.
+const WORKERS_MAX: u32 = 1024;
+/// The HTTP parser needs so much room for a head.
+const HEADER_BYTES_MIN: u64 = 8 << 10;
+/// A head longer than that is a typing error, and memory for whoever asks.
+const HEADER_BYTES_MAX: u64 = 16 << 20;
+/// It stands in front of every key of Redis.
+const KEY_PREFIX_BYTES_MAX: usize = 64;
+
+/// Reads a file that holds a secret; the error says why it cannot be read.
+pub type ReadSecret<'a> = &'a dyn Fn(&str) -> Result<String, String>;
+
+/// Everything of `tollgate.yaml`, in the form in which it is obeyed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The data port.
+    pub server: ServerSettings,
+    /// Where operators ask.
+    pub admin_listen: SocketAddr,
+    /// The backend; `None` only where none was required.
+    pub upstream: Option<UpstreamSettings>,
+    /// Shared state; `None`: in memory.
+    pub redis: Option<RedisSettings>,
+    /// Most identities whose state is kept in memory.
+    pub max_identities: usize,
+    /// Peers whose forwarding fields are believed; the policy holds them too.
+    pub trusted_proxies: Vec<IpNet>,
+    /// How much of an address makes an identity; the policy holds it too.
+    pub prefixes: PrefixLengths,
+    /// Which fields answers carry.
+    pub headers: HeaderSettings,
+    /// Time to the backend's response head above which an answer counts as slow.
+    pub slow_upstream: Duration,
+    /// Time of a check above which Redis counts as slow.
+    pub slow_redis: Duration,
+    /// Logs.
+    pub log: LogSettings,
+}
+
+/// The data port.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerSettings {
+    /// At least one address; port 0 lets the system choose.
+    pub listen: Vec<SocketAddr>,
+    /// Worker threads; 0: one per core.
+    pub workers: usize,
+    /// Whether `/health` is answered here too.
+    pub expose_health: bool,
+    /// Whether `/metrics` is answered here too.
+    pub expose_metrics: bool,
+    /// Most connections at once, at least 1.
+    pub max_connections: usize,
+    /// For the whole head of a request.
+    pub header_timeout: Duration,
+    /// For a kept connection without a request.
+    pub idle_timeout: Duration,
+    /// Between bytes of a request's body.
+    pub body_timeout: Duration,
+    /// Longest head of a request, at least 8 KiB.
+    pub max_header_bytes: usize,
+    /// Longest body of a request.
+    pub max_body_bytes: Option<NonZeroU64>,
+    /// For what still runs at the end; may be zero.
+    pub drain_timeout: Duration,
+}
+
+/// The backend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamSettings {
+    /// A name in lower case, or an address without brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// For a new connection.
+    pub connect_timeout: Duration,
+    /// To the head of an answer.
+    pub response_timeout: Duration,
+    /// Between bytes of an answer's body.
+    pub idle_timeout: Duration,
+    /// Between bytes of an upgraded connection.
+    pub tunnel_idle_timeout: Duration,
+    /// Most connections that are kept for reuse; may be zero.
+    pub max_idle_connections: usize,
+    /// Whether a request that surely had no effect is tried again.
+    pub retries: u32,
+    /// Whether `Host` is passed on as it came.
+    pub preserve_host: bool,
+    /// A name is resolved again at least this often; may be zero.
+    pub dns_ttl: Duration,
+}
+
+/// A Redis, and how it is used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RedisSettings {
+    /// Address, credentials, database.
+    pub url: RedisUrl,
+    /// Budget of one check.
+    pub timeout: Duration,
+    /// What decides while it does not answer.
+    pub on_failure: FailureMode,
+    /// What every key begins with.
+    pub key_prefix: String,
+}
+
+/// Which fields answers carry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeaderSettings {
+    /// `X-RateLimit-*`.
+    pub x_ratelimit: bool,
+    /// What `X-RateLimit-Reset` says.
+    pub reset: ResetForm,
+    /// Names the fields in `Access-Control-Expose-Headers`.
+    pub expose_cors: bool,
+}
+
+/// What `X-RateLimit-Reset` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetForm {
+    /// Unix seconds.
+    Epoch,
+    /// Seconds from now.
+    Delta,
+}
+
+/// Logs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogSettings {
+    /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: &'static str,
+    /// One JSON object a line; else for eyes.
+    pub is_json: bool,
+}
+
+/// Whether there must be an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamNeed {
+    /// For serving.
+    Required,
+    /// For everything that only looks at the policy.
+    Optional,
+}
+
+/// Compiles the file. Where the report has errors, what is returned must not be used: it stands in
+/// so that the other file can be checked against it.
+pub fn settings(
+    config: &Config,
+    need: UpstreamNeed,
+    read_secret: ReadSecret<'_>,
+    report: &mut Report<'_>,
+) -> Settings {
+    refuse_in_config(config, report);
+    let server = server(&config.server, report);
+    let admin_listen = address(config_path!["admin", "listen"], &config.admin.listen, report);
+    if admin_listen.port() != 0 && server.listen.contains(&admin_listen) {
+        let problem = Problem::new(format!("{admin_listen} is the data port's"));
+        report.value(config_path!["admin", "listen"], problem.expected("another address"));
+    }
+    let slow = &config.slow_thresholds;
+    let slow_upstream =
+        positive(config_path!["slow_thresholds", "upstream"], slow.upstream, report);
+    let slow_redis = positive(config_path!["slow_thresholds", "redis"], slow.redis, report);
+    let upstream = upstream(&config.upstream, need, report);
+    let redis = redis(&config.store, read_secret, report);
+    let prefixes = prefixes(&config.identity, report);
+    let trusted_proxies = trusted_proxies(&config.server.trusted_proxies, report);
+    let max_identities = at_least_one(
+        config_path!["store", "memory", "max_identities"],
+        config.store.memory.max_identities,
+        report,
+    );
+    Settings {
+        server,
+        admin_listen,
+        upstream,
+        redis,
+        max_identities,
+        trusted_proxies,
+        prefixes,
+        headers: HeaderSettings {
+            x_ratelimit: config.headers.x_ratelimit,
+            reset: match config.headers.reset {
+                Reset::Epoch => ResetForm::Epoch,
+                Reset::Delta => ResetForm::Delta,
+            },
+            expose_cors: config.headers.expose_cors,
+        },
+        slow_upstream,
+        slow_redis,
+        log: LogSettings {
+            level: match config.log.level {
+                LogLevel::Off => "off",
+                LogLevel::Error => "error",
+                LogLevel::Warn => "warn",
+                LogLevel::Info => "info",
+                LogLevel::Debug => "debug",
+                LogLevel::Trace => "trace",
+            },
+            is_json: config.log.format == LogFormat::Json,
+        },
+    }
+}
+
+/// What decides without Redis, in the policy's words.
+pub fn failure_mode(on_failure: OnFailure) -> FailureMode {
+    match on_failure {
+        OnFailure::Local => FailureMode::Local,
+        OnFailure::Open => FailureMode::Open,
+        OnFailure::Closed => FailureMode::Closed,
+    }
+}
+
+fn server(server: &Server, report: &mut Report<'_>) -> ServerSettings {
+    let at = |key: &str| config_path!["server", key];
+    let listen = listeners(server, report);
+    if server.workers > WORKERS_MAX {
+        let problem = Problem::new(server.workers.to_string());
+        report.value(at("workers"), problem.expected(format!("at most {WORKERS_MAX}")));
+    }
+    let max_connections = at_least_one(at("max_connections"), server.max_connections, report);
+    let header_bytes = server.max_header_bytes.0;
+    if !(HEADER_BYTES_MIN..=HEADER_BYTES_MAX).contains(&header_bytes) {
+        let problem = Problem::new(format!("{header_bytes} bytes"));
+        report.value(at("max_header_bytes"), problem.expected("8KiB to 16MiB"));
+    }
+    ServerSettings {
+        listen,
+        workers: usize::try_from(server.workers).unwrap_or(usize::MAX),
+        expose_health: server.expose.contains(&Exposed::Health),
+        expose_metrics: server.expose.contains(&Exposed::Metrics),
+        max_connections,
+        header_timeout: positive(at("header_timeout"), server.header_timeout, report),
+        idle_timeout: positive(at("idle_timeout"), server.idle_timeout, report),
+        body_timeout: positive(at("body_timeout"), server.body_timeout, report),
+        max_header_bytes: usize::try_from(header_bytes).unwrap_or(usize::MAX),
+        max_body_bytes: NonZeroU64::new(server.max_body_bytes.0),
+        drain_timeout: server.drain_timeout.0,
+    }
+}
+
+fn listeners(server: &Server, report: &mut Report<'_>) -> Vec<SocketAddr> {
+    let Some(listeners) = &server.listeners else {
+        let listen = server.listen.as_deref().unwrap_or(LISTEN_DEFAULT);
+        return vec![address(config_path!["server", "listen"], listen, report)];
+    };
+    if server.listen.is_some() {
+        let problem = Problem::new("given beside server.listen").expected("one of the two");
+        report.key(config_path!["server", "listeners"], problem);
+    }
+    if listeners.is_empty() {
+        let problem = Problem::new("an empty list").expected("at least one listener");
+        report.value(config_path!["server", "listeners"], problem);
+    }
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for (index, listener) in listeners.iter().enumerate() {
+        let path = config_path!["server", "listeners", index, "address"];
+        let Some(text) = &listener.address else {
+            report.value(path, Problem::new("missing").expected("ADDRESS:PORT"));
+            continue;
+        };
+        let address = address(path.clone(), text, report);
+        if address.port() != 0 && addresses.contains(&address) {
+            report.value(path, Problem::new(format!("{address}, a second time")));
+        }
+        addresses.push(address);
+    }
+    addresses
+}
+
+fn upstream(
+    upstream: &Upstream,
+    need: UpstreamNeed,
+    report: &mut Report<'_>,
+) -> Option<UpstreamSettings> {
+    let at = |key: &str| config_path!["upstream", key];
+    let url = match (&upstream.url, need) {
+        (Some(url), _) => match url::upstream(url) {
+            Ok(url) => Some(url),
+            Err(problem) => {
+                report.value(at("url"), problem);
+                None
+            }
+        },
+        // Several backends were refused already; one error is enough.
+        (None, UpstreamNeed::Required) if upstream.urls.is_none() => {
+            let problem = Problem::new("not set").expected("the backend's URL");
+            report.key(at("url"), problem.hint("give --upstream URL or upstream.url"));
+            None
+        }
+        (None, _) => None,
+    };
+    let mut timeout = |key: &str, value| positive(at(key), value, report);
+    let connect_timeout = timeout("connect_timeout", upstream.connect_timeout);
+    let response_timeout = timeout("response_timeout", upstream.response_timeout);
+    let idle_timeout = timeout("idle_timeout", upstream.idle_timeout);
+    let tunnel_idle_timeout = timeout("tunnel_idle_timeout", upstream.tunnel_idle_timeout);
+    let url = url?;
+    Some(UpstreamSettings {
+        host: url.host,
+        port: url.port,
+        connect_timeout,
+        response_timeout,
+        idle_timeout,
+        tunnel_idle_timeout,
+        max_idle_connections: usize::try_from(upstream.max_idle_connections).unwrap_or(usize::MAX),
+        retries: upstream.retries,
+        preserve_host: upstream.preserve_host,
+        dns_ttl: upstream.dns_ttl.0,
+    })
+}
+
+fn redis(
+    store: &StoreConfig,
+    read_secret: ReadSecret<'_>,
+    report: &mut Report<'_>,
+) -> Option<RedisSettings> {
+    let redis = store.redis.as_ref()?;
+    let at = |key: &str| config_path!["store", "redis", key];
+    let timeout = positive(at("timeout"), redis.timeout, report);
+    let prefix = &redis.key_prefix;
+    // Braces would tell a cluster what to hash, in place of the keys' own.
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:/".contains(&byte);
+    if prefix.is_empty() || prefix.len() > KEY_PREFIX_BYTES_MAX || !prefix.bytes().all(is_plain) {
+        let problem = Problem::new(quoted(prefix));
+        report
+            .value(at("key_prefix"), problem.expected("1 to 64 letters, digits, or any of _-.:/"));
+    }
+    let url = redis_url(redis, read_secret, report)?;
+    Some(RedisSettings {
+        url,
+        timeout,
+        on_failure: failure_mode(redis.on_failure),
+        key_prefix: prefix.clone(),
+    })
+}
+
+fn redis_url(
+    redis: &RedisConfig,
+    read_secret: ReadSecret<'_>,
+    report: &mut Report<'_>,
+) -> Option<RedisUrl> {
+    let at = |key: &str| config_path!["store", "redis", key];
+    let (path, text) = match (&redis.url, &redis.url_file) {
+        (Some(_), Some(_)) => {
+            let problem = Problem::new("given beside store.redis.url").expected("one of the two");
+            report.key(at("url_file"), problem);
+            return None;
+        }
+        (Some(url), None) => (at("url"), url.expose().to_owned()),
+        (None, Some(file)) => match read_secret(file) {
+            Ok(text) => (at("url_file"), text),
+            Err(reason) => {
+                report.value(at("url_file"), Problem::new(format!("{file}: {reason}")));
+                return None;
+            }
+        },
+        (None, None) => (at("url"), REDIS_URL_DEFAULT.to_owned()),
+    };
+    url::redis(&text).map_err(|problem| report.value(path, problem)).ok()
+}
+
+fn prefixes(entries: &[IdentityEntry], report: &mut Report<'_>) -> PrefixLengths {
+    let mut prefixes = PrefixLengths::default();
+    let mut ip_before = None;
+    for (index, entry) in entries.iter().enumerate() {
+        let kinds = [
+            entry.jwt.is_some(),
+            entry.api_key.is_some(),
+            entry.mtls.is_some(),
+            entry.ip.is_some(),
+        ];
+        let given = kinds.iter().filter(|is_given| **is_given).count();
+        if given != 1 {
+            let found = if given == 0 { "an empty entry" } else { "several kinds in one entry" };
+            let problem = Problem::new(found).expected("one of jwt, api_key, mtls, ip");
+            report.value(config_path!["identity", index], problem);
+        }
+        let Some(ip) = &entry.ip else { continue };
+        if let Some(before) = ip_before {
+            let problem = Problem::new("a second ip entry")
+                .expected(format!("only that of identity[{before}]"));
+            report.key(config_path!["identity", index, "ip"], problem);
+        }
+        ip_before = Some(index);
+        prefixes = checked_prefixes(index, ip, report);
+    }
+    prefixes
+}
+
+fn checked_prefixes(index: usize, ip: &IpIdentity, report: &mut Report<'_>) -> PrefixLengths {
+    for (key, length, most) in
+        [("ipv4_prefix", ip.ipv4_prefix, 32), ("ipv6_prefix", ip.ipv6_prefix, 128)]
+    {
+        if length > most {
+            let problem = Problem::new(length.to_string()).expected(format!("0 to {most}"));
+            report.value(config_path!["identity", index, "ip", key], problem);
+        }
+    }
+    PrefixLengths { ipv4: ip.ipv4_prefix.min(32), ipv6: ip.ipv6_prefix.min(128) }
+}
+
+fn trusted_proxies(texts: &[String], report: &mut Report<'_>) -> Vec<IpNet> {
+    let mut networks = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter().enumerate() {
+        let path = || config_path!["server", "trusted_proxies", index];
+        match url::network(text) {
+            Ok((network, has_host_bits)) => {
+                if has_host_bits {
+                    report.warn(path(), host_bits(text, &network));
+                }
+                if network.prefix_len() == 0 {
+                    let found = format!("{network} believes what every caller says of its address");
+                    report.warn(path(), Problem::new(found).expected("your proxies' networks"));
+                }
+                networks.push(network);
+            }
+            Err(problem) => report.value(path(), problem),
+        }
+    }
+    networks
+}
+
+/// The warning of a network that is written with bits beyond its prefix.
+pub fn host_bits(text: &str, network: &IpNet) -> Problem {
+    Problem::new(format!("{} has bits beyond its prefix", quoted(text)))
+        .expected(format!("{network}"))
+}
+
+/// A name that should be among `names`, with the nearest of them suggested.
+pub fn not_defined<'a>(
+    what: &str,
+    name: &str,
+    names: impl IntoIterator<Item = &'a str> + Clone,
+) -> Problem {
+    let mut problem = Problem::new(format!("{what} {} is not defined", quoted(name)))
+        .expected(super::report::one_of(names.clone()));
+    if let Some(near) = nearest(name, names) {
+        problem = problem.hint(format!("did you mean \"{near}\"?"));
+    }
+    problem
+}
+
+/// Port 0 stands in for an address that was reported: it is nobody else's.
+fn address(path: Path, text: &str, report: &mut Report<'_>) -> SocketAddr {
+    url::listen(text).unwrap_or_else(|problem| {
+        report.value(path, problem);
+        SocketAddr::from(([0, 0, 0, 0], 0))
+    })
+}
+
+fn at_least_one(path: Path, number: u32, report: &mut Report<'_>) -> usize {
+    if number == 0 {
+        report.value(path, Problem::new("0").expected("at least 1"));
+    }
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn positive(path: Path, duration: HumanDuration, report: &mut Report<'_>) -> Duration {
+    debug_assert!(duration.0 <= DURATION_MAX, "parsed durations are bounded");
+    if duration.0.is_zero() {
+        report.value(path, Problem::new("0").expected("a duration above zero"));
+    }
+    duration.0
+}

@@ -1,0 +1,443 @@
+//! Errors of configuration: where, what was found, what was expected, what was perhaps meant.
+//!
+//! Owns how an error looks and how a field's place in the file is found. Knows no key.
+
+use std::fmt;
+
+use super::tree::{Mark, Node};
+
+/// Widest piece of a source line that an excerpt shows.
+const EXCERPT_COLUMNS_MAX: usize = 96;
+/// Longest found value that a message repeats.
+const FOUND_CHARS_MAX: usize = 80;
+/// A list of names in a message ends after so many.
+const NAMES_MAX: usize = 32;
+
+/// One step of a field's path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A key of a mapping.
+    Key(String),
+    /// A place in a list, from 0.
+    Index(usize),
+}
+
+impl From<&str> for Step {
+    fn from(key: &str) -> Self {
+        Step::Key(key.to_owned())
+    }
+}
+
+impl From<usize> for Step {
+    fn from(index: usize) -> Self {
+        Step::Index(index)
+    }
+}
+
+/// The way to a field from the top of its file.
+pub type Path = Vec<Step>;
+
+/// Makes a [`Path`] of keys and indices: `path!["endpoints", 2, "cost"]`.
+#[macro_export]
+macro_rules! config_path {
+    ($($step:expr),* $(,)?) => { vec![$($crate::config::report::Step::from($step)),*] };
+}
+
+/// A path as messages write it: `tiers.free.burst`, `endpoints[2].limits`, `identities["ip:::1"]`.
+pub fn written(path: &[Step]) -> String {
+    let mut text = String::new();
+    for step in path {
+        match step {
+            Step::Index(index) => text.push_str(&format!("[{index}]")),
+            Step::Key(key) => {
+                let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+                if key.is_empty() || !key.bytes().all(plain) {
+                    text.push_str(&format!("[{:?}]", shortened(key)));
+                } else if text.is_empty() {
+                    text.push_str(&shortened(key));
+                } else {
+                    text.push('.');
+                    text.push_str(&shortened(key));
+                }
+            }
+        }
+    }
+    text
+}
+
+/// What is wrong with a field, its place aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What was found, or what is the matter.
+    pub found: String,
+    /// What should stand there.
+    pub expected: Option<String>,
+    /// A sentence that helps on.
+    pub suggestion: Option<String>,
+}
+
+impl Problem {
+    /// A problem by what was found, or what is the matter.
+    pub fn new(found: impl Into<String>) -> Self {
+        Problem { found: found.into(), expected: None, suggestion: None }
+    }
+
+    /// Says what should stand there instead.
+    pub fn expected(mut self, expected: impl Into<String>) -> Self {
+        self.expected = Some(expected.into());
+        self
+    }
+
+    /// Adds a sentence that helps on.
+    pub fn hint(mut self, sentence: impl Into<String>) -> Self {
+        self.suggestion = Some(sentence.into());
+        self
+    }
+
+    /// Expects one of `names`, and asks whether the nearest one was meant.
+    pub fn expected_one_of<'a>(
+        mut self,
+        written: &str,
+        names: impl IntoIterator<Item = &'a str> + Clone,
+    ) -> Self {
+        self.suggestion =
+            nearest(written, names.clone()).map(|name| format!("did you mean \"{name}\"?"));
+        self.expected = Some(one_of(names));
+        self
+    }
+
+    /// Found and expected in one sentence.
+    pub fn message(&self) -> String {
+        match &self.expected {
+            Some(expected) => format!("{}, expected {expected}", self.found),
+            None => self.found.clone(),
+        }
+    }
+}
+
+/// Which part of a mapping's entry an error points at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The key: it should not be there, or something beside it is missing.
+    Key,
+    /// The value.
+    Value,
+}
+
+/// An error or a warning of configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file's name as the operator wrote it, or the command line's option.
+    pub file: Option<String>,
+    /// Line, from 1.
+    pub line: Option<usize>,
+    /// Column in characters, from 1.
+    pub column: Option<usize>,
+    /// The field: `tiers.free.burst`. Empty for the file as a whole.
+    pub path: String,
+    /// What was found and what was expected.
+    pub message: String,
+    /// What was expected, alone.
+    pub expected: Option<String>,
+    /// A sentence that helps on: `did you mean "burst"?`.
+    pub suggestion: Option<String>,
+    /// The line with a caret below the place; secrets are blotted out.
+    pub excerpt: Option<String>,
+}
+
+impl ConfigError {
+    /// An error of a file, or of an option, as a whole.
+    pub fn of_whole(file: Option<&str>, path: &[Step], problem: &Problem) -> Self {
+        ConfigError {
+            file: file.map(str::to_owned),
+            line: None,
+            column: None,
+            path: written(path),
+            message: problem.message(),
+            expected: problem.expected.clone(),
+            suggestion: problem.suggestion.clone(),
+            excerpt: None,
+        }
+    }
+
+    /// An error at a place of a file's text.
+    pub fn at(file: &str, text: &str, mark: Mark, path: &[Step], problem: &Problem) -> Self {
+        ConfigError {
+            line: Some(mark.line),
+            column: Some(mark.column),
+            excerpt: excerpt(text, mark),
+            ..Self::of_whole(Some(file), path, problem)
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_option = self.file.as_deref().is_some_and(|file| file.starts_with("--"));
+        if let Some(file) = &self.file {
+            write!(f, "{file}:")?;
+            if let (Some(line), Some(column)) = (self.line, self.column) {
+                write!(f, "{line}:{column}:")?;
+            }
+            write!(f, " ")?;
+        }
+        // An option's name says already which field is meant.
+        if !self.path.is_empty() && !is_option {
+            write!(f, "{}: ", self.path)?;
+        }
+        write!(f, "{}", self.message)?;
+        if let Some(excerpt) = &self.excerpt {
+            write!(f, "\n{excerpt}")?;
+        }
+        if let Some(suggestion) = &self.suggestion {
+            write!(f, "\n  = {suggestion}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Every error that was found, in the order of the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// Collects what is wrong with one file.
+#[derive(Debug)]
+pub struct Report<'f> {
+    file: Option<&'f str>,
+    text: &'f str,
+    root: &'f Node,
+    faulted: Vec<Path>,
+    overrides: Vec<(Path, &'static str)>,
+    /// What makes the file unusable.
+    pub errors: Vec<ConfigError>,
+    /// What is odd.
+    pub warnings: Vec<ConfigError>,
+}
+
+impl<'f> Report<'f> {
+    /// A report on a file, or on what holds where there is none.
+    pub fn new(file: Option<&'f str>, text: &'f str, root: &'f Node) -> Self {
+        Report {
+            file,
+            text,
+            root,
+            faulted: Vec::new(),
+            overrides: Vec::new(),
+            errors: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// From now on the field is the command line's.
+    pub fn overridden(&mut self, path: Path, option: &'static str) {
+        self.overrides.push((path, option));
+    }
+
+    /// Says nothing more of this field and what is below it: it was reported.
+    pub fn silence(&mut self, path: Path) {
+        self.faulted.push(path);
+    }
+
+    /// An error at a field's value.
+    pub fn value(&mut self, path: Path, problem: Problem) {
+        self.error(&path, Part::Value, None, &problem);
+    }
+
+    /// An error at a field's key.
+    pub fn key(&mut self, path: Path, problem: Problem) {
+        self.error(&path, Part::Key, None, &problem);
+    }
+
+    /// An error at a place that is known already.
+    pub fn error(&mut self, path: &[Step], part: Part, mark: Option<Mark>, problem: &Problem) {
+        if !self.faulted.iter().any(|faulted| path.starts_with(faulted)) {
+            let error = self.located(path, part, mark, problem);
+            self.errors.push(error);
+        }
+    }
+
+    /// A warning at a field's value.
+    pub fn warn(&mut self, path: Path, problem: Problem) {
+        if !self.faulted.iter().any(|faulted| path.starts_with(faulted)) {
+            let warning = self.located(&path, Part::Value, None, &problem);
+            self.warnings.push(warning);
+        }
+    }
+
+    /// Whether the file has something at this path.
+    pub fn is_set(&self, path: &[Step]) -> bool {
+        self.root.find(path).is_some()
+    }
+
+    /// The place of a field's value, for what is checked later.
+    pub fn place(&self, path: &[Step]) -> Option<Mark> {
+        self.file?;
+        self.root.mark_of(path, Part::Value)
+    }
+
+    fn located(
+        &self,
+        path: &[Step],
+        part: Part,
+        mark: Option<Mark>,
+        problem: &Problem,
+    ) -> ConfigError {
+        if let Some((_, option)) = self.overrides.iter().find(|(over, _)| path.starts_with(over)) {
+            return ConfigError::of_whole(Some(option), path, problem);
+        }
+        let Some(file) = self.file else {
+            return ConfigError::of_whole(None, path, problem);
+        };
+        match mark.or_else(|| self.root.mark_of(path, part)) {
+            Some(mark) => ConfigError::at(file, self.text, mark, path, problem),
+            None => ConfigError::of_whole(Some(file), path, problem),
+        }
+    }
+}
+
+/// `a, b or c`, after `one of` where there are several.
+pub fn one_of<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let mut names: Vec<&str> = names.into_iter().collect();
+    let left_out = names.len().saturating_sub(NAMES_MAX);
+    names.truncate(NAMES_MAX);
+    let list = names.join(", ");
+    match (names.len(), left_out) {
+        (1, _) => list,
+        (_, 0) => format!("one of {list}"),
+        (_, more) => format!("one of {list} and {more} more"),
+    }
+}
+
+/// The name that was perhaps meant: nearest by edits, near enough for its length.
+pub fn nearest<'a>(written: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if written.is_empty() || written.len() > FOUND_CHARS_MAX {
+        return None;
+    }
+    let written = written.to_lowercase();
+    names
+        .into_iter()
+        .filter(|name| name.len() <= FOUND_CHARS_MAX)
+        .map(|name| (strsim::damerau_levenshtein(&written, &name.to_lowercase()), name))
+        .filter(|(edits, name)| *edits <= (written.len().max(name.len()) / 3).max(1))
+        .min_by_key(|(edits, _)| *edits)
+        .map(|(_, name)| name)
+}
+
+/// A value as messages repeat it: not longer than a line bears, nothing that moves a terminal.
+pub fn shortened(text: &str) -> String {
+    let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    if text.chars().count() <= FOUND_CHARS_MAX {
+        return text.chars().map(printable).collect();
+    }
+    let mut short: String = text.chars().take(FOUND_CHARS_MAX - 1).map(printable).collect();
+    short.push('…');
+    short
+}
+
+/// The lines of a text as YAML counts them.
+fn line_of(text: &str, number: usize) -> Option<&str> {
+    let mut rest = text;
+    for _ in 1..number {
+        let end = rest.find(['\n', '\r'])?;
+        let (_, after) = rest.split_at(end);
+        rest = after.strip_prefix("\r\n").or_else(|| after.get(1..))?;
+    }
+    rest.split(['\n', '\r']).next()
+}
+
+/// The source text from a mark to the end of its line.
+pub fn text_at(text: &str, mark: Mark) -> Option<&str> {
+    let line = line_of(text, mark.line)?;
+    let (start, _) = line.char_indices().nth(mark.column.checked_sub(1)?)?;
+    line.get(start..)
+}
+
+fn excerpt(text: &str, mark: Mark) -> Option<String> {
+    let line = line_of(text, mark.line)?;
+    let shown: Vec<char> = blotted(line)
+        .into_iter()
+        .map(|c| if c == '\t' { ' ' } else { c })
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect();
+    let column = mark.column.saturating_sub(1).min(shown.len());
+    // A long line is cut so that the caret stays in sight.
+    let start = if column < EXCERPT_COLUMNS_MAX { 0 } else { column - EXCERPT_COLUMNS_MAX / 2 };
+    let piece: String = shown.iter().skip(start).take(EXCERPT_COLUMNS_MAX).collect();
+    let room = (start + EXCERPT_COLUMNS_MAX).min(shown.len()).saturating_sub(column);
+    let carets = "^".repeat(mark.length.min(room).max(1));
+    let number = mark.line.to_string();
+    let gutter = " ".repeat(number.len());
+    let indent = " ".repeat(column - start);
+    Some(format!("  {number} | {}\n  {gutter} | {indent}{carets}", piece.trim_end()))
+}
+
+/// A line with what may be a secret blotted out, character by character, so that columns hold.
+fn blotted(line: &str) -> Vec<char> {
+    let mut shown: Vec<char> = line.chars().collect();
+    let find = |from: usize, wanted: &str, shown: &[char]| {
+        let wanted: Vec<char> = wanted.chars().collect();
+        let mut windows = shown.get(from..).unwrap_or_default().windows(wanted.len());
+        windows.position(|window| *window == *wanted).map(|at| from + at + wanted.len())
+    };
+    let mut from = 0;
+    while let Some(start) = find(from, "://", &shown) {
+        let rest = shown.get(start..).unwrap_or_default();
+        let ends = |c: &char| c.is_whitespace() || "\"'".contains(*c);
+        let end = start + rest.iter().position(ends).unwrap_or(rest.len());
+        let authority = shown.get(start..end).unwrap_or_default();
+        if let Some(at) = authority.iter().rposition(|c| *c == '@') {
+            shown.iter_mut().skip(start).take(at).for_each(|c| *c = '*');
+        }
+        from = end;
+    }
+    // A reference to the environment is no secret, its default may be one: all of it goes.
+    if let Some(start) = find(0, "secret:", &shown) {
+        shown.iter_mut().skip(start).filter(|c| !c.is_whitespace()).for_each(|c| *c = '*');
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_written_as_operators_read_them() {
+        let shown = |path: Path| written(&path);
+        assert_eq!(shown(config_path!["tiers", "free", "burst"]), "tiers.free.burst");
+        assert_eq!(shown(config_path!["endpoints", 2, "cost"]), "endpoints[2].cost");
+        assert_eq!(shown(config_path!["identities", "ip:::1"]), "identities[\"ip:::1\"]");
+    }
+
+    #[test]
+    fn the_nearest_name_is_near() {
+        assert_eq!(nearest("htpp", ["http", "https"]), Some("http"));
+        assert_eq!(nearest("FREE", ["free", "premium"]), Some("free"));
+        assert_eq!(nearest("gold", ["free", "premium"]), None);
+    }
+
+    #[test]
+    fn excerpts_point_and_keep_secrets() {
+        let mark = Mark { line: 2, column: 8, length: 3 };
+        let shown = |line: &str| excerpt(&format!("a: 1\r\n{line}\n"), mark).unwrap();
+        assert_eq!(shown("  abc: foo # x"), "  2 |   abc: foo # x\n    |        ^^^");
+        assert_eq!(
+            shown("  url: redis://me:pw@host:1/x"),
+            "  2 |   url: redis://*****@host:1/x\n    |        ^^^"
+        );
+        assert_eq!(shown("secret: hunter2"), "  2 | secret: *******\n    |        ^^^");
+        assert_eq!(shown(&"x".repeat(500)).lines().next().unwrap().len(), 6 + 96);
+    }
+}

@@ -1,0 +1,811 @@
+//! The mirror of `tollgate.yaml`: every key, its type and its default. No behaviour.
+//!
+//! A key that is null counts as not given. What is not built yet stands here all the same, so that
+//! it is known, and refused by [`super::unsupported`] rather than ignored.
+
+use serde::Deserialize;
+
+use super::value::{AccessLog, ByteSize, HumanDuration, Ordered, Redacted};
+
+/// `server.listen` where neither it nor `server.listeners` is given.
+pub const LISTEN_DEFAULT: &str = "0.0.0.0:8080";
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The data port and what it bears.
+    pub server: Server,
+    /// The operators' port.
+    pub admin: Admin,
+    /// The backend.
+    pub upstream: Upstream,
+    /// Where limiter state lives.
+    pub store: StoreConfig,
+    /// Who a caller is, tried in order; the last resort is always the address.
+    pub identity: Vec<IdentityEntry>,
+    /// Key of the HMAC that hides users and keys in Redis.
+    pub identity_hash_secret: Option<Redacted>,
+    /// A file that holds `identity_hash_secret`.
+    pub identity_hash_secret_file: Option<String>,
+    /// Where a user's subscription is looked up.
+    pub tier_lookup: Option<TierLookup>,
+    /// Which fields answers carry.
+    pub headers: Headers,
+    /// Refusing for load.
+    pub shedding: Shedding,
+    /// What counts as slow.
+    pub slow_thresholds: SlowThresholds,
+    /// A caller's own tier and limits.
+    pub self_service: SelfService,
+    /// Accounting for billing.
+    pub usage: Usage,
+    /// Logs.
+    pub log: Log,
+    /// Traces.
+    pub tracing: Tracing,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let ip = IdentityEntry { ip: Some(IpIdentity::default()), ..IdentityEntry::default() };
+        Config {
+            server: Server::default(),
+            admin: Admin::default(),
+            upstream: Upstream::default(),
+            store: StoreConfig::default(),
+            identity: vec![ip],
+            identity_hash_secret: None,
+            identity_hash_secret_file: None,
+            tier_lookup: None,
+            headers: Headers::default(),
+            shedding: Shedding::default(),
+            slow_thresholds: SlowThresholds::default(),
+            self_service: SelfService::default(),
+            usage: Usage::default(),
+            log: Log::default(),
+            tracing: Tracing::default(),
+        }
+    }
+}
+
+/// `server:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Short for one plain listener; [`LISTEN_DEFAULT`] where nothing else is said.
+    pub listen: Option<String>,
+    /// The general form, instead of `listen`.
+    pub listeners: Option<Vec<Listener>>,
+    /// Worker threads; 0: one per core.
+    pub workers: u32,
+    /// Networks whose `X-Forwarded-For` and `Forwarded` are believed.
+    pub trusted_proxies: Vec<String>,
+    /// The PROXY protocol, from trusted proxies only.
+    pub proxy_protocol: ProxyProtocol,
+    /// What tollgate answers itself on the data port.
+    pub expose: Vec<Exposed>,
+    /// Most connections at once.
+    pub max_connections: u32,
+    /// Most connections of one address; 0: no limit.
+    pub max_connections_per_ip: u32,
+    /// For the whole head of a request.
+    pub header_timeout: HumanDuration,
+    /// For a kept connection without a request.
+    pub idle_timeout: HumanDuration,
+    /// Between bytes of a request's body.
+    pub body_timeout: HumanDuration,
+    /// Longest head of a request.
+    pub max_header_bytes: ByteSize,
+    /// Longest body of a request; 0: no limit.
+    pub max_body_bytes: ByteSize,
+    /// For what still runs when tollgate is told to stop.
+    pub drain_timeout: HumanDuration,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Server {
+            listen: None,
+            listeners: None,
+            workers: 0,
+            trusted_proxies: Vec::new(),
+            proxy_protocol: ProxyProtocol::Off,
+            expose: Vec::new(),
+            max_connections: 20_000,
+            max_connections_per_ip: 0,
+            header_timeout: HumanDuration::secs(10),
+            idle_timeout: HumanDuration::secs(60),
+            body_timeout: HumanDuration::secs(30),
+            max_header_bytes: ByteSize(64 << 10),
+            max_body_bytes: ByteSize(0),
+            drain_timeout: HumanDuration::secs(30),
+        }
+    }
+}
+
+/// One of `server.listeners`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Listener {
+    /// Address and port.
+    pub address: Option<String>,
+    /// Certificates; a plain listener has none.
+    pub tls: Option<ListenerTls>,
+}
+
+/// `tls:` of a listener.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListenerTls {
+    /// File of the certificate chain.
+    pub cert: Option<String>,
+    /// File of the private key.
+    pub key: Option<String>,
+    /// Further certificates, by server name.
+    pub sni: Ordered<SniCertificate>,
+    /// File of the authorities whose client certificates are asked for.
+    pub client_ca: Option<String>,
+}
+
+/// A certificate of `sni:`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SniCertificate {
+    /// File of the certificate chain.
+    pub cert: Option<String>,
+    /// File of the private key.
+    pub key: Option<String>,
+}
+
+/// Versions of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// Not spoken.
+    Off,
+    /// The text form.
+    V1,
+    /// The binary form.
+    V2,
+    /// Either.
+    Any,
+}
+
+/// What the data port may answer itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exposed {
+    /// `/health`.
+    Health,
+    /// `/metrics`.
+    Metrics,
+}
+
+/// `admin:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Address and port.
+    pub listen: String,
+    /// A file that holds the token of `/api/…`.
+    pub token_file: Option<String>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Admin { listen: "127.0.0.1:9900".to_owned(), token_file: None }
+    }
+}
+
+/// `upstream:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Upstream {
+    /// The backend; required, here or as `--upstream`.
+    pub url: Option<String>,
+    /// Several backends, instead of `url`.
+    pub urls: Option<Vec<String>>,
+    /// For a new connection.
+    pub connect_timeout: HumanDuration,
+    /// To the head of an answer.
+    pub response_timeout: HumanDuration,
+    /// Between bytes of an answer's body.
+    pub idle_timeout: HumanDuration,
+    /// Between bytes of an upgraded connection.
+    pub tunnel_idle_timeout: HumanDuration,
+    /// Most connections that are kept for reuse.
+    pub max_idle_connections: u32,
+    /// Further tries of a request that surely had no effect.
+    pub retries: u32,
+    /// Whether `Host` is passed on as it came.
+    pub preserve_host: bool,
+    /// Certificates towards the backend.
+    pub tls: UpstreamTls,
+    /// A name is resolved again at least this often.
+    pub dns_ttl: HumanDuration,
+    /// Probing the backend.
+    pub health_check: HealthCheck,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Upstream {
+            url: None,
+            urls: None,
+            connect_timeout: HumanDuration::secs(2),
+            response_timeout: HumanDuration::secs(60),
+            idle_timeout: HumanDuration::secs(60),
+            tunnel_idle_timeout: HumanDuration::secs(3600),
+            max_idle_connections: 256,
+            retries: 1,
+            preserve_host: true,
+            tls: UpstreamTls::default(),
+            dns_ttl: HumanDuration::secs(30),
+            health_check: HealthCheck::default(),
+        }
+    }
+}
+
+/// `upstream.tls:`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamTls {
+    /// File of the authorities that are trusted.
+    pub ca: Option<String>,
+    /// The name that the certificate must bear.
+    pub server_name: Option<String>,
+    /// File of the certificate that tollgate shows.
+    pub client_cert: Option<String>,
+    /// File of its private key.
+    pub client_key: Option<String>,
+}
+
+/// `upstream.health_check:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HealthCheck {
+    /// What is asked for; null: no probing.
+    pub path: Option<String>,
+    /// How often.
+    pub interval: HumanDuration,
+    /// How long an answer may take.
+    pub timeout: HumanDuration,
+    /// Good answers in a row that make a backend healthy.
+    pub rise: u32,
+    /// Bad ones that make it unhealthy.
+    pub fall: u32,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        HealthCheck {
+            path: None,
+            interval: HumanDuration::secs(5),
+            timeout: HumanDuration::secs(2),
+            rise: 2,
+            fall: 3,
+        }
+    }
+}
+
+/// `store:`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreConfig {
+    /// State shared by all replicas; left out: in memory.
+    pub redis: Option<RedisConfig>,
+    /// State in this process.
+    pub memory: MemoryConfig,
+}
+
+/// `store.redis:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedisConfig {
+    /// Address, credentials and database; `redis://127.0.0.1:6379/0` where neither it nor
+    /// `url_file` is given.
+    pub url: Option<Redacted>,
+    /// A file that holds the URL.
+    pub url_file: Option<String>,
+    /// Budget of one check.
+    pub timeout: HumanDuration,
+    /// What decides while Redis does not answer.
+    pub on_failure: OnFailure,
+    /// What every key begins with.
+    pub key_prefix: String,
+    /// Whether replicas may lease tokens.
+    pub leases: Leases,
+    /// A floor for `local` enforcement.
+    pub expected_replicas: Option<u32>,
+    /// Certificates towards Redis.
+    pub tls: RedisTls,
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        RedisConfig {
+            url: None,
+            url_file: None,
+            timeout: HumanDuration::millis(20),
+            on_failure: OnFailure::Local,
+            key_prefix: "tg".to_owned(),
+            leases: Leases::Auto,
+            expected_replicas: None,
+            tls: RedisTls::default(),
+        }
+    }
+}
+
+/// `store.redis.tls:`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedisTls {
+    /// File of the authorities that are trusted.
+    pub ca: Option<String>,
+    /// File of the certificate that tollgate shows.
+    pub client_cert: Option<String>,
+    /// File of its private key.
+    pub client_key: Option<String>,
+}
+
+/// What decides without Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// The limits, in this process's memory.
+    Local,
+    /// Nothing: requests pass.
+    Open,
+    /// Nothing: requests are refused.
+    Closed,
+}
+
+/// `leases:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Leases {
+    /// Every check asks Redis.
+    Off,
+    /// Where that is exact enough, a replica may take several tokens at once.
+    Auto,
+}
+
+/// `store.memory:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// Most identities whose state is kept.
+    pub max_identities: u32,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        MemoryConfig { max_identities: 1_000_000 }
+    }
+}
+
+/// One of `identity:`; exactly one of its keys is given.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IdentityEntry {
+    /// A signed token.
+    pub jwt: Option<Jwt>,
+    /// A key from a list.
+    pub api_key: Option<ApiKey>,
+    /// A verified client certificate.
+    pub mtls: Option<Mtls>,
+    /// The address.
+    pub ip: Option<IpIdentity>,
+}
+
+/// `jwt:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Jwt {
+    /// The header field that bears the token.
+    pub header: Option<String>,
+    /// The cookie that bears it.
+    pub cookie: Option<String>,
+    /// The query parameter that bears it.
+    pub query: Option<String>,
+    /// The shared secret.
+    pub secret: Option<Redacted>,
+    /// A file that holds it.
+    pub secret_file: Option<String>,
+    /// A file with the public key.
+    pub public_key_file: Option<String>,
+    /// Where the key set is fetched.
+    pub jwks_url: Option<String>,
+    /// A file with the key set.
+    pub jwks_file: Option<String>,
+    /// Algorithms that are accepted.
+    pub algorithms: Vec<String>,
+    /// Claims that name the user, the first that is there.
+    pub user_claim: Vec<String>,
+    /// Claims that name the tier or the subscription.
+    pub tier_claim: Vec<String>,
+    /// The issuer that a token must name.
+    pub issuer: Option<String>,
+    /// The audience that a token must name.
+    pub audience: Option<String>,
+    /// How far clocks may differ.
+    pub leeway: HumanDuration,
+    /// What an invalid token means.
+    pub on_invalid: OnInvalid,
+}
+
+impl Default for Jwt {
+    fn default() -> Self {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        Jwt {
+            header: Some("Authorization".to_owned()),
+            cookie: None,
+            query: None,
+            secret: None,
+            secret_file: None,
+            public_key_file: None,
+            jwks_url: None,
+            jwks_file: None,
+            algorithms: names(&["HS256"]),
+            user_claim: names(&["user_id", "sub"]),
+            tier_claim: names(&["tier", "subscription"]),
+            issuer: None,
+            audience: None,
+            leeway: HumanDuration::secs(30),
+            on_invalid: OnInvalid::Ip,
+        }
+    }
+}
+
+/// What an invalid credential means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnInvalid {
+    /// The caller is known by address.
+    Ip,
+    /// 401.
+    Reject,
+}
+
+/// `api_key:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiKey {
+    /// The header field that bears the key.
+    pub header: String,
+    /// A file with the hashes of keys, each with id and tier.
+    pub keys_file: Option<String>,
+}
+
+impl Default for ApiKey {
+    fn default() -> Self {
+        ApiKey { header: "X-API-Key".to_owned(), keys_file: None }
+    }
+}
+
+/// `mtls:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mtls {
+    /// The part of the subject that names the user.
+    pub subject: Subject,
+}
+
+impl Default for Mtls {
+    fn default() -> Self {
+        Mtls { subject: Subject::Cn }
+    }
+}
+
+/// A part of a certificate's subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Subject {
+    /// The common name.
+    Cn,
+}
+
+/// `ip:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IpIdentity {
+    /// Bits of an IPv4 address that make an identity.
+    pub ipv4_prefix: u8,
+    /// Bits of an IPv6 address that make an identity.
+    pub ipv6_prefix: u8,
+}
+
+impl Default for IpIdentity {
+    fn default() -> Self {
+        IpIdentity { ipv4_prefix: 32, ipv6_prefix: 64 }
+    }
+}
+
+/// `tier_lookup:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TierLookup {
+    /// A database that is asked by SQL.
+    pub postgres: Option<PostgresLookup>,
+    /// A hash of a Redis.
+    pub redis: Option<RedisLookup>,
+    /// How long an answer holds.
+    pub cache_ttl: HumanDuration,
+    /// What holds without an answer.
+    pub on_failure: LookupFailure,
+}
+
+impl Default for TierLookup {
+    fn default() -> Self {
+        TierLookup {
+            postgres: None,
+            redis: None,
+            cache_ttl: HumanDuration::secs(60),
+            on_failure: LookupFailure::Stale,
+        }
+    }
+}
+
+/// `tier_lookup.postgres:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PostgresLookup {
+    /// The database.
+    pub url: Option<Redacted>,
+    /// A file that holds the URL.
+    pub url_file: Option<String>,
+    /// The query; `$1` is the user.
+    pub query: String,
+    /// Connections.
+    pub pool: u32,
+    /// How long an answer may take.
+    pub timeout: HumanDuration,
+}
+
+impl Default for PostgresLookup {
+    fn default() -> Self {
+        PostgresLookup {
+            url: None,
+            url_file: None,
+            query: "select subscription from users where id = $1".to_owned(),
+            pool: 4,
+            timeout: HumanDuration::millis(100),
+        }
+    }
+}
+
+/// `tier_lookup.redis:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedisLookup {
+    /// The hash's key; `{id}` is the user.
+    pub hash: String,
+    /// Its field.
+    pub field: String,
+}
+
+impl Default for RedisLookup {
+    fn default() -> Self {
+        RedisLookup { hash: "user:{id}".to_owned(), field: "subscription".to_owned() }
+    }
+}
+
+/// What holds while the database does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LookupFailure {
+    /// The last answer, then the default tier.
+    Stale,
+}
+
+/// `headers:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Headers {
+    /// `X-RateLimit-*`.
+    pub x_ratelimit: bool,
+    /// What `X-RateLimit-Reset` says.
+    pub reset: Reset,
+    /// `RateLimit` and `RateLimit-Policy`.
+    pub ietf: Ietf,
+    /// Names the fields in `Access-Control-Expose-Headers` of cross-origin answers.
+    pub expose_cors: bool,
+}
+
+impl Default for Headers {
+    fn default() -> Self {
+        Headers { x_ratelimit: true, reset: Reset::Epoch, ietf: Ietf::Off, expose_cors: true }
+    }
+}
+
+/// What `X-RateLimit-Reset` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reset {
+    /// Unix seconds.
+    Epoch,
+    /// Seconds from now.
+    Delta,
+}
+
+/// The IETF's fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ietf {
+    /// None.
+    Off,
+    /// As of draft 10.
+    #[serde(rename = "draft-10")]
+    Draft10,
+}
+
+/// `shedding:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shedding {
+    /// Whether and how.
+    pub mode: SheddingMode,
+    /// Most requests at once.
+    pub max_in_flight: u32,
+}
+
+impl Default for Shedding {
+    fn default() -> Self {
+        Shedding { mode: SheddingMode::Off, max_in_flight: 1024 }
+    }
+}
+
+/// `shedding.mode:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SheddingMode {
+    /// Never.
+    Off,
+    /// Above `max_in_flight`.
+    Static,
+    /// Above what the backend is found to bear.
+    Adaptive,
+}
+
+/// `slow_thresholds:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SlowThresholds {
+    /// Of the backend, to the head of its answer.
+    pub upstream: HumanDuration,
+    /// Of Redis.
+    pub redis: HumanDuration,
+    /// Of the database of subscriptions.
+    pub database: HumanDuration,
+    /// Of fetching a key set.
+    pub jwks: HumanDuration,
+}
+
+impl Default for SlowThresholds {
+    fn default() -> Self {
+        SlowThresholds {
+            upstream: HumanDuration::secs(1),
+            redis: HumanDuration::millis(10),
+            database: HumanDuration::millis(100),
+            jwks: HumanDuration::secs(1),
+        }
+    }
+}
+
+/// `self_service:`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SelfService {
+    /// Where a caller reads their own tier and limits; null: nowhere.
+    pub path: Option<String>,
+}
+
+/// `usage:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Usage {
+    /// Where records go.
+    pub sink: UsageSink,
+    /// How often.
+    pub flush: HumanDuration,
+    /// The directory of `sink: file`.
+    pub dir: String,
+    /// How long records are kept.
+    pub retention: HumanDuration,
+    /// The database of `sink: postgres`.
+    pub postgres: Option<Redacted>,
+    /// A file that holds its URL.
+    pub postgres_file: Option<String>,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Usage {
+            sink: UsageSink::Off,
+            flush: HumanDuration::secs(1),
+            dir: "/var/lib/tollgate/usage".to_owned(),
+            retention: HumanDuration::secs(90 * 86_400),
+            postgres: None,
+            postgres_file: None,
+        }
+    }
+}
+
+/// `usage.sink:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UsageSink {
+    /// Nowhere.
+    Off,
+    /// Files.
+    File,
+    /// Streams of Redis.
+    Redis,
+    /// A database.
+    Postgres,
+}
+
+/// `log:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Least severity that is written.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Where the access log goes.
+    pub access: AccessLog,
+    /// Whether the access log shows query strings.
+    pub query: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { level: LogLevel::Info, format: LogFormat::Json, access: AccessLog::Off, query: false }
+    }
+}
+
+/// `log.level:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What is broken.
+    Error,
+    /// What is odd.
+    Warn,
+    /// What an operator wants to know.
+    Info,
+    /// What a developer wants to know.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// `log.format:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One object a line.
+    Json,
+    /// For eyes.
+    Human,
+}
+
+/// `tracing:`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tracing {
+    /// Where spans go; null: nowhere.
+    pub otlp_endpoint: Option<String>,
+    /// The part of requests that is traced, 0 to 1.
+    pub sample: f64,
+}
+
+impl Default for Tracing {
+    fn default() -> Self {
+        Tracing { otlp_endpoint: None, sample: 0.01 }
+    }
+}

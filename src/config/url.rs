@@ -1,0 +1,442 @@
+//! Addresses and URLs of the configuration, read with errors that name the part that is wrong.
+//!
+//! No message repeats a password. Nothing is resolved here.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::IpNet;
+
+use super::report::{Problem, shortened};
+use super::value::Redacted;
+
+/// Schemes of an upstream, the first of which is built.
+const UPSTREAM_SCHEMES: [&str; 4] = ["http", "https", "h2c", "unix"];
+/// Schemes of a Redis, the first two of which are built.
+const REDIS_SCHEMES: [&str; 7] = [
+    "redis",
+    "redis+unix",
+    "rediss",
+    "redis-cluster",
+    "rediss-cluster",
+    "redis-sentinel",
+    "rediss-sentinel",
+];
+
+/// A URL taken apart; nothing is decoded.
+#[derive(Debug)]
+struct Parts<'a> {
+    scheme: &'a str,
+    userinfo: Option<&'a str>,
+    host: &'a str,
+    port: Option<&'a str>,
+    path: &'a str,
+    query: Option<&'a str>,
+}
+
+/// The backend's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamUrl {
+    /// A name, or an address without brackets.
+    pub host: String,
+    /// 80 where the URL names none.
+    pub port: u16,
+}
+
+/// Where a Redis listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedisAddress {
+    /// A host, without brackets, and a port.
+    Tcp {
+        /// A name or an address.
+        host: String,
+        /// 6379 where the URL names none.
+        port: u16,
+    },
+    /// A socket of this machine.
+    Unix {
+        /// Its absolute path.
+        path: String,
+    },
+}
+
+/// A Redis, by its URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisUrl {
+    /// Where it listens.
+    pub address: RedisAddress,
+    /// The user of its ACL.
+    pub username: Option<String>,
+    /// The password.
+    pub password: Option<Redacted>,
+    /// The number of its database.
+    pub database: u32,
+}
+
+/// What to say of a feature that is not built yet.
+pub fn not_yet() -> Problem {
+    Problem::new("not supported yet")
+}
+
+/// Reads the backend's URL.
+///
+/// # Errors
+/// The part that is wrong.
+pub fn upstream(text: &str) -> Result<UpstreamUrl, Problem> {
+    const FORM: &str = "http://HOST:PORT";
+    if text.starts_with("unix:") {
+        return Err(not_yet());
+    }
+    let parts = split(text, FORM, "http")?;
+    match parts.scheme.to_ascii_lowercase().as_str() {
+        "http" => {}
+        "https" | "h2c" | "unix" => return Err(not_yet()),
+        _ => return Err(bad_scheme(text, parts.scheme, &UPSTREAM_SCHEMES)),
+    }
+    if parts.userinfo.is_some() {
+        return Err(Problem::new("a user or password").expected(FORM));
+    }
+    let host = host(parts.host)?;
+    let port = port(parts.port)?.unwrap_or(80);
+    if !matches!(parts.path, "" | "/") {
+        let found = format!("path \"{}\"", shortened(parts.path));
+        return Err(Problem::new(found).expected(format!("{FORM} without a path")));
+    }
+    if parts.query.is_some() {
+        return Err(Problem::new("a query or fragment").expected(FORM));
+    }
+    Ok(UpstreamUrl { host, port })
+}
+
+/// Reads a Redis's URL.
+///
+/// # Errors
+/// The part that is wrong; never the password.
+pub fn redis(text: &str) -> Result<RedisUrl, Problem> {
+    const FORM: &str = "redis://[USER:PASSWORD@]HOST:PORT/DATABASE or redis+unix:///PATH";
+    let parts = split(text, FORM, "redis")?;
+    let scheme = parts.scheme.to_ascii_lowercase();
+    if !REDIS_SCHEMES.contains(&scheme.as_str()) {
+        return Err(bad_scheme(text, parts.scheme, &REDIS_SCHEMES));
+    }
+    let (username, password) = credentials(parts.userinfo)?;
+    let (address, database) = match scheme.as_str() {
+        "redis" => {
+            if parts.query.is_some() {
+                return Err(Problem::new("a query or fragment").expected(FORM));
+            }
+            let host = host(parts.host)?;
+            let port = port(parts.port)?.unwrap_or(6379);
+            let database = parts.path.trim_start_matches('/');
+            (RedisAddress::Tcp { host, port }, if database.is_empty() { "0" } else { database })
+        }
+        "redis+unix" => {
+            if !parts.host.is_empty() || parts.path.len() < 2 {
+                let found = format!("socket path \"{}{}\"", parts.host, parts.path);
+                return Err(Problem::new(found).expected("redis+unix:///PATH, an absolute path"));
+            }
+            let database = match parts.query {
+                None => "0",
+                Some(query) => query.strip_prefix("db=").ok_or_else(|| {
+                    Problem::new(format!("query \"{}\"", shortened(query))).expected("db=NUMBER")
+                })?,
+            };
+            (RedisAddress::Unix { path: parts.path.to_owned() }, database)
+        }
+        _ => return Err(not_yet()),
+    };
+    let database = database.parse().map_err(|_| {
+        Problem::new(format!("database \"{}\"", shortened(database))).expected("a number")
+    })?;
+    Ok(RedisUrl { address, username, password, database })
+}
+
+/// Reads an address to listen on.
+///
+/// # Errors
+/// What was found, and a guess at what was meant.
+pub fn listen(text: &str) -> Result<SocketAddr, Problem> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    let problem = Problem::new(quoted(text)).expected("ADDRESS:PORT, such as 0.0.0.0:8080");
+    let port = text.strip_prefix('*').unwrap_or(text);
+    let port = port.strip_prefix(':').unwrap_or(port);
+    Err(match (port.parse::<u16>(), text.parse::<IpAddr>()) {
+        (Ok(port), _) => problem.hint(format!("did you mean \"0.0.0.0:{port}\"?")),
+        (_, Ok(IpAddr::V4(address))) => problem.hint(format!("did you mean \"{address}:8080\"?")),
+        (_, Ok(IpAddr::V6(address))) => problem.hint(format!("did you mean \"[{address}]:8080\"?")),
+        _ => problem,
+    })
+}
+
+/// A network as it was read, and whether bits beyond its prefix were set.
+pub fn network(text: &str) -> Result<(IpNet, bool), Problem> {
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let network = network.map_err(|_| {
+        let problem = Problem::new(quoted(text));
+        problem.expected("a network in CIDR form, such as 10.0.0.0/8, or an address")
+    })?;
+    let has_host_bits = network.trunc() != network;
+    Ok((unmapped(network.trunc()), has_host_bits))
+}
+
+/// An IPv4 network written as one of IPv6 is the IPv4 network: that is how peers are compared.
+fn unmapped(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    let mapped = v6.addr().to_ipv4_mapped();
+    let length = v6.prefix_len().checked_sub(96);
+    match (mapped, length) {
+        (Some(v4), Some(length)) => IpNet::new(IpAddr::V4(v4), length).unwrap_or(network),
+        _ => network,
+    }
+}
+
+/// A value in quotes, its password aside.
+pub fn quoted(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return format!("\"{}\"", shortened(text));
+    };
+    match rest.rsplit_once('@') {
+        Some((_, rest)) => format!("\"{}\"", shortened(&format!("{scheme}://***@{rest}"))),
+        None => format!("\"{}\"", shortened(text)),
+    }
+}
+
+fn split<'a>(text: &'a str, form: &str, scheme: &str) -> Result<Parts<'a>, Problem> {
+    if text.is_empty() {
+        return Err(Problem::new("nothing").expected(form));
+    }
+    if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(Problem::new(quoted(text)).expected("no spaces or control characters"));
+    }
+    let Some((found_scheme, rest)) = text.split_once("://") else {
+        let problem = Problem::new(format!("{} has no scheme", quoted_bare(text))).expected(form);
+        return Err(match text.contains(['@', ':']) && text.contains('@') {
+            true => problem,
+            false => problem.hint(format!("did you mean \"{scheme}://{}\"?", shortened(text))),
+        });
+    };
+    let end = rest.find(['?', '#']).unwrap_or(rest.len());
+    let (before_query, query) = rest.split_at(end);
+    // A password may hold any character, a slash too: the last `@` ends it.
+    let (userinfo, rest) = match before_query.rsplit_once('@') {
+        Some((userinfo, rest)) => (Some(userinfo), rest),
+        None => (None, before_query),
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let after_host = match authority.rfind(']') {
+        Some(bracket) => bracket + 1,
+        None => authority.find(':').unwrap_or(authority.len()),
+    };
+    let (host, port) = authority.split_at(after_host);
+    let port = match port.strip_prefix(':') {
+        Some(port) => Some(port),
+        None if port.is_empty() => None,
+        None => return Err(Problem::new(quoted(text)).expected(form)),
+    };
+    let query = (!query.is_empty()).then(|| query.get(1..).unwrap_or(""));
+    Ok(Parts { scheme: found_scheme, userinfo, host, port, path, query })
+}
+
+/// What has no scheme may still begin with a user and a password.
+fn quoted_bare(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((_, rest)) => format!("\"***@{}\"", shortened(rest)),
+        None => format!("\"{}\"", shortened(text)),
+    }
+}
+
+fn bad_scheme(text: &str, scheme: &str, known: &'static [&'static str]) -> Problem {
+    let mut problem = Problem::new(format!("scheme \"{}\"", shortened(scheme)))
+        .expected_one_of(scheme, known.iter().copied());
+    if let Some(near) = super::report::nearest(scheme, known.iter().copied()) {
+        let rest = quoted(text);
+        let rest = rest.trim_matches('"').split_once("://").map_or("", |(_, rest)| rest);
+        problem.suggestion = Some(format!("did you mean \"{near}://{rest}\"?"));
+    }
+    problem
+}
+
+fn host(text: &str) -> Result<String, Problem> {
+    if text.is_empty() {
+        return Err(Problem::new("no host").expected("a name or an address"));
+    }
+    let wrong = || Problem::new(format!("host \"{}\"", shortened(text)));
+    if let Some(inner) = text.strip_prefix('[') {
+        let address = inner.strip_suffix(']').and_then(|inner| inner.parse::<Ipv6Addr>().ok());
+        let address = address.ok_or_else(|| wrong().expected("an IPv6 address in brackets"))?;
+        return Ok(address.to_string());
+    }
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let labels = text.strip_suffix('.').unwrap_or(text);
+    let is_name = text.len() <= 253
+        && text.bytes().all(allowed)
+        && labels.split('.').all(|label| !label.is_empty() && label.len() <= 63);
+    // A name that ends in a number would be read as an address by some and looked up by others.
+    let last = labels.rsplit('.').next().unwrap_or("");
+    let looks_numeric = last.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_name || (looks_numeric && text.parse::<Ipv4Addr>().is_err()) {
+        return Err(wrong().expected("a name or an address"));
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+fn port(text: Option<&str>) -> Result<Option<u16>, Problem> {
+    let Some(text) = text else { return Ok(None) };
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse::<u16>() {
+        Ok(port) if port > 0 && is_number => Ok(Some(port)),
+        _ => Err(Problem::new(format!("port \"{}\"", shortened(text))).expected("1 to 65535")),
+    }
+}
+
+fn credentials(userinfo: Option<&str>) -> Result<(Option<String>, Option<Redacted>), Problem> {
+    let Some(userinfo) = userinfo else { return Ok((None, None)) };
+    let decoded = |text: &str| {
+        percent_decoded(text).ok_or_else(|| {
+            Problem::new("a user or password with a broken %-sequence").expected("%25 for %")
+        })
+    };
+    let (username, password) = match userinfo.split_once(':') {
+        Some((username, password)) => (username, Some(password)),
+        None => (userinfo, None),
+    };
+    let username = Some(decoded(username)?).filter(|username| !username.is_empty());
+    let password = password.map(decoded).transpose()?.filter(|password| !password.is_empty());
+    Ok((username, password.map(Redacted::new)))
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let high = char::from(rest.next()?).to_digit(16)?;
+            let low = char::from(rest.next()?).to_digit(16)?;
+            bytes.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream_error(text: &str) -> String {
+        upstream(text).unwrap_err().message()
+    }
+
+    #[test]
+    fn upstreams() {
+        let read = |text| upstream(text).map(|url| (url.host, url.port)).unwrap();
+        assert_eq!(read("http://127.0.0.1:8081"), ("127.0.0.1".into(), 8081));
+        assert_eq!(read("HTTP://Backend.local/"), ("backend.local".into(), 80));
+        assert_eq!(read("http://[::1]:90"), ("::1".into(), 90));
+        assert_eq!(read("http://my_service:1"), ("my_service".into(), 1));
+    }
+
+    #[test]
+    fn wrong_upstreams_say_which_part() {
+        let known = "expected one of http, https, h2c, unix";
+        assert_eq!(upstream_error("htpp://a:1"), format!("scheme \"htpp\", {known}"));
+        assert_eq!(
+            upstream("htpp://a:1").unwrap_err().suggestion.unwrap(),
+            "did you mean \"http://a:1\"?"
+        );
+        assert_eq!(
+            upstream_error("127.0.0.1:80"),
+            "\"127.0.0.1:80\" has no scheme, expected http://HOST:PORT"
+        );
+        assert_eq!(
+            upstream_error("http://a:1/api"),
+            "path \"/api\", expected http://HOST:PORT without a path"
+        );
+        assert_eq!(
+            upstream_error("http://a:1?x"),
+            "a query or fragment, expected http://HOST:PORT"
+        );
+        assert_eq!(upstream_error("http://u:p@a"), "a user or password, expected http://HOST:PORT");
+        assert_eq!(upstream_error("http://:80"), "no host, expected a name or an address");
+        assert_eq!(upstream_error("http://"), "no host, expected a name or an address");
+        assert_eq!(upstream_error("http://a:99999"), "port \"99999\", expected 1 to 65535");
+        assert_eq!(upstream_error("http://a:0"), "port \"0\", expected 1 to 65535");
+        assert_eq!(upstream_error("http://a:"), "port \"\", expected 1 to 65535");
+        assert_eq!(upstream_error("http://a:+1"), "port \"+1\", expected 1 to 65535");
+        assert_eq!(
+            upstream_error("http://1.2.3.400"),
+            "host \"1.2.3.400\", expected a name or an address"
+        );
+        assert_eq!(upstream_error("http://::1:80"), "no host, expected a name or an address");
+        assert_eq!(
+            upstream_error("http://[::x]:80"),
+            "host \"[::x]\", expected an IPv6 address in brackets"
+        );
+        for scheme in ["https://a", "h2c://a", "unix:/run/x", "unix:///run/x"] {
+            assert_eq!(upstream_error(scheme), "not supported yet", "{scheme}");
+        }
+        for odd in
+            ["", " ", "http://a b", "://", "http://[", "http://]", "http://[::1]x", "http://%"]
+        {
+            assert!(upstream(odd).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn redis_urls() {
+        let url = redis("redis://me:p%40ss@[::1]:7/3").unwrap();
+        assert_eq!(url.address, RedisAddress::Tcp { host: "::1".into(), port: 7 });
+        assert_eq!((url.username.as_deref(), url.database), (Some("me"), 3));
+        assert_eq!(url.password.unwrap().expose(), "p@ss");
+        let url = redis("redis+unix:///run/redis.sock?db=2").unwrap();
+        assert_eq!(url.address, RedisAddress::Unix { path: "/run/redis.sock".into() });
+        assert_eq!(url.database, 2);
+        let url = redis("redis://:a/b@host").unwrap();
+        assert_eq!(url.address, RedisAddress::Tcp { host: "host".into(), port: 6379 });
+        assert_eq!((url.username, url.password.unwrap().expose()), (None, "a/b"));
+    }
+
+    #[test]
+    fn wrong_redis_urls_keep_the_password() {
+        for wrong in [
+            "reddis://me:hunter2@host",
+            "redis://me:hunter2@host:x/0",
+            "redis://me:hunter2@host/x",
+            "redis://me:hunter2%@host/0",
+            "redis://me:hunter2@ho st/0",
+            "redis://me:hunter2@",
+            "me:hunter2@host:6379",
+            "rediss://me:hunter2@host",
+            "redis+unix://me:hunter2@run/x",
+        ] {
+            let problem = redis(wrong).unwrap_err();
+            assert!(!format!("{problem:?}").contains("hunter"), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn listening_addresses() {
+        assert_eq!(listen("[::]:80").unwrap().port(), 80);
+        assert_eq!(listen("localhost:0").unwrap().to_string(), "127.0.0.1:0");
+        let hint = |text| listen(text).unwrap_err().suggestion;
+        assert_eq!(hint("8080").unwrap(), "did you mean \"0.0.0.0:8080\"?");
+        assert_eq!(hint("*:90").unwrap(), "did you mean \"0.0.0.0:90\"?");
+        assert_eq!(hint("::1").unwrap(), "did you mean \"[::1]:8080\"?");
+        assert_eq!(hint("nowhere"), None);
+    }
+
+    #[test]
+    fn networks() {
+        let read = |text| network(text).map(|(net, bits)| (net.to_string(), bits));
+        assert_eq!(read("10.0.0.0/8").unwrap(), ("10.0.0.0/8".into(), false));
+        assert_eq!(read("10.1.2.3/8").unwrap(), ("10.0.0.0/8".into(), true));
+        assert_eq!(read("192.0.2.7").unwrap(), ("192.0.2.7/32".into(), false));
+        assert_eq!(read("::ffff:10.0.0.0/104").unwrap(), ("10.0.0.0/8".into(), false));
+        assert!(read("10.0.0.0/33").is_err());
+    }
+}
