@@ -48,9 +48,24 @@ pub struct RouteError {
 /// Why a path is refused with 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// NUL in any encoding.
+    /// NUL in any encoding, also encoded twice.
     #[error("the path holds a NUL")]
     Nul,
+    /// A control character that is not encoded.
+    #[error("the path holds a raw control character")]
+    Control,
+    /// A backslash that is not encoded.
+    #[error("the path holds a raw backslash")]
+    Backslash,
+    /// A `%` without two hexadecimal digits.
+    #[error("the path holds a `%` without two hexadecimal digits")]
+    Escape,
+    /// `..` above the root, in either reading.
+    #[error("the path leaves the root by `..`")]
+    AboveRoot,
+    /// Neither `/…` nor `*`.
+    #[error("the path does not begin with `/`")]
+    NotAbsolute,
 }
 
 impl Router {
