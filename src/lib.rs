@@ -2,5 +2,6 @@
 
 pub mod clock;
 pub mod limiter;
+pub mod metrics;
 pub mod policy;
 pub mod store;
