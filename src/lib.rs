@@ -1,6 +1,8 @@
 //! tollgate: a rate-limiting reverse proxy.
 
+pub mod admin;
 pub mod clock;
+pub mod health;
 pub mod limiter;
 pub mod metrics;
 pub mod policy;

@@ -36,7 +36,7 @@ pub(super) struct Handles {
 pub(super) type Sums = HashMap<SumId, Counter>;
 
 /// A cell whose sum is published: the family, the series that owns it, its index there.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SumId {
     pub(super) name: &'static str,
     /// Address of the series, which is never freed.
