@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn failures_add_up_and_one_answer_heals() {
         let health = UpstreamHealth::default();
-        let at = |seconds| Timestamp::from_micros(seconds * 1_000_000);
+        let at = |seconds: u64| Timestamp::from_micros(seconds * 1_000_000);
         assert_eq!(health.status(at(0)), DependencyStatus::Healthy);
         for second in 1..=4 {
             health.failed(at(second));
