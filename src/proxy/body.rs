@@ -27,6 +27,9 @@ pub enum BodyError {
     /// Nothing arrived for too long.
     #[error("the sender fell silent")]
     Stalled,
+    /// The request's own body failed while its answer was under way.
+    #[error("the request's body failed")]
+    UploadFailed,
     /// More arrived than is allowed.
     #[error("the body is above the limit")]
     TooLarge,
@@ -207,7 +210,13 @@ impl ProxyBody {
 
     fn end(&mut self, end: End) {
         if let Some(exchange) = self.exchange.take() {
-            exchange.finish(end);
+            let bytes_in = match &self.source {
+                Source::Own(_) => 0,
+                Source::Upstream(download) => {
+                    download.upload.as_ref().map_or(0, |upload| upload.bytes())
+                }
+            };
+            exchange.finish(end, bytes_in);
         }
     }
 }
@@ -249,7 +258,7 @@ impl Download {
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending => {
                 if self.upload.as_ref().is_some_and(|upload| upload.failure().is_some()) {
-                    return Poll::Ready(Some(Err(BodyError::Stalled)));
+                    return Poll::Ready(Some(Err(BodyError::UploadFailed)));
                 }
                 if self.due == Tick::NEVER {
                     self.due = self.conn.timers.after(self.timeout);
@@ -289,6 +298,8 @@ impl Body for ProxyBody {
                     this.end(End::Complete);
                 }
             }
+            Some(Err(BodyError::UploadFailed)) => this.end(End::DownstreamGone),
+            Some(Err(BodyError::Stalled)) => this.end(End::UpstreamStalled),
             Some(Err(_)) => this.end(End::UpstreamBroke),
             None => {
                 if let Source::Upstream(download) = &mut this.source {

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 
 use crate::clock;
+use crate::metrics::cells::LevelGuard;
+use crate::metrics::labels::{Ending, MethodLabel};
+use crate::metrics::policy::RequestRecord;
 use crate::policy::identity::IdentifierType;
 use crate::policy::plan::{Plan, RuleId, TierId};
 
@@ -14,7 +17,7 @@ use super::gate::Active;
 use super::io::ConnState;
 use super::worker::Worker;
 
-/// How an exchange ended.
+/// How an answer's body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The whole answer was handed over.
@@ -23,25 +26,8 @@ pub enum End {
     DownstreamGone,
     /// The upstream broke off within the body.
     UpstreamBroke,
-}
-
-/// Who decided the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decided {
-    /// The request was forwarded and the upstream answered.
-    Upstream,
-    /// A limit.
-    Limit,
-    /// tollgate, because of what the request is: 4xx of its own.
-    Request,
-    /// tollgate, because it has no store to ask.
-    Store,
-    /// tollgate, because the upstream could not be reached.
-    UpstreamConnect,
-    /// tollgate, because the upstream took too long.
-    UpstreamTimeout,
-    /// tollgate, because the upstream broke off before its head.
-    UpstreamBroken,
+    /// The upstream fell silent within the body.
+    UpstreamStalled,
 }
 
 /// One exchange. Dropped before [`Exchange::finish`], it counts as one that its downstream left.
@@ -54,26 +40,20 @@ pub struct Exchange {
 }
 
 /// What is known of an exchange by now.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts {
-    /// When its head was whole.
-    pub started: Instant,
-    /// The rule that names it.
-    pub endpoint: Option<RuleId>,
-    /// The caller's tier, once it is planned.
-    pub caller: Option<(TierId, IdentifierType)>,
-    /// The status that was answered.
-    pub status: StatusCode,
-    /// By whom.
-    pub decided: Decided,
-    /// From the request's sending to the answer's head, where it was forwarded.
-    pub upstream: Option<Duration>,
-    /// From the head's arrival to the answer's head, less `upstream`.
-    pub overhead: Duration,
-    /// Bytes of the answer's content.
-    pub bytes_out: u64,
-    /// Method, as a label knows it.
-    pub method: crate::metrics::MethodLabel,
+#[derive(Debug)]
+struct Facts {
+    started: Instant,
+    method: MethodLabel,
+    endpoint: Option<RuleId>,
+    evaluated: Option<(TierId, IdentifierType)>,
+    status: u16,
+    /// `None`: not to be told of.
+    ending: Option<Ending>,
+    overhead: Option<Duration>,
+    upstream: Option<Duration>,
+    bytes_in: u64,
+    bytes_out: u64,
+    _in_flight: LevelGuard,
 }
 
 impl Exchange {
@@ -86,41 +66,62 @@ impl Exchange {
         started: Instant,
     ) -> Self {
         conn.enter_request();
-        worker.in_flight.set(worker.in_flight.get().saturating_add(1));
+        let facts = Facts {
+            started,
+            method: MethodLabel::of(method),
+            endpoint: None,
+            evaluated: None,
+            status: 0,
+            ending: Some(Ending::ClientAbort),
+            overhead: None,
+            upstream: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            _in_flight: worker.gate.metrics.request_started(),
+        };
         Exchange {
             worker: Rc::clone(worker),
             conn: Arc::clone(conn),
             active: Arc::clone(active),
-            facts: Some(Facts {
-                started,
-                endpoint: None,
-                caller: None,
-                status: StatusCode::OK,
-                decided: Decided::Request,
-                upstream: None,
-                overhead: Duration::ZERO,
-                bytes_out: 0,
-                method: crate::metrics::MethodLabel::of(method),
-            }),
+            facts: Some(facts),
         }
     }
 
-    /// Notes who asks and which rule names the request.
+    /// The policy that holds for this exchange, whatever is reloaded meanwhile.
+    pub fn active(&self) -> &Arc<Active> {
+        &self.active
+    }
+
+    /// Notes which rule names the request.
     pub fn planned(&mut self, plan: &Plan<'_>) {
         if let Some(facts) = &mut self.facts {
             facts.endpoint = plan.endpoint;
-            facts.caller = Some((plan.tier, plan.identity.identifier_type()));
         }
     }
 
-    /// Notes the answer's head. `upstream` is how long the upstream took for it.
-    pub fn answered(&mut self, status: StatusCode, decided: Decided, upstream: Option<Duration>) {
+    /// Notes that limits were evaluated, and whose.
+    pub fn evaluated(&mut self, plan: &Plan<'_>) {
         if let Some(facts) = &mut self.facts {
-            facts.status = status;
-            facts.decided = decided;
+            facts.evaluated = Some((plan.tier, plan.identity.identifier_type()));
+        }
+    }
+
+    /// Notes the answer's head and how it will have ended if nothing else happens. `upstream` is
+    /// how long the upstream took for it.
+    pub fn answered(&mut self, status: StatusCode, ending: Ending, upstream: Option<Duration>) {
+        if let Some(facts) = &mut self.facts {
+            facts.status = status.as_u16();
+            facts.ending = Some(ending);
             facts.upstream = upstream;
             let total = clock::monotonic().saturating_duration_since(facts.started);
-            facts.overhead = total.saturating_sub(upstream.unwrap_or_default());
+            facts.overhead = Some(total.saturating_sub(upstream.unwrap_or_default()));
+        }
+    }
+
+    /// Has nothing told: the request was for tollgate itself.
+    pub fn keep_quiet(&mut self) {
+        if let Some(facts) = &mut self.facts {
+            facts.ending = None;
         }
     }
 
@@ -132,17 +133,44 @@ impl Exchange {
         }
     }
 
-    /// Ends the exchange and tells of it, once.
-    pub fn finish(mut self, end: End) {
+    /// Ends the exchange and tells of it, once. `bytes_in` is the request's content.
+    pub fn finish(mut self, end: End, bytes_in: u64) {
+        if let Some(facts) = &mut self.facts {
+            facts.bytes_in = bytes_in;
+        }
         self.tell(end);
     }
 
     fn tell(&mut self, end: End) {
         let Some(facts) = self.facts.take() else { return };
         self.conn.enter_idle();
-        self.worker.in_flight.set(self.worker.in_flight.get().saturating_sub(1));
-        let took = clock::monotonic().saturating_duration_since(facts.started);
-        self.active.metrics.exchange(&facts, end, took);
+        let Some(ending) = facts.ending else { return };
+        let ending = match end {
+            End::Complete => ending,
+            End::DownstreamGone => Ending::ClientAbort,
+            End::UpstreamBroke => Ending::UpstreamConnect,
+            End::UpstreamStalled => Ending::UpstreamTimeout,
+        };
+        let gate = &self.worker.gate;
+        let at = gate.clock.now();
+        match ending {
+            Ending::Answered | Ending::Upstream5xx => gate.upstream_health.answered(),
+            Ending::UpstreamConnect | Ending::UpstreamTimeout => gate.upstream_health.failed(at),
+            _ => {}
+        }
+        self.active.metrics.record(&RequestRecord {
+            endpoint: facts.endpoint,
+            evaluated: facts.evaluated,
+            method: facts.method,
+            status: facts.status,
+            ending,
+            at,
+            duration: clock::monotonic().saturating_duration_since(facts.started),
+            overhead: facts.overhead,
+            upstream: facts.upstream.map(|took| (&*gate.upstream_series, took)),
+            bytes_in: facts.bytes_in,
+            bytes_out: facts.bytes_out,
+        });
     }
 }
 

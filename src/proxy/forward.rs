@@ -5,23 +5,24 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::header::{CONNECTION, HOST, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, request};
 use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
 
 use crate::clock;
+use crate::policy::plan::RuleId;
 
 use super::body::{Download, ProxyBody, UploadBody, UploadState};
-use super::exchange::Decided;
+use super::gate::Active;
 use super::headers;
 use super::io::ConnState;
 use super::pool::{ConnectError, Lease};
 use super::reply::Refusal;
 use super::timer::Tick;
 use super::tunnel;
-use crate::metrics::TunnelGuard;
 use super::worker::Worker;
 
 /// An answer of the upstream's.
@@ -33,112 +34,137 @@ pub struct Forwarded {
     pub took: Duration,
 }
 
-/// No answer of the upstream's.
+/// One call of the upstream, for one request.
 #[derive(Clone, Copy, Debug)]
-pub struct Failure {
-    /// What the downstream is told.
-    pub refusal: Refusal,
-    /// How long the upstream was waited for.
-    pub took: Option<Duration>,
+pub struct Call<'a> {
+    /// Whose pool and clock are used.
+    pub worker: &'a Rc<Worker>,
+    /// The connection that the request came on.
+    pub conn: &'a Arc<ConnState>,
+    /// The policy in force.
+    pub active: &'a Active,
+    /// The rule that names the request.
+    pub endpoint: Option<RuleId>,
 }
 
-impl Failure {
-    /// Whose fault it was.
-    pub fn decided(&self) -> Decided {
-        match self.refusal {
-            Refusal::UpstreamUnreachable => Decided::UpstreamConnect,
-            Refusal::ConnectTimeout | Refusal::ResponseTimeout => Decided::UpstreamTimeout,
-            Refusal::UpstreamBroken => Decided::UpstreamBroken,
-            _ => Decided::Request,
+impl Call<'_> {
+    /// Sends the request and waits for the answer's head.
+    ///
+    /// A connection that the upstream closed while it was idle is no reason to fail: what could
+    /// not be sent at all goes out on another, and so does, as often as is configured, what was
+    /// sent but may be sent twice (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
+    ///
+    /// # Errors
+    /// The upstream cannot be reached, breaks off or takes too long; or the request's body does.
+    /// Dropping the future cancels the exchange and closes the connection to the upstream.
+    pub async fn forward(
+        self,
+        mut parts: request::Parts,
+        body: Incoming,
+    ) -> Result<Forwarded, Refusal> {
+        let settings = &self.worker.gate.settings;
+        let upgrade = headers::wanted_upgrade(&parts);
+        let on_upgrade = upgrade
+            .is_some()
+            .then(|| parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
+            .flatten();
+        parts.extensions.clear();
+        let is_trusted = self.active.policy.is_trusted(self.conn.peer.ip());
+        headers::to_upstream(&mut parts, self.conn, is_trusted, upgrade.as_ref());
+        if let Some(host) = &settings.host_override {
+            parts.headers.insert(HOST, host.clone());
         }
-    }
-}
-
-/// Sends the request and waits for the answer's head.
-///
-/// A connection that the upstream closed while it was idle is no reason to fail: what could not be
-/// sent at all goes out on another, and so does, as often as is configured, what was sent but may
-/// be sent twice (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
-///
-/// # Errors
-/// The upstream cannot be reached, breaks off or takes too long; or the request's body does.
-/// Dropping the future cancels the exchange and closes the connection to the upstream.
-pub async fn forward(
-    worker: &Rc<Worker>,
-    conn: &Arc<ConnState>,
-    peer_is_trusted: bool,
-    mut parts: request::Parts,
-    body: Incoming,
-) -> Result<Forwarded, Failure> {
-    let settings = &worker.gate.settings;
-    let upgrade = headers::wanted_upgrade(&parts);
-    let downstream_upgrade =
-        upgrade.is_some().then(|| parts.extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
-    parts.extensions.clear();
-    headers::to_upstream(&mut parts, conn, peer_is_trusted, upgrade.as_ref());
-    if let Some(host) = &settings.host_override {
-        parts.headers.insert(HOST, host.clone());
-    }
-    let (body, upload) = if body.is_end_stream() {
-        (UploadBody::empty(), None)
-    } else {
-        let (timeout, limit) = (settings.body_timeout, settings.body_bytes_max);
-        let (body, state) = UploadBody::new(body, conn, timeout, limit);
-        (body, Some(state))
-    };
-    let method = parts.method.clone();
-    let may_repeat = upload.is_none() && is_idempotent(&method);
-    let mut request = Request::from_parts(parts, body);
-    let started = clock::monotonic();
-    let mut tries_left = settings.retries;
-    let mut wants_fresh = false;
-    let (response, lease) = loop {
-        let pooled = if wants_fresh { None } else { worker.pool.take(!may_repeat) };
-        let mut lease = match pooled {
-            Some(lease) => lease,
-            None => worker.pool.connect().await.map_err(|error| connect_failure(&error, started))?,
+        let (body, upload) = if body.is_end_stream() {
+            (UploadBody::empty(), None)
+        } else {
+            let (timeout, limit) = (settings.body_timeout, settings.body_bytes_max);
+            let (body, state) = UploadBody::new(body, self.conn, timeout, limit);
+            (body, Some(state))
         };
-        let copy = (may_repeat && lease.is_reused && tries_left > 0).then(|| copy_of(&request));
-        let sent = lease.sender.try_send_request(request);
-        match answer_head(sent, worker, conn, upload.as_deref()).await {
-            Head::Arrived(response) => break (response, lease),
-            Head::TimedOut => return Err(failure(Refusal::ResponseTimeout, started)),
-            Head::UploadFailed(refusal) => return Err(failure(refusal, started)),
-            // Not a byte of it was sent: no harm in another try, whatever the method.
-            Head::NotSent(returned) if lease.is_reused => request = *returned,
-            Head::NotSent(_) => return Err(failure(Refusal::UpstreamBroken, started)),
-            Head::Broken => match copy.filter(|_| !lease.has_answered()) {
-                Some(copy) => {
-                    request = copy;
+        let started = clock::monotonic();
+        let request = Request::from_parts(parts, body);
+        let (response, lease) = self.exchange(request, upload.as_deref()).await?;
+        let took = clock::monotonic().saturating_duration_since(started);
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // Only what was asked for, and by whom it was asked for.
+            let wanted = upgrade.zip(on_upgrade).ok_or(Refusal::UpstreamBroken)?;
+            let response = self.switch(response, wanted, lease).ok_or(Refusal::UpstreamBroken)?;
+            return Ok(Forwarded { response, took });
+        }
+        let (mut parts, inner) = response.into_parts();
+        headers::to_downstream(&mut parts.headers);
+        parts.version = http::Version::HTTP_11;
+        parts.extensions.clear();
+        let download = Download {
+            inner,
+            lease: Some(lease),
+            upload,
+            conn: Arc::clone(self.conn),
+            timeout: settings.upstream_idle_timeout,
+            due: Tick::NEVER,
+        };
+        let body = ProxyBody::upstream(download);
+        Ok(Forwarded { response: Response::from_parts(parts, body), took })
+    }
+
+    /// Finds a connection and gets an answer's head on it.
+    async fn exchange(
+        self,
+        mut request: Request<UploadBody>,
+        upload: Option<&UploadState>,
+    ) -> Result<(Response<Incoming>, Lease), Refusal> {
+        let pool = &self.worker.pool;
+        let may_repeat = upload.is_none() && is_idempotent(request.method());
+        let mut tries_left = self.worker.gate.settings.retries;
+        let mut wants_fresh = false;
+        loop {
+            let pooled = if wants_fresh { None } else { pool.take(!may_repeat) };
+            let mut lease = match pooled {
+                Some(lease) => lease,
+                None => pool.connect().await.map_err(connect_refusal)?,
+            };
+            let can_repeat = may_repeat && lease.is_reused && tries_left > 0;
+            let copy = can_repeat.then(|| copy_of(&request));
+            let sent = lease.sender.try_send_request(request);
+            match answer_head(sent, self.worker, self.conn, upload).await {
+                Head::Arrived(response) => return Ok((response, lease)),
+                Head::TimedOut => return Err(Refusal::ResponseTimeout),
+                Head::UploadFailed(refusal) => return Err(refusal),
+                // Not a byte of it was sent: no harm in another try, whatever the method.
+                Head::NotSent(returned) if lease.is_reused => request = *returned,
+                Head::NotSent(_) => return Err(Refusal::UpstreamBroken),
+                Head::Broken => {
+                    let copy = copy.filter(|_| !lease.has_answered());
+                    request = copy.ok_or(Refusal::UpstreamBroken)?;
                     tries_left = tries_left.saturating_sub(1);
                     wants_fresh = true;
                 }
-                None => return Err(failure(Refusal::UpstreamBroken, started)),
-            },
+            }
         }
-    };
-    let took = since(started);
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let (Some(wanted), Some(on_upgrade)) = (upgrade, downstream_upgrade) else {
-            return Err(failure(Refusal::UpstreamBroken, started));
-        };
-        let response = switch(worker, conn, response, &wanted, on_upgrade, lease, crate::metrics::TunnelGuard)
-            .ok_or_else(|| failure(Refusal::UpstreamBroken, started))?;
-        return Ok(Forwarded { response, took });
     }
-    let (mut parts, inner) = response.into_parts();
-    headers::to_downstream(&mut parts.headers);
-    parts.version = http::Version::HTTP_11;
-    parts.extensions.clear();
-    let download = Download {
-        inner,
-        lease: Some(lease),
-        upload,
-        conn: Arc::clone(conn),
-        timeout: settings.upstream_idle_timeout,
-        due: Tick::NEVER,
-    };
-    Ok(Forwarded { response: Response::from_parts(parts, ProxyBody::upstream(download)), took })
+
+    /// Joins the two connections after a 101 that was asked for.
+    fn switch(
+        self,
+        mut response: Response<Incoming>,
+        (wanted, downstream): (HeaderValue, OnUpgrade),
+        lease: Lease,
+    ) -> Option<Response<ProxyBody>> {
+        let agreed = response.headers().get(UPGRADE)?.clone();
+        if !agreed.as_bytes().eq_ignore_ascii_case(wanted.as_bytes()) {
+            return None;
+        }
+        let upstream = hyper::upgrade::on(&mut response);
+        let guard = self.active.metrics.websocket_opened(self.endpoint);
+        tunnel::spawn(self.worker, self.conn, (downstream, upstream), &agreed, (lease, guard));
+        let (mut parts, _) = response.into_parts();
+        headers::to_downstream(&mut parts.headers);
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(UPGRADE, agreed);
+        parts.version = http::Version::HTTP_11;
+        parts.extensions.clear();
+        Some(Response::from_parts(parts, ProxyBody::own(bytes::Bytes::new())))
+    }
 }
 
 /// What came of waiting for an answer's head.
@@ -187,31 +213,6 @@ async fn answer_head(
     .await
 }
 
-/// Joins the two connections after a 101 that was asked for.
-fn switch(
-    worker: &Rc<Worker>,
-    conn: &Arc<ConnState>,
-    mut response: Response<Incoming>,
-    wanted: &HeaderValue,
-    downstream: hyper::upgrade::OnUpgrade,
-    lease: Lease,
-    guard: TunnelGuard,
-) -> Option<Response<ProxyBody>> {
-    let agreed = response.headers().get(UPGRADE)?.clone();
-    if !agreed.as_bytes().eq_ignore_ascii_case(wanted.as_bytes()) {
-        return None;
-    }
-    let upstream = hyper::upgrade::on(&mut response);
-    tunnel::spawn(worker, conn, downstream, upstream, lease, &agreed, guard);
-    let (mut parts, _) = response.into_parts();
-    headers::to_downstream(&mut parts.headers);
-    parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    parts.headers.insert(UPGRADE, agreed);
-    parts.version = http::Version::HTTP_11;
-    parts.extensions.clear();
-    Some(Response::from_parts(parts, ProxyBody::own(bytes::Bytes::new())))
-}
-
 fn copy_of(request: &Request<UploadBody>) -> Request<UploadBody> {
     let mut copy = Request::new(UploadBody::empty());
     *copy.method_mut() = request.method().clone();
@@ -225,18 +226,9 @@ fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
 }
 
-fn connect_failure(error: &ConnectError, started: Instant) -> Failure {
-    let refusal = match error {
+fn connect_refusal(error: ConnectError) -> Refusal {
+    match error {
         ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
         ConnectError::Timeout => Refusal::ConnectTimeout,
-    };
-    failure(refusal, started)
-}
-
-fn failure(refusal: Refusal, started: Instant) -> Failure {
-    Failure { refusal, took: Some(since(started)) }
-}
-
-fn since(started: Instant) -> Duration {
-    clock::monotonic().saturating_duration_since(started)
+    }
 }

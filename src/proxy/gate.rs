@@ -9,7 +9,10 @@ use http::Method;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
-use crate::metrics::{Metrics, PolicyMetrics};
+use crate::health::upstream::UpstreamHealth;
+use crate::metrics::policy::PolicyMetrics;
+use crate::metrics::registry::Metrics;
+use crate::metrics::series::UpstreamSeries;
 use crate::policy::compiled::Policy;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
@@ -73,6 +76,10 @@ pub struct Gate {
     pub clock: Clock,
     /// The process's metrics.
     pub metrics: Arc<Metrics>,
+    /// Calls to the upstream.
+    pub upstream_series: Arc<UpstreamSeries>,
+    /// What they came to.
+    pub upstream_health: Arc<UpstreamHealth>,
     /// Limiter state in memory.
     pub memory: Arc<MemoryStore>,
     /// Limiter state in Redis, if it is configured.

@@ -17,7 +17,9 @@ use rustix::net::SocketFlags;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
-use crate::metrics::Metrics;
+use crate::metrics::cells::LevelGuard;
+use crate::metrics::labels::RefusalReason;
+use crate::metrics::series::ListenerSeries;
 
 use super::gate::Gate;
 
@@ -45,13 +47,12 @@ pub struct Accepted {
 #[derive(Debug)]
 pub struct ConnectionGuard {
     of_worker: Arc<AtomicUsize>,
-    metrics: Arc<Metrics>,
+    _of_listener: LevelGuard,
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.of_worker.fetch_sub(1, Relaxed);
-        self.metrics.connection_closed();
     }
 }
 
@@ -86,20 +87,32 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Accepts until a drain begins, then takes what is queued already and closes the sockets. Blocks
 /// its thread.
 pub fn accept(gate: Arc<Gate>, listeners: &[TcpListener], workers: Vec<WorkerHandle>) {
+    let listeners: Vec<Listening<'_>> = listeners
+        .iter()
+        .map(|socket| {
+            let name = socket.local_addr().map(|it| it.to_string()).unwrap_or_default();
+            Listening { socket, series: gate.metrics.listener(&name) }
+        })
+        .collect();
     let mut acceptor = Acceptor { gate: Arc::clone(&gate), workers, next: 0 };
     let look_again = Timespec { tv_sec: 0, tv_nsec: LOOK_AGAIN.subsec_nanos().into() };
     while !gate.drain.is_draining() {
         let mut waited: Vec<PollFd<'_>> =
-            listeners.iter().map(|it| PollFd::new(it, PollFlags::IN)).collect();
+            listeners.iter().map(|it| PollFd::new(it.socket, PollFlags::IN)).collect();
         if rustix::event::poll(&mut waited, Some(&look_again)).is_ok_and(|ready| ready > 0)
-            && let Err(error) = acceptor.take_queued(listeners)
+            && let Err(error) = acceptor.take_queued(&listeners)
         {
             tracing::warn!(%error, "cannot accept a connection");
             std::thread::sleep(EXHAUSTED_PAUSE);
         }
     }
     // What the kernel has queued was promised an answer.
-    let _ = acceptor.take_queued(listeners);
+    let _ = acceptor.take_queued(&listeners);
+}
+
+struct Listening<'a> {
+    socket: &'a TcpListener,
+    series: Arc<ListenerSeries>,
 }
 
 struct Acceptor {
@@ -110,18 +123,18 @@ struct Acceptor {
 
 impl Acceptor {
     /// Accepts until nothing is queued on any socket.
-    fn take_queued(&mut self, listeners: &[TcpListener]) -> io::Result<()> {
+    fn take_queued(&mut self, listeners: &[Listening<'_>]) -> io::Result<()> {
         listeners.iter().try_for_each(|listener| self.take_queued_on(listener))
     }
 
-    fn take_queued_on(&mut self, listener: &TcpListener) -> io::Result<()> {
+    fn take_queued_on(&mut self, listener: &Listening<'_>) -> io::Result<()> {
         loop {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            match rustix::net::acceptfrom_with(listener.as_fd(), flags) {
+            match rustix::net::acceptfrom_with(listener.socket.as_fd(), flags) {
                 Ok((socket, peer)) => {
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
                     if let Some(peer) = peer {
-                        self.hand_over(TcpStream::from(socket), peer);
+                        self.hand_over(TcpStream::from(socket), peer, &listener.series);
                     }
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => return Ok(()),
@@ -132,16 +145,20 @@ impl Acceptor {
                     | rustix::io::Errno::PROTO
                     | rustix::io::Errno::PERM,
                 ) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    let reason = RefusalReason::FileDescriptors;
+                    self.gate.metrics.connection_refused(reason);
+                    return Err(error.into());
+                }
             }
         }
     }
 
-    fn hand_over(&mut self, stream: TcpStream, peer: SocketAddr) {
+    fn hand_over(&mut self, stream: TcpStream, peer: SocketAddr, series: &ListenerSeries) {
         let metrics = &self.gate.metrics;
         let open: usize = self.workers.iter().map(|it| it.connections.load(Relaxed)).sum();
         if open >= self.gate.settings.connections_max {
-            metrics.connection_refused();
+            metrics.connection_refused(RefusalReason::MaxConnections);
             return;
         }
         // The fewest connections; among equals, the next in turn.
@@ -151,14 +168,13 @@ impl Acceptor {
         let chosen = after.iter().chain(before).min_by_key(|it| it.connections.load(Relaxed));
         let Some(worker) = chosen else { return };
         worker.connections.fetch_add(1, Relaxed);
-        metrics.connection_opened();
         let guard = ConnectionGuard {
             of_worker: Arc::clone(&worker.connections),
-            metrics: Arc::clone(metrics),
+            _of_listener: series.connection_opened(),
         };
         // A full inbox drops the connection, and its guard with it.
         if worker.inbox.try_send(Accepted { stream, peer, guard }).is_err() {
-            metrics.connection_refused();
+            metrics.connection_refused(RefusalReason::MaxConnections);
         }
     }
 }

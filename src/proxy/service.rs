@@ -10,13 +10,14 @@ use hyper::body::{Body, Incoming};
 
 use crate::clock;
 use crate::limiter::decision::{Decision, Verdict};
+use crate::metrics::labels::{Ending, LimiterBackend};
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan};
 use crate::store::{Backend, Checked};
 
 use super::body::ProxyBody;
-use super::exchange::{Decided, Exchange};
-use super::forward::{self, Forwarded};
+use super::exchange::Exchange;
+use super::forward::{Call, Forwarded};
 use super::gate::Active;
 use super::headers;
 use super::io::ConnState;
@@ -63,7 +64,7 @@ async fn answer(
         return refused(exchange, refusal);
     }
     if let Some(response) = worker.gate.exposed(&parts) {
-        exchange.answered(response.status(), Decided::Request, None);
+        exchange.keep_quiet();
         return response;
     }
     let facts = facts_of(&parts, conn);
@@ -79,30 +80,35 @@ async fn answer(
         Disposition::Refused => return refused(exchange, Refusal::Forbidden),
         Disposition::Exempt => None,
         Disposition::Unlimited => {
-            active.metrics.unlimited(&plan);
+            exchange.evaluated(&plan);
             None
         }
-        Disposition::Limited => match check(worker, active, &plan).await {
-            Checked::FailedOpen => None,
-            Checked::FailedClosed => return refused(exchange, Refusal::StoreUnavailable),
-            Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
-                let response = denied(worker, &decision);
-                exchange.answered(response.status(), Decided::Limit, None);
-                return response;
+        Disposition::Limited => {
+            exchange.evaluated(&plan);
+            match check(worker, active, &plan).await {
+                Checked::FailedOpen => None,
+                Checked::FailedClosed => return refused(exchange, Refusal::StoreUnavailable),
+                Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
+                    let response = denied(worker, &decision);
+                    exchange.answered(response.status(), Ending::RateLimited, None);
+                    return response;
+                }
+                Checked::Decided { decision, .. } => Some(decision),
             }
-            Checked::Decided { decision, .. } => Some(decision),
-        },
+        }
     };
-    let is_trusted = active.policy.is_trusted(conn.peer.ip());
-    let mut response = match forward::forward(worker, conn, is_trusted, parts, body).await {
+    let call = Call { worker, conn, active, endpoint: plan.endpoint };
+    let mut response = match call.forward(parts, body).await {
         Ok(Forwarded { response, took }) => {
-            exchange.answered(response.status(), Decided::Upstream, Some(took));
+            let ending = if response.status().is_server_error() {
+                Ending::Upstream5xx
+            } else {
+                Ending::Answered
+            };
+            exchange.answered(response.status(), ending, Some(took));
             response
         }
-        Err(failure) => {
-            exchange.answered(failure.refusal.status(), failure.decided(), failure.took);
-            reply::refuse(failure.refusal)
-        }
+        Err(refusal) => refused(exchange, refusal),
     };
     if let Some(decision) = &decision
         && let Some(shown) = decision.shown()
@@ -116,14 +122,23 @@ async fn answer(
 async fn check(worker: &Worker, active: &Active, plan: &Plan<'_>) -> Checked {
     let gate = &worker.gate;
     let started = clock::monotonic();
+    let now = gate.clock.now();
     let checked = match &worker.redis {
-        Some(redis) => redis.check(plan, gate.clock.now()).await,
+        Some(redis) => redis.check(plan, now).await,
         None => Checked::Decided {
-            decision: gate.memory.check(plan, gate.clock.now()),
+            decision: gate.memory.check(plan, now),
             backend: Backend::Memory,
         },
     };
-    active.metrics.checked(plan, &checked, clock::monotonic().saturating_duration_since(started));
+    if let Checked::Decided { decision, backend } = &checked {
+        let backend = match backend {
+            Backend::Memory => LimiterBackend::Memory,
+            Backend::Redis => LimiterBackend::Redis,
+            Backend::Local => LimiterBackend::Local,
+        };
+        let took = clock::monotonic().saturating_duration_since(started);
+        active.metrics.decided(plan, decision, backend, took, now);
+    }
     checked
 }
 
@@ -140,11 +155,17 @@ fn denied(worker: &Worker, decision: &Decision) -> Response<ProxyBody> {
 }
 
 fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
-    let decided = match refusal {
-        Refusal::StoreUnavailable => Decided::Store,
-        _ => Decided::Request,
+    let ending = match refusal {
+        Refusal::StoreUnavailable => Ending::ProxyError,
+        Refusal::UpstreamUnreachable | Refusal::UpstreamBroken => Ending::UpstreamConnect,
+        Refusal::ConnectTimeout | Refusal::ResponseTimeout => Ending::UpstreamTimeout,
+        Refusal::BadRequest
+        | Refusal::Forbidden
+        | Refusal::MethodNotAllowed
+        | Refusal::RequestTimeout
+        | Refusal::ContentTooLarge => Ending::Refused,
     };
-    exchange.answered(refusal.status(), decided, None);
+    exchange.answered(refusal.status(), ending, None);
     reply::refuse(refusal)
 }
 

@@ -13,7 +13,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::metrics::TunnelGuard;
+use crate::metrics::cells::LevelGuard;
 
 use super::gate::Drain;
 use super::io::ConnState;
@@ -30,17 +30,15 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub fn spawn(
     worker: &Rc<Worker>,
     conn: &Arc<ConnState>,
-    downstream: OnUpgrade,
-    upstream: OnUpgrade,
-    lease: Lease,
+    (downstream, upstream): (OnUpgrade, OnUpgrade),
     protocol: &HeaderValue,
-    guard: TunnelGuard,
+    held: (Lease, Option<LevelGuard>),
 ) {
     let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     let (worker, conn) = (Rc::clone(worker), Arc::clone(conn));
     tokio::task::spawn_local(async move {
         // Held to the end: the connection counts as open, the upstream's is no one else's.
-        let (_conn, _lease, _guard) = (conn, lease, guard);
+        let (_conn, _held) = (conn, held);
         let both = async { tokio::try_join!(downstream, upstream) };
         let Ok(Ok((downstream, upstream))) = tokio::time::timeout(HANDSHAKE, both).await else {
             return;

@@ -1,6 +1,5 @@
 //! One worker: a single-threaded runtime, and all of the connections that were handed to it.
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -41,8 +40,6 @@ pub struct Worker {
     pub redis: Option<RedisStore>,
     /// Its coarse clock.
     pub timers: Arc<Timers>,
-    /// Exchanges under way.
-    pub in_flight: Cell<usize>,
 }
 
 /// Runs a worker until a drain has ended and its last connection has closed. Blocks its thread.
@@ -71,13 +68,13 @@ async fn serve(
     connections: &AtomicUsize,
     beat: impl Fn(usize) + 'static,
 ) {
+    crate::metrics::cells::use_shard(index);
     let timers = Timers::new();
     let worker = Rc::new(Worker {
         pool: Pool::new(Arc::clone(&gate.addresses), Arc::clone(&timers), gate.settings.pool),
         redis: gate.redis.as_ref().map(|shared| RedisStore::connect(Arc::clone(shared))),
         timers,
         gate,
-        in_flight: Cell::new(0),
     });
     tokio::task::spawn_local(tick(Rc::clone(&worker), index, beat));
     // The inbox closes when the acceptor has ended, which is when a drain begins.
