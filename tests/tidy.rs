@@ -147,7 +147,7 @@ fn libraries_stay_in_their_modules() {
     // The upstream's probe speaks HTTP, and the demo brings its own small backend.
     let homes: [(&str, &[&str]); 3] = [
         ("fred", &["src/store/redis"]),
-        ("hyper", &["src/proxy", "src/admin", "src/health", "src/commands/demo"]),
+        ("hyper", &["src/proxy", "src/admin", "src/health", "src/commands/example_backend"]),
         ("metrics_exporter_prometheus", &["src/metrics"]),
     ];
     let wrong = search(|source, line| {
