@@ -7,6 +7,10 @@
 //! few long connections lie, and the servers' CPU time for each of many short ones. It is an
 //! experiment on loopback: read the ratios, not the absolute figures.
 //!
+//! On two busy cores: with 4 workers and 8 connections the kernel's hash gave the busiest worker up
+//! to 3.0 times the mean, the shared socket up to 4.0 (all of them), the other two 1.0 in every
+//! trial; CPU for a short connection lay within the noise of one another (33 to 50 µs).
+//!
 //! `cargo bench --bench spread [-- --quick]`
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, reason = "an experiment")]
 #![allow(clippy::disallowed_methods, reason = "it measures, and has no other clock")]

@@ -13,6 +13,7 @@ tests/long.sh NAME [ARGUMENTS]
                (needs nginx, wrk, taskset, python3; --quick, --with haproxy, --json FILE)
   spread       how connections spread over workers, three ways to accept them
   store-bench  what a check of a limit costs in memory, and bytes per identity
+  route-bench  what it costs to find the rules of a path
 LIST
 }
 
@@ -24,6 +25,7 @@ compare)
     exec python3 benches/compare/compare.py "$@"
     ;;
 spread) exec cargo bench --locked --bench spread -- "$@" ;;
+route-bench) exec cargo bench --locked --bench router -- "$@" ;;
 store-bench) exec cargo bench --locked --bench store -- "$@" ;;
 '' | -h | --help) usage ;;
 *)
