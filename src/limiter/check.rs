@@ -122,7 +122,9 @@ impl State {
     /// back further takes the windows with it and pays nothing: it neither resets nor locks out.
     fn advance(&mut self, set: &LimitSet, now: Timestamp) {
         let behind = self.last.since(now);
-        let now = if behind <= STANDSTILL { now.max(self.last) } else { now };
+        // A state that holds nothing is like no state at all, and has no time of its own.
+        let stands_still = behind <= STANDSTILL && !self.is_whole();
+        let now = if stands_still { now.max(self.last) } else { now };
         // Without a rate nothing could ever pay it back.
         self.debt = set
             .second
@@ -130,6 +132,10 @@ impl State {
         self.minute.advance(steps(self.last, now, Period::Minute));
         self.hour.advance(steps(self.last, now, Period::Hour));
         self.last = now;
+    }
+
+    fn is_whole(&self) -> bool {
+        self.debt == 0 && self.minute.is_empty() && self.hour.is_empty()
     }
 
     /// How long `cost` would have to wait from `now` on. [`State::advance`] has been called with
@@ -181,7 +187,8 @@ impl State {
             // A limit in shadow shows what its caller would have met: nothing left.
             let refuses_in_shadow = mode == Mode::Shadow && !wait.is_zero();
             let remaining = if refuses_in_shadow { 0 } else { remaining };
-            let status = LimitStatus { scope, period, mode, quota, limit, remaining, wait, whole_at };
+            let status =
+                LimitStatus { scope, period, mode, quota, limit, remaining, wait, whole_at };
             decision.push(status);
         };
         if let Some(bucket) = limits.set.second {

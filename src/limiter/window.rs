@@ -217,8 +217,7 @@ mod tests {
 
     /// The same history kept inline and in a ring.
     fn both(history: &[(u64, u32)]) -> [Window; 2] {
-        let mut windows =
-            [Window::default(), Window::Dense(Box::new(Ring::from_entries(&[])))];
+        let mut windows = [Window::default(), Window::Dense(Box::new(Ring::from_entries(&[])))];
         for window in &mut windows {
             for (steps, cost) in history {
                 window.advance(*steps);
