@@ -185,7 +185,11 @@ fn tiers(specs: &Ordered<LimitSpec>, report: &mut Report<'_>) -> Vec<Tier> {
 fn default_tier(file: &TiersFile, names: &Names<'_>, report: &mut Report<'_>) -> usize {
     let path = config_path!["default_tier"];
     let is_known = names.index.contains_key(file.default_tier.as_str());
-    if !is_known && !report.is_set(&path) && !names.list.is_empty() {
+    // No tiers at all is reported as just that.
+    if names.list.is_empty() {
+        return 0;
+    }
+    if !is_known && !report.is_set(&path) {
         let problem = Problem::new("not set, and its default \"free\" is no tier here")
             .expected(super::report::one_of(names.list.iter().copied()));
         // Above all others stands what every file has: its tiers.

@@ -145,7 +145,9 @@ impl<'de> Deserialize<'de> for AccessLog {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let parse = |text: &str| match text {
             "" => None,
-            "off" | "Off" | "OFF" | "false" | "False" | "FALSE" => Some(AccessLog::Off),
+            _ if ["off", "false", "no"].contains(&text.to_ascii_lowercase().as_str()) => {
+                Some(AccessLog::Off)
+            }
             "stdout" => Some(AccessLog::Stdout),
             file => Some(AccessLog::File(file.to_owned())),
         };
