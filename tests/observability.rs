@@ -1,5 +1,7 @@
 //! Metrics and health, from the outside: the text that Prometheus reads, and the admin port.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -223,13 +225,36 @@ fn every_declared_metric_is_shown_as_declared_and_no_other() {
         assert_eq!(shown.kinds[desc.name], kind, "{}", desc.name);
         assert!(desc.help.len() > 10 && desc.help.ends_with('.'), "{}", desc.name);
         assert_eq!(desc.kind == Kind::Counter, desc.name.ends_with("_total"), "{}", desc.name);
-        let first = shown.find(desc.name);
-        let first = first.iter().find(|key| !key.contains("_bucket{")).expect("a sample");
+        let end = if desc.kind == Kind::Histogram { "_count{" } else { "{" };
+        let found = shown.find(&format!("{}{end}", desc.name));
+        let first = found.first().expect("a sample");
         let labels = first.split_once('{').unwrap().1.matches('=').count();
         assert_eq!(labels, desc.labels.len(), "{first}");
     }
     let samples = shown.samples.len() as f64;
     assert_eq!(shown.get("tollgate_metric_series{}"), samples);
+}
+
+#[test]
+fn metric_names_stand_in_one_file_only() {
+    let mut folders = vec![std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|it| it == "rs") && !path.ends_with("names.rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                for desc in names::ALL {
+                    let quoted = format!("\"{}", desc.name);
+                    assert!(!text.contains(&quoted), "{} in {}", desc.name, path.display());
+                }
+                files += 1;
+            }
+        }
+    }
+    assert!(files > 10);
 }
 
 #[test]
@@ -369,6 +394,35 @@ fn counters_survive_a_reload_and_so_does_the_last_minute() {
     drop(socket);
     let shown = parse(&metrics.render(NOW));
     assert_eq!(shown.get("websocket_connections_active{endpoint=history}"), 0.0);
+}
+
+#[test]
+fn nothing_is_lost_while_workers_count_and_others_scrape() {
+    let metrics = metrics();
+    let policy_metrics = PolicyMetrics::new(&metrics, &policy(&[]), SLOW);
+    const EACH: u32 = 5_000;
+    let hits = "rate_limit_hits_total{endpoint=other,identifier_type=ip,tier=free}";
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|worker| {
+                let policy_metrics = &policy_metrics;
+                scope.spawn(move || {
+                    tollgate::metrics::cells::use_shard(worker);
+                    (0..EACH).for_each(|_| policy_metrics.record(&record(Ending::Answered, 200)));
+                })
+            })
+            .collect();
+        let mut last = 0.0;
+        while !workers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            let seen = parse(&metrics.render(NOW)).get(hits);
+            assert!(seen >= last, "a counter fell from {last} to {seen}");
+            last = seen;
+        }
+    });
+    let shown = parse(&metrics.render(NOW));
+    assert_eq!(shown.get(hits), f64::from(4 * EACH));
+    assert_eq!(shown.get("tollgate_overhead_seconds_count{}"), f64::from(4 * EACH));
+    assert_eq!(shown.get("tollgate_requests_in_flight{}"), 0.0);
 }
 
 #[test]

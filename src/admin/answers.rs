@@ -31,7 +31,7 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// `/metrics`.
+/// `/metrics`. Takes milliseconds: for the control thread, whichever port it was asked on.
 pub fn metrics_response(state: &AdminState) -> Answer {
     (state.before_scrape)();
     let metrics = &state.metrics;

@@ -120,7 +120,7 @@ label! {
 }
 
 label! {
-    /// What `error_rate_total` tells apart.
+    /// What the count of errors tells apart.
     ErrorType {
         /// The upstream answered 5xx.
         Upstream5xx = "upstream_5xx",

@@ -21,7 +21,7 @@ use super::series::{
 };
 use super::window::quantile;
 
-/// The share of answers that `response_time_p95_seconds` speaks of.
+/// The share of answers that [`names::P95`] speaks of.
 const P95: f64 = 0.95;
 
 impl Metrics {
