@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::config::compile::UpstreamNeed;
-use crate::config::compile_tiers::{DispositionSpec, PolicyTest};
+use crate::config::compile_tiers::PolicyTest;
 use crate::config::load::{LoadRequest, Loaded, Overrides, load};
 use crate::config::report::ConfigError;
+use crate::config::schema_tiers::DispositionSpec;
 use crate::policy::compiled::Policy;
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::Disposition;
@@ -72,9 +73,8 @@ fn run_test(policy: &Policy, test: &PolicyTest) -> TestResult {
             compare("endpoint", endpoint.to_owned(), &test.endpoint);
             compare("identity", plan.identity.to_string(), &test.identity);
             compare("cost", plan.cost.to_string(), &test.cost.map(|cost| cost.to_string()));
-            let disposition = disposition_of(plan.disposition);
-            let expected = test.disposition.map(DispositionSpec::as_str).map(str::to_owned);
-            compare("disposition", disposition.to_owned(), &expected);
+            let expected = test.disposition.map(|it| disposition(expected_disposition(it)));
+            compare("disposition", disposition(plan.disposition), &expected);
         }
     }
     TestResult {
@@ -85,12 +85,22 @@ fn run_test(policy: &Policy, test: &PolicyTest) -> TestResult {
     }
 }
 
-fn disposition_of(disposition: Disposition) -> &'static str {
-    match disposition {
+fn disposition(disposition: Disposition) -> String {
+    let word = match disposition {
         Disposition::Limited => "limited",
         Disposition::Exempt => "exempt",
         Disposition::Unlimited => "unlimited",
-        Disposition::Refused => "deny",
+        Disposition::Refused => "refused",
+    };
+    word.to_owned()
+}
+
+fn expected_disposition(spec: DispositionSpec) -> Disposition {
+    match spec {
+        DispositionSpec::Limited => Disposition::Limited,
+        DispositionSpec::Exempt => Disposition::Exempt,
+        DispositionSpec::Unlimited => Disposition::Unlimited,
+        DispositionSpec::Refused => Disposition::Refused,
     }
 }
 
