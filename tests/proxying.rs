@@ -548,7 +548,7 @@ fn an_upgrade_becomes_a_tunnel() {
     let head = client.head();
     assert_eq!((head.status, head.field("upgrade")), (101, Some("websocket")));
     assert_eq!(head.field("sec-websocket-accept"), Some("x"));
-    assert_eq!(head.field("x-ratelimit-limit"), Some("10000000"));
+    assert_eq!(head.field("x-ratelimit-limit"), Some("1000000"));
     assert_eq!(client.read_exactly(6), b"\x01early");
     let payload: Vec<u8> = (0..=255).cycle().take(100_000).collect();
     client.send(&payload);

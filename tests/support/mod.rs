@@ -446,6 +446,9 @@ impl BackendConnection {
         } else if let Some(length) = seen.field("content-length") {
             let length: u64 = length.parse().unwrap();
             (&mut self.reader).take(length).read_to_end(&mut seen.body).ok()?;
+            if seen.body.len() as u64 != length {
+                return None;
+            }
         }
         self.log.lock().unwrap().push(seen.clone());
         Some(seen)
