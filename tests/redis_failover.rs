@@ -229,7 +229,7 @@ async fn the_plans_mode_goes_before_the_stores() {
 }
 
 #[tokio::test]
-async fn late_answers_are_counted_and_calls_in_flight_are_bounded() {
+async fn calls_in_flight_are_bounded() {
     let Some(server) = RedisServer::spawn() else { return };
     let store = Arc::new(connected(&server.url(), FailureMode::Open).await);
     recovered(&store).await;
@@ -255,6 +255,24 @@ async fn late_answers_are_counted_and_calls_in_flight_are_bounded() {
     while stats.in_flight() > 0 {
         assert!(monotonic() < deadline, "{} calls never end", stats.in_flight());
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn late_answers_are_counted() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let store = connected(&server.url(), FailureMode::Open).await;
+    let stats = store.shared().stats();
+    let deadline = monotonic() + SOON;
+    while stats.late_replies() == 0 {
+        recovered(&store).await;
+        // Longer than the budget, shorter than a late answer is waited for.
+        server.words("CLIENT PAUSE 400");
+        expect_mode(&check(&store, &plan("42", 1_000_000)).await, FailureMode::Open);
+        while stats.in_flight() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(monotonic() < deadline, "{stats:?}");
     }
 }
 
@@ -315,6 +333,7 @@ async fn a_password_is_used_and_a_wrong_one_is_an_outage() {
     };
     let store = connected(&with("s3cret"), FailureMode::Closed).await;
     recovered(&store).await;
+    assert!(!format!("{store:?}").contains("s3cret"), "{store:?}");
     let store = self::store(&with("other"), FailureMode::Closed);
     opened(&store, FailureMode::Closed).await;
 }

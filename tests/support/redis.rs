@@ -132,14 +132,24 @@ impl RedisServer {
     /// Runs one command on a connection of its own.
     pub fn command(&self, arguments: &[&[u8]]) -> Reply {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
-        let mut request = format!("*{}\r\n", arguments.len()).into_bytes();
-        for argument in arguments {
-            request.extend(format!("${}\r\n", argument.len()).as_bytes());
-            request.extend(*argument);
-            request.extend(b"\r\n");
-        }
-        stream.write_all(&request).unwrap();
+        stream.write_all(&request(arguments)).unwrap();
         read_reply(&mut BufReader::new(stream))
+    }
+
+    /// Runs all of them on one connection, fifty at a time, and gives the last reply.
+    pub fn pipeline(&self, commands: &[Vec<Vec<u8>>]) -> Reply {
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut last = Reply::Nil;
+        for batch in commands.chunks(50) {
+            let requests: Vec<u8> = batch.iter().flat_map(|command| request(command)).collect();
+            stream.write_all(&requests).unwrap();
+            for _ in batch {
+                last = read_reply(&mut reader);
+                assert!(!matches!(last, Reply::Error(_)), "{last:?}");
+            }
+        }
+        last
     }
 
     /// Runs one command of words.
@@ -177,6 +187,16 @@ impl Drop for RedisServer {
 fn binary() -> PathBuf {
     std::env::var_os("TOLLGATE_REDIS_SERVER")
         .map_or_else(|| Path::new("redis-server").into(), Into::into)
+}
+
+fn request(arguments: &[impl AsRef<[u8]>]) -> Vec<u8> {
+    let mut request = format!("*{}\r\n", arguments.len()).into_bytes();
+    for argument in arguments.iter().map(AsRef::as_ref) {
+        request.extend(format!("${}\r\n", argument.len()).as_bytes());
+        request.extend(argument);
+        request.extend(b"\r\n");
+    }
+    request
 }
 
 fn read_reply(reader: &mut BufReader<UnixStream>) -> Reply {

@@ -73,6 +73,8 @@ impl From<FredError> for CheckError {
         let kind = match (error.kind(), code) {
             (_, "NOSCRIPT") => ErrorKind::NoScript,
             (_, "READONLY") => ErrorKind::ReadOnly,
+            // Before Redis 7 an error inside of a script comes wrapped in the script's own.
+            (_, "ERR") if detail.contains("-READONLY ") => ErrorKind::ReadOnly,
             (FredKind::Timeout, _) => ErrorKind::Timeout,
             (FredKind::Protocol | FredKind::Parse, _) => ErrorKind::Protocol,
             (FredKind::Backpressure, _) => ErrorKind::Overload,
@@ -100,6 +102,8 @@ mod tests {
             "READONLY You can't write against a replica.",
             ErrorKind::ReadOnly,
         );
+        let wrapped = "ERR Error running script: @user_script:9: -READONLY You can't write";
+        check(FredKind::Unknown, wrapped, ErrorKind::ReadOnly);
         check(FredKind::Unknown, "OOM command not allowed", ErrorKind::Server);
         check(FredKind::Auth, "NOAUTH Authentication required.", ErrorKind::Server);
         check(FredKind::Unknown, "Failed to send command to router.", ErrorKind::Io);

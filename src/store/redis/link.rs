@@ -185,11 +185,13 @@ impl Link {
 
     /// Notes whether there is a connection.
     pub fn set_up(&self, is_up: bool) {
-        let changed = self.up.send_if_modified(|up| std::mem::replace(up, is_up) != is_up);
-        match (changed, is_up) {
-            (false, _) => {}
-            (true, true) => drop(self.shared.connected.fetch_add(1, Ordering::Relaxed)),
-            (true, false) => drop(self.shared.connected.fetch_sub(1, Ordering::Relaxed)),
+        if !self.up.send_if_modified(|up| std::mem::replace(up, is_up) != is_up) {
+            return;
+        }
+        if is_up {
+            self.shared.connected.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.shared.connected.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
