@@ -165,6 +165,10 @@ impl RedisStore {
     pub async fn check(&self, plan: &Plan<'_>, now: Timestamp) -> Checked {
         let shared = self.shared();
         shared.stats.count_check();
+        if plan.scopes().next().is_none() {
+            let decision = Decision::new(Verdict::Allow, now);
+            return Checked::Decided { decision, backend: Backend::Redis };
+        }
         if !shared.gate.is_closed() {
             return shared.decide_without(plan, now, Reason::BreakerOpen);
         }
@@ -175,7 +179,7 @@ impl RedisStore {
     }
 
     /// Asks Redis, whatever the breaker says, within the settings' timeout. With `now` the script
-    /// takes that for the time instead of Redis's clock.
+    /// takes that for the time instead of Redis's clock. The plan has at least one scope.
     ///
     /// # Errors
     /// No decision, and why. After a timeout or a lost connection it may have been charged.
@@ -184,9 +188,6 @@ impl RedisStore {
         plan: &Plan<'_>,
         now: Option<Timestamp>,
     ) -> Result<Decision, CheckError> {
-        if plan.scopes().next().is_none() {
-            return Ok(Decision::new(Verdict::Allow, now.unwrap_or_default()));
-        }
         let shared = self.shared();
         let started = monotonic();
         let settings = &shared.settings;
