@@ -1,6 +1,8 @@
 //! Where limiter state lives, and the one call that checks and charges it.
 
+pub mod failover;
 pub mod memory;
+pub mod redis;
 
 use crate::limiter::decision::Decision;
 
@@ -17,6 +19,10 @@ pub enum Backend {
 
 /// What a store says of a request.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly always the large one; a box is an allocation"
+)]
 pub enum Checked {
     /// Its limits were checked.
     Decided {

@@ -1,0 +1,342 @@
+//! Names of keys, and the packed argument and reply of `check.lua`. All numbers little endian.
+
+use std::fmt::Write as _;
+
+use fred::bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use crate::limiter::decision::{Decision, LimitStatus, Verdict};
+use crate::limiter::quota::{LimitSet, Mode, Period};
+use crate::limiter::time::{Micros, Timestamp};
+use crate::policy::identity::Identity;
+use crate::policy::plan::Plan;
+
+/// The script; its head has the shapes of what is packed here.
+pub const CHECK_LUA: &str = include_str!("check.lua");
+
+/// Above this a double skips integers.
+const EXACT_MAX: u64 = (1 << 53) - 1;
+const ARGUMENT_HEAD: usize = 16;
+const ARGUMENT_SCOPE: usize = 17;
+const REPLY_HEAD: usize = 13;
+const REPLY_LIMIT: usize = 20;
+/// Hex digits of a key's hash: 128 bits, so that ten million identities collide with p < 10^-24.
+const HASH_DIGITS: usize = 32;
+
+/// One call of the script.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// One for each scope.
+    pub keys: Vec<Bytes>,
+    /// The packed argument.
+    pub argument: Bytes,
+    /// What reads the reply.
+    pub ticket: Ticket,
+}
+
+/// What a reply to one call must look like.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket {
+    /// Echoed in the reply.
+    pub sequence: u32,
+    scopes: usize,
+}
+
+/// A reply that the script does not give, or not to this call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplyError {
+    /// Not as long as the plan's scopes ask for.
+    #[error("reply of {found} bytes, expected {expected}")]
+    Length {
+        /// Bytes that came.
+        found: usize,
+        /// Bytes expected.
+        expected: usize,
+    },
+    /// The echo is another call's.
+    #[error("reply to call {found}, expected {expected}")]
+    Sequence {
+        /// The echo.
+        found: u32,
+        /// The call's own number.
+        expected: u32,
+    },
+    /// Neither allowed nor denied.
+    #[error("verdict {0}, expected 0 or 1")]
+    Verdict(u8),
+}
+
+impl Call {
+    /// The call for `plan`. `now` is for tests and replays; without it Redis's own clock decides.
+    pub fn new(prefix: &str, plan: &Plan<'_>, now: Option<Timestamp>, sequence: u32) -> Self {
+        let scopes = plan.scopes();
+        let mut argument = Vec::with_capacity(ARGUMENT_HEAD + 3 * ARGUMENT_SCOPE);
+        // 0 asks for Redis's clock, so a given epoch is one microsecond late.
+        let now = now.map_or(0, |now| now.as_micros().clamp(1, EXACT_MAX));
+        argument.extend_from_slice(&sequence.to_le_bytes());
+        argument.extend_from_slice(&(now as f64).to_le_bytes());
+        argument.extend_from_slice(&plan.cost.to_le_bytes());
+        for scope in scopes.clone() {
+            push_limits(&mut argument, &scope.limits.set, scope.limits.mode);
+        }
+        let hash = identity_hash(prefix, &plan.identity);
+        let keys = scopes.map(|scope| key(prefix, &hash, scope.key)).collect::<Vec<_>>();
+        let ticket = Ticket { sequence, scopes: keys.len() };
+        Call { keys, argument: argument.into(), ticket }
+    }
+
+    /// Writes a value and has it expire at once: shows that Redis can still do what a check needs.
+    pub fn probe(prefix: &str, sequence: u32) -> Self {
+        let mut argument = Vec::with_capacity(ARGUMENT_HEAD + ARGUMENT_SCOPE);
+        argument.extend_from_slice(&sequence.to_le_bytes());
+        argument.extend_from_slice(&0_f64.to_le_bytes());
+        argument.extend_from_slice(&1_u32.to_le_bytes());
+        // Enforced: rate and burst so large that it always passes, and is whole in a microsecond.
+        argument.push(0);
+        for limit in [1_000_000, 1_000_000, 0, 0_u32] {
+            argument.extend_from_slice(&limit.to_le_bytes());
+        }
+        let keys = vec![format!("{prefix}:{{probe}}").into()];
+        Call { keys, argument: argument.into(), ticket: Ticket { sequence, scopes: 1 } }
+    }
+}
+
+impl Ticket {
+    /// Whether the reply to a probe says that it was allowed, hence written.
+    ///
+    /// # Errors
+    /// A reply that the script does not give to this call.
+    pub fn decode_probe(&self, reply: &[u8]) -> Result<bool, ReplyError> {
+        let mut fields = self.fields(reply)?;
+        Ok(fields.verdict()? == Verdict::Allow)
+    }
+
+    /// The decision on `plan`, which the call was made of.
+    ///
+    /// # Errors
+    /// A reply that the script does not give to this call.
+    pub fn decode(&self, plan: &Plan<'_>, reply: &[u8]) -> Result<Decision, ReplyError> {
+        let mut fields = self.fields(reply)?;
+        let verdict = fields.verdict()?;
+        let mut decision = Decision::new(verdict, Timestamp::from_micros(fields.micros()));
+        for (index, scope) in (0_u8..).zip(plan.scopes()) {
+            for period in Period::ALL {
+                let remaining = fields.u32();
+                let wait = Micros::from_micros(fields.micros());
+                let whole_at = Timestamp::from_micros(fields.micros());
+                if let Some((quota, limit)) = quota_and_limit(&scope.limits.set, period) {
+                    let (scope, mode) = (index, scope.limits.mode);
+                    decision.push(LimitStatus {
+                        scope,
+                        period,
+                        mode,
+                        quota,
+                        limit,
+                        remaining,
+                        wait,
+                        whole_at,
+                    });
+                }
+            }
+        }
+        Ok(decision)
+    }
+
+    /// The reply after its length and echo have been checked.
+    fn fields<'r>(&self, reply: &'r [u8]) -> Result<Fields<'r>, ReplyError> {
+        let expected = REPLY_HEAD + self.scopes * Period::ALL.len() * REPLY_LIMIT;
+        if reply.len() != expected {
+            return Err(ReplyError::Length { found: reply.len(), expected });
+        }
+        let mut fields = Fields(reply);
+        let found = fields.u32();
+        if found != self.sequence {
+            return Err(ReplyError::Sequence { found, expected: self.sequence });
+        }
+        Ok(fields)
+    }
+}
+
+/// The key of one scope of an identity. The braces keep all of an identity in one cluster slot.
+pub fn key(prefix: &str, hash: &str, scope: &str) -> Bytes {
+    [prefix, ":{", hash, "}:", scope].concat().into()
+}
+
+/// What stands for an identity in Redis: constant in length, with nothing personal in it.
+pub fn identity_hash(prefix: &str, identity: &Identity) -> String {
+    struct Hasher(Sha256);
+    impl std::fmt::Write for Hasher {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            self.0.update(text);
+            Ok(())
+        }
+    }
+    let mut hasher = Hasher(Sha256::new_with_prefix(prefix));
+    // A hasher takes everything.
+    let _ = write!(hasher, "\0{identity}");
+    let digits = hasher.0.finalize().into_iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    digits
+        .take(HASH_DIGITS)
+        .map(|nibble| char::from_digit(nibble.into(), 16).unwrap_or('0'))
+        .collect()
+}
+
+fn push_limits(argument: &mut Vec<u8>, set: &LimitSet, mode: Mode) {
+    let (rate, burst) = set.second.map_or((0, 0), |it| (it.rate.get(), it.burst.get()));
+    argument.push(match mode {
+        Mode::Enforce => 0,
+        Mode::Shadow => 1,
+    });
+    let windows = [set.minute, set.hour].map(|limit| limit.map_or(0, |limit| limit.get()));
+    for limit in [rate, burst].into_iter().chain(windows) {
+        argument.extend_from_slice(&limit.to_le_bytes());
+    }
+}
+
+fn quota_and_limit(set: &LimitSet, period: Period) -> Option<(u32, u32)> {
+    match period {
+        Period::Second => set.second.map(|bucket| (bucket.rate.get(), bucket.burst.get())),
+        Period::Minute => set.minute.map(|limit| (limit.get(), limit.get())),
+        Period::Hour => set.hour.map(|limit| (limit.get(), limit.get())),
+    }
+}
+
+/// Reads one field after the other; past the end there are zeros, which the length's check rules
+/// out.
+struct Fields<'r>(&'r [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let Some((head, rest)) = self.0.split_first_chunk::<N>() else { return [0; N] };
+        self.0 = rest;
+        *head
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+
+    fn micros(&mut self) -> u64 {
+        // Saturates: a NaN or a negative number, which the script does not give, is 0.
+        f64::from_le_bytes(self.take()) as u64
+    }
+
+    fn verdict(&mut self) -> Result<Verdict, ReplyError> {
+        match self.take::<1>() {
+            [0] => Ok(Verdict::Allow),
+            [1] => Ok(Verdict::Deny),
+            [other] => Err(ReplyError::Verdict(other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limiter::check::Limits;
+    use crate::limiter::quota::Bucket;
+    use crate::policy::plan::{RuleId, Scope, TierId, TierSource};
+    use std::num::NonZeroU32;
+
+    fn plan() -> Plan<'static> {
+        let limit = NonZeroU32::new;
+        let second = Some(Bucket { rate: limit(5).unwrap(), burst: limit(10).unwrap() });
+        let set = LimitSet { second, minute: limit(100), hour: None };
+        let user = Identity::User("42".into());
+        let mut plan = Plan::new(user, TierId(0), TierSource::Default);
+        plan.cost = 3;
+        let enforce = Limits { set, mode: Mode::Enforce };
+        plan.push(Scope { rule: None, key: "i", key_hash: 1, limits: enforce });
+        let shadow =
+            Limits { set: LimitSet { hour: limit(7), ..LimitSet::default() }, mode: Mode::Shadow };
+        plan.push(Scope { rule: Some(RuleId(0)), key: "e:reports", key_hash: 2, limits: shadow });
+        plan
+    }
+
+    fn reply(sequence: u32, verdict: u8, limits: &[(u32, f64, f64)]) -> Vec<u8> {
+        let mut reply = sequence.to_le_bytes().to_vec();
+        reply.push(verdict);
+        reply.extend(5e6_f64.to_le_bytes());
+        for (remaining, wait, whole_at) in limits {
+            reply.extend(remaining.to_le_bytes());
+            reply.extend(wait.to_le_bytes());
+            reply.extend(whole_at.to_le_bytes());
+        }
+        reply
+    }
+
+    #[test]
+    fn keys_hide_the_identity_and_keep_its_scopes_together() {
+        let call = Call::new("tg", &plan(), None, 1);
+        let keys: Vec<_> = call.keys.iter().map(|it| std::str::from_utf8(it).unwrap()).collect();
+        let hash = identity_hash("tg", &Identity::User("42".into()));
+        assert_eq!(hash.len(), 32);
+        assert_eq!(keys, [format!("tg:{{{hash}}}:i"), format!("tg:{{{hash}}}:e:reports")]);
+        assert_ne!(hash, identity_hash("other", &Identity::User("42".into())));
+        assert_ne!(hash, identity_hash("tg", &Identity::Key("42".into())));
+    }
+
+    #[test]
+    fn the_hash_is_the_same_in_every_version() {
+        // First 128 bits of SHA-256("tg" NUL "user:42"): a change would forget every counter.
+        let hash = identity_hash("tg", &Identity::User("42".into()));
+        assert_eq!(hash, "e37b93d74a874e9f827b654c7e4b60aa");
+    }
+
+    #[test]
+    fn the_argument_is_packed_as_the_script_reads_it() {
+        let now = Timestamp::from_micros(1_700_000_000_123_456);
+        let call = Call::new("tg", &plan(), Some(now), 7);
+        let mut expected = vec![7, 0, 0, 0];
+        expected.extend(1_700_000_000_123_456_f64.to_le_bytes());
+        expected.extend([3, 0, 0, 0]);
+        expected.extend([0, 5, 0, 0, 0, 10, 0, 0, 0, 100, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0]);
+        assert_eq!(call.argument, expected);
+    }
+
+    #[test]
+    fn a_reply_becomes_the_limits_that_the_plan_has() {
+        let call = Call::new("tg", &plan(), None, 7);
+        let limits = [
+            (2, 0.0, 6e6),
+            (97, 0.0, 66e6),
+            (0, 0.0, 0.0),
+            (0, 0.0, 0.0),
+            (0, 0.0, 0.0),
+            (0, 4e15, 9e6),
+        ];
+        let decision = call.ticket.decode(&plan(), &reply(7, 0, &limits)).unwrap();
+        assert_eq!(decision.verdict, Verdict::Allow);
+        assert_eq!(decision.now, Timestamp::from_micros(5_000_000));
+        let shown: Vec<_> = decision
+            .statuses()
+            .iter()
+            .map(|it| (it.scope, it.period, it.quota, it.limit, it.remaining, it.wait.as_micros()))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                (0, Period::Second, 5, 10, 2, 0),
+                (0, Period::Minute, 100, 100, 97, 0),
+                (1, Period::Hour, 7, 7, 0, Micros::NEVER.as_micros()),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_reply_to_another_call_is_no_decision() {
+        let call = Call::new("tg", &plan(), None, 7);
+        let limits = [(1, 0.0, 0.0); 6];
+        let decode = |reply: &[u8]| call.ticket.decode(&plan(), reply).unwrap_err();
+        let other = ReplyError::Sequence { found: 8, expected: 7 };
+        assert_eq!(decode(&reply(8, 0, &limits)), other);
+        assert_eq!(decode(&reply(7, 2, &limits)), ReplyError::Verdict(2));
+        let short = ReplyError::Length { found: 113, expected: 133 };
+        assert_eq!(decode(&reply(7, 0, limits.get(..5).unwrap())), short);
+        assert_eq!(decode(b"OK"), ReplyError::Length { found: 2, expected: 133 });
+        let odd = [(u32::MAX, f64::NAN, -1.0); 6];
+        let decision = call.ticket.decode(&plan(), &reply(7, 1, &odd)).unwrap();
+        assert!(decision.statuses().iter().all(|status| status.wait.is_zero()));
+    }
+}

@@ -1,0 +1,215 @@
+//! Limiter state in Redis: one script call decides and charges every limit of a request.
+//!
+//! [`RedisShared`] is one for the process; each worker has a [`RedisStore`] with its own
+//! connection. A check takes no longer than its budget, whatever Redis does: what is not answered
+//! by then is decided by the failure mode. Nothing here knows of HTTP or of metrics' names.
+
+pub mod codec;
+pub mod error;
+pub mod stats;
+
+mod link;
+mod settings;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use fred::bytes_utils::Str;
+
+use crate::clock::monotonic;
+use crate::limiter::decision::{Decision, Verdict};
+use crate::limiter::time::Timestamp;
+use crate::policy::plan::Plan;
+
+use super::failover::{BreakerState, Gate, Outcome, decide_without};
+use super::memory::MemoryStore;
+use super::{Backend, Checked};
+use codec::Call;
+use error::{CheckError, ErrorKind};
+use link::{AbortOnDrop, Link};
+use stats::{Reason, RedisStats};
+
+pub use settings::{RedisSettings, RedisUrl, RedisUrlError};
+
+/// What the stores of all workers share.
+#[derive(Debug)]
+pub struct RedisShared {
+    settings: RedisSettings,
+    local: Arc<MemoryStore>,
+    gate: Gate,
+    stats: RedisStats,
+    /// The script's hash, as the first load told it; depends on nothing but the script.
+    script: OnceLock<Str>,
+    /// Workers that have a connection.
+    connected: AtomicUsize,
+}
+
+impl RedisShared {
+    /// `local` keeps the limits while Redis does not answer and `on_failure` is `local`.
+    pub fn new(settings: RedisSettings, local: Arc<MemoryStore>) -> Self {
+        RedisShared {
+            settings,
+            local,
+            gate: Gate::default(),
+            stats: RedisStats::default(),
+            script: OnceLock::new(),
+            connected: AtomicUsize::new(0),
+        }
+    }
+
+    /// What the stores were made with.
+    pub fn settings(&self) -> &RedisSettings {
+        &self.settings
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> &RedisStats {
+        &self.stats
+    }
+
+    /// The breaker's state.
+    pub fn breaker_state(&self) -> BreakerState {
+        self.gate.state()
+    }
+
+    /// Since when, by [`monotonic`], no request has been checked in Redis; `None` while they are.
+    pub fn unavailable_since(&self) -> Option<Instant> {
+        self.gate.opened_at()
+    }
+
+    /// Workers that have a connection to Redis.
+    pub fn connected(&self) -> usize {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    fn decide_without(&self, plan: &Plan<'_>, now: Timestamp, reason: Reason) -> Checked {
+        let mode = plan.on_failure.unwrap_or(self.settings.on_failure);
+        self.stats.count_fallback(mode, reason);
+        decide_without(mode, &self.local, plan, now)
+    }
+
+    fn note_good(&self, started: Instant) {
+        let now = monotonic();
+        self.stats.record_latency(now.saturating_duration_since(started));
+        self.gate.record(Outcome::Good, now);
+    }
+
+    fn note_bad(&self, error: &CheckError) {
+        self.stats.count_error(error.kind);
+        self.count_against(error);
+    }
+
+    /// Counts a failure towards the breaker. A full queue is not one: it follows from those that
+    /// are. Nor is the missing connection of one worker while others have theirs.
+    fn count_against(&self, error: &CheckError) {
+        let is_own = error.kind == ErrorKind::Io && self.connected() > 0;
+        if error.kind == ErrorKind::Overload || is_own {
+            return;
+        }
+        if let Some(state) = self.gate.record(Outcome::Bad, monotonic()) {
+            self.stats.count_transition(state);
+            tracing::warn!(
+                url = %self.settings.url,
+                on_failure = ?self.settings.on_failure,
+                error = %error,
+                "redis is unavailable, requests are decided without it"
+            );
+        }
+    }
+
+    fn note_probe(&self, changed: Option<BreakerState>, opened_at: Option<Instant>) {
+        let Some(state) = changed else { return };
+        self.stats.count_transition(state);
+        if state == BreakerState::Closed {
+            let away = opened_at.map_or(Duration::ZERO, |at| monotonic().duration_since(at));
+            tracing::info!(
+                url = %self.settings.url,
+                unavailable_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX),
+                "redis is back"
+            );
+        }
+    }
+}
+
+/// One worker's store: its own connection, on the runtime that it was made on.
+#[derive(Debug)]
+pub struct RedisStore {
+    link: Arc<Link>,
+    _tasks: [AbortOnDrop; 3],
+}
+
+impl RedisStore {
+    /// Returns at once and connects in the background, for ever if need be. Must be called on the
+    /// runtime that will check, which may be single-threaded.
+    pub fn connect(shared: Arc<RedisShared>) -> Self {
+        let (link, tasks) = Link::open(shared);
+        RedisStore { link, _tasks: tasks }
+    }
+
+    /// Waits for the first connection, at most so long. Worth a moment at start, so that the first
+    /// requests are not decided without Redis. Returns whether there is one.
+    pub async fn wait_connected(&self, at_most: Duration) -> bool {
+        self.link.wait_connected(at_most).await
+    }
+
+    /// What is shared with the other workers.
+    pub fn shared(&self) -> &Arc<RedisShared> {
+        self.link.shared()
+    }
+
+    /// Checks and charges every limit of the plan, all or nothing, within the settings' timeout.
+    /// `now` is the local clock, for decisions that are made without Redis.
+    ///
+    /// Cancelled, the check may have been charged.
+    pub async fn check(&self, plan: &Plan<'_>, now: Timestamp) -> Checked {
+        let shared = self.shared();
+        shared.stats.count_check();
+        if plan.scopes().next().is_none() {
+            let decision = Decision::new(Verdict::Allow, now);
+            return Checked::Decided { decision, backend: Backend::Redis };
+        }
+        if !shared.gate.is_closed() {
+            return shared.decide_without(plan, now, Reason::BreakerOpen);
+        }
+        match self.evaluate(plan, None).await {
+            Ok(decision) => Checked::Decided { decision, backend: Backend::Redis },
+            Err(error) => shared.decide_without(plan, now, Reason::Failed(error.kind)),
+        }
+    }
+
+    /// Asks Redis, whatever the breaker says, within the settings' timeout. With `now` the script
+    /// takes that for the time instead of Redis's clock. The plan has at least one scope.
+    ///
+    /// # Errors
+    /// No decision, and why. After a timeout or a lost connection it may have been charged.
+    pub async fn evaluate(
+        &self,
+        plan: &Plan<'_>,
+        now: Option<Timestamp>,
+    ) -> Result<Decision, CheckError> {
+        let shared = self.shared();
+        let started = monotonic();
+        let settings = &shared.settings;
+        let call = Call::new(&settings.key_prefix, plan, now, self.link.next_sequence());
+        let ticket = call.ticket;
+        let result = match self.link.call(call, settings.timeout).await {
+            Ok(reply) => {
+                let reply = reply.as_bytes().unwrap_or_default();
+                ticket.decode(plan, reply).map_err(|error| self.link.distrust(&error))
+            }
+            Err(error) => Err(error),
+        };
+        match &result {
+            Ok(_) => shared.note_good(started),
+            Err(error) => shared.note_bad(error),
+        }
+        result
+    }
+}
+
+impl Drop for RedisStore {
+    fn drop(&mut self) {
+        self.link.set_up(false);
+    }
+}

@@ -1,0 +1,139 @@
+//! What a check costs Redis, in CPU time and in bytes, beside the least that anything costs there.
+//! Not a test but a measurement: `cargo test --test redis_cost -- --ignored --nocapture`.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+#[path = "support/redis.rs"]
+mod redis;
+
+use std::num::NonZeroU32;
+
+use tollgate::limiter::check::Limits;
+use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
+use tollgate::limiter::time::Timestamp;
+use tollgate::policy::identity::Identity;
+use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
+use tollgate::store::redis::codec::{CHECK_LUA, Call};
+
+use redis::{RedisServer, Reply};
+
+const CALLS: usize = 10_000;
+const ROUNDS: usize = 9;
+const START: u64 = 1_700_000_000_000_000;
+
+type Command = Vec<Vec<u8>>;
+
+fn set(rate: u32, burst: u32, minute: u32, hour: u32) -> LimitSet {
+    let second = NonZeroU32::new(rate)
+        .zip(NonZeroU32::new(burst))
+        .map(|(rate, burst)| Bucket { rate, burst });
+    LimitSet { second, minute: NonZeroU32::new(minute), hour: NonZeroU32::new(hour) }
+}
+
+fn free() -> LimitSet {
+    set(5, 10, 100, 1_000)
+}
+
+fn plan(user: usize, sets: &[LimitSet]) -> Plan<'static> {
+    let user = Identity::User(user.to_string().into());
+    let mut plan = Plan::new(user, TierId(0), TierSource::Default);
+    for (key, set) in ["i", "e:reports"].into_iter().zip(sets) {
+        let limits = Limits { set: *set, mode: Mode::Enforce };
+        plan.push(Scope { rule: None, key, key_hash: 0, limits });
+    }
+    plan
+}
+
+fn call(sha: &[u8], user: usize, sets: &[LimitSet], now: Option<u64>) -> Command {
+    let call = Call::new("tg", &plan(user, sets), now.map(Timestamp::from_micros), 7);
+    let keys = call.keys.len().to_string().into_bytes();
+    let mut command = vec![b"EVALSHA".to_vec(), sha.to_vec(), keys];
+    command.extend(call.keys.iter().map(|key| key.to_vec()));
+    command.push(call.argument.to_vec());
+    command
+}
+
+fn load(server: &RedisServer, script: &str) -> Vec<u8> {
+    match server.command(&[b"SCRIPT", b"LOAD", script.as_bytes()]) {
+        Reply::Text(sha) => sha,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// CPU time that the server has used in user mode, in microseconds.
+fn cpu_us(server: &RedisServer) -> f64 {
+    let Reply::Text(info) = server.words("INFO cpu") else { panic!("no INFO") };
+    let info = String::from_utf8(info).unwrap();
+    let field = |name: &str| {
+        info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok())
+    };
+    field("used_cpu_user_main_thread:").or_else(|| field("used_cpu_user:")).unwrap() * 1e6
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn cost() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let check = load(&server, CHECK_LUA);
+    let empty = load(&server, "return 1");
+    let of = |count: usize, make: &dyn Fn(usize) -> Command| (0..count).map(make).collect();
+    let wide = set(1_000_000, 1_000_000, 1_000_000, 1_000_000);
+    let two = [free(), set(0, 0, 50, 500)];
+    let warm_keys: Vec<Command> = of(CALLS, &|user| call(&check, user, &[free()], None));
+    let two_warm: Vec<Command> = of(CALLS, &|user| call(&check, user, &two, None));
+    // One key with every minute of an hour in use, and then one more each second.
+    let full: Vec<Command> = (0..60)
+        .map(|minute| START + minute * 60_000_000)
+        .chain((0..61).map(|second| START + 3_600_000_000 + second * 1_000_000))
+        .map(|now| call(&check, 0, &[wide], Some(now)))
+        .collect();
+    let full_moving = of(CALLS, &|second| {
+        let now = START + 3_661_000_000 + second as u64 * 1_000_000;
+        call(&check, 0, &[wide], Some(now))
+    });
+    let incr = of(CALLS, &|user| vec![b"INCR".to_vec(), format!("c{user}").into_bytes()]);
+    let expire = of(CALLS, &|user| {
+        vec![b"PEXPIRE".to_vec(), format!("c{user}").into_bytes(), b"60000".to_vec()]
+    });
+    let incr_and_expire: Vec<Command> =
+        std::iter::zip(incr, expire).flat_map(|(incr, expire)| [incr, expire]).collect();
+    let spent = of(20, &|_| call(&check, 1, &[free()], None));
+
+    let cases: [(&str, &[Command], &[Command]); 8] = [
+        (
+            "empty script",
+            &[],
+            &of(CALLS, &|user| {
+                vec![b"EVALSHA".to_vec(), empty.clone(), b"1".to_vec(), format!("c{user}").into()]
+            }),
+        ),
+        ("INCR + PEXPIRE", &[], &incr_and_expire),
+        ("FREE allowed, first of its identity", &[], &warm_keys),
+        ("FREE allowed, second", &warm_keys, &warm_keys),
+        ("FREE denied", &spent, &of(CALLS, &|_| call(&check, 1, &[free()], None))),
+        ("one hot key, allowed", &[], &of(CALLS, &|_| call(&check, 1, &[wide], None))),
+        ("full key, moving on", &full, &full_moving),
+        ("FREE and a rule allowed, second", &two_warm, &two_warm),
+    ];
+    let mut results = vec![Vec::new(); cases.len()];
+    for _ in 0..ROUNDS {
+        for ((_, before, commands), results) in cases.iter().zip(&mut results) {
+            server.words("FLUSHALL");
+            server.pipeline(before);
+            let start = cpu_us(&server);
+            server.pipeline(commands);
+            results.push((cpu_us(&server) - start) / CALLS as f64);
+        }
+    }
+    println!("user CPU of Redis, us each: least (median) of {ROUNDS} rounds of {CALLS}");
+    for ((name, ..), mut results) in cases.into_iter().zip(results) {
+        results.sort_by(f64::total_cmp);
+        println!("  {name:40} {:5.1} ({:.1})", results[0], results[ROUNDS / 2]);
+    }
+
+    let bytes = |commands: &[Command]| {
+        server.words("FLUSHALL");
+        server.pipeline(commands);
+        server.command(&[b"MEMORY", b"USAGE", &server.keys()[0]])
+    };
+    println!("MEMORY USAGE: light {:?}, full {:?}", bytes(&spent), bytes(&full));
+}
