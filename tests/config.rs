@@ -741,6 +741,9 @@ fn thousands_of_rules_compile() {
     assert_eq!(tiers(&text).unwrap().policy.rules().len(), 10_000);
     let wrong = text.replace("per_minute", "per_minuet");
     assert_eq!(heads(tiers(&wrong)).len(), 64, "errors of shape have a bound");
+    let zero = heads(tiers(&text.replace("per_minute: 3", "per_minute: 0")));
+    assert_eq!(zero.len(), 101, "so have those of meaning");
+    assert_eq!(zero[100], "tiers.yaml: 9900 more errors, not shown");
     let many: String = (0..65_536).map(|tier| format!("  t{tier}: {{}}\n")).collect();
     check_tiers(
         &format!("tiers:\n{many}"),
