@@ -1,5 +1,7 @@
 //! From the operator's files to settings and a policy, and every way in which that goes wrong.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
 use std::path::Path;
 use std::time::Duration;
 
