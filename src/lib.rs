@@ -1,7 +1,12 @@
 //! tollgate: a rate-limiting reverse proxy.
 
+pub mod admin;
 pub mod clock;
+pub mod commands;
 pub mod config;
+pub mod health;
 pub mod limiter;
+pub mod metrics;
 pub mod policy;
+pub mod proxy;
 pub mod store;

@@ -12,10 +12,8 @@ pub const UNITS_PER_TOKEN: u64 = 1_000_000;
 
 /// The debt left after `elapsed` at `bucket.rate`.
 pub fn refilled(debt: u64, bucket: Bucket, elapsed: Micros) -> u64 {
-    let rate = u64::from(bucket.rate.get());
-    // Clamped first: a key that was idle for years would overflow the product.
-    let payable = elapsed.as_micros().min(debt.div_ceil(rate));
-    debt.saturating_sub(payable.saturating_mul(rate))
+    // A product too large for 64 bits saturates above any debt.
+    debt.saturating_sub(elapsed.as_micros().saturating_mul(u64::from(bucket.rate.get())))
 }
 
 /// How long until `cost` tokens fit beside `debt`; [`Micros::NEVER`] if they never do.
@@ -41,7 +39,7 @@ pub fn remaining(debt: u64, bucket: Bucket) -> u32 {
 
 /// `tokens` in units of debt.
 pub const fn units(tokens: u32) -> u64 {
-    // A u32 widened, times 10^6: below 2^52, so that Lua's doubles hold it too.
+    // Up to 10^15 for LIMIT_MAX tokens, so that Lua's doubles hold twice of it exactly.
     (tokens as u64).saturating_mul(UNITS_PER_TOKEN)
 }
 

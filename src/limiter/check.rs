@@ -1,15 +1,17 @@
 //! Several limits of one request, all or nothing.
 
+use std::num::NonZeroU32;
+
 use super::bucket;
-use super::decision::{Decision, LimitStatus, Verdict};
+use super::decision::{Decision, LimitStatus, SCOPES_MAX, Verdict};
 use super::quota::{LimitSet, Mode, Period};
 use super::time::{Micros, Timestamp};
-use super::window::Window;
+use super::window::{SUB_BUCKETS, Window};
 
 /// What one identity has used of one scope.
 ///
 /// An expired state and an untouched one mean the same, so absent is as good as default.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct State {
     last: Timestamp,
     debt: u64,
@@ -17,8 +19,15 @@ pub struct State {
     hour: Window,
 }
 
+/// How far behind a state's last use the clock may be and be taken to stand still.
+///
+/// Callers read the clock before they wait for the state's lock, so the later of two may bring the
+/// earlier time. Were the windows moved back with each of them, then to and fro over the border of
+/// a sub-bucket would age everything by one each time.
+pub const STANDSTILL: Micros = Micros::SECOND;
+
 /// The limits of one scope, and whether they refuse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// The limits.
     pub set: LimitSet,
@@ -37,7 +46,7 @@ pub trait States {
 /// A scope in shadow mode never refuses: where it has no room it is not charged, and the others
 /// are. A denial changes no later answer.
 pub fn check(states: &mut impl States, scopes: &[Limits], cost: u32, now: Timestamp) -> Decision {
-    let mut waits = [Waits::default(); super::decision::SCOPES_MAX];
+    let mut waits = [Waits::default(); SCOPES_MAX];
     let mut verdict = Verdict::Allow;
     for ((index, limits), waits) in scopes.iter().enumerate().zip(&mut waits) {
         let state = states.state(index);
@@ -89,7 +98,7 @@ impl Waits {
 
 impl State {
     /// When everything here is whole again, if no more comes; never early. What the state's owner
-    /// may forget it after. Limits that are not in `set` count with their whole period.
+    /// may forget it after. Windows that `set` has no limit for count as long as they hold anything.
     pub fn expires_at(&self, set: &LimitSet) -> Timestamp {
         let bucket = set.second.map_or(Micros::ZERO, |it| bucket::until_whole(self.debt, it));
         let minute = self.minute.whole_at(self.last, Period::Minute.sub_bucket());
@@ -97,34 +106,64 @@ impl State {
         self.last.plus(bucket).max(minute).max(hour)
     }
 
-    /// Brings the state to `now`: pays debt back, drops what has left its window. A clock that
-    /// stepped back takes the windows with it and pays nothing.
-    fn advance(&mut self, set: &LimitSet, now: Timestamp) {
-        if let Some(bucket) = set.second {
-            self.debt = bucket::refilled(self.debt, bucket, now.since(self.last));
+    /// Gives back what memory the state needs no longer at `now`; changes no answer.
+    pub fn trim(&mut self, now: Timestamp) {
+        for (window, period) in [(&mut self.minute, Period::Minute), (&mut self.hour, Period::Hour)]
+        {
+            if steps(self.last, now, period) > u64::from(SUB_BUCKETS) {
+                *window = Window::default();
+            }
         }
+    }
+
+    /// Brings the state to `now`: pays debt back, drops what has left its window.
+    ///
+    /// A clock up to [`STANDSTILL`] behind stands still until it has caught up. One that stepped
+    /// back further takes the windows with it and pays nothing: it neither resets nor locks out.
+    fn advance(&mut self, set: &LimitSet, now: Timestamp) {
+        let behind = self.last.since(now);
+        // A state that holds nothing is like no state at all, and has no time of its own.
+        let stands_still = behind <= STANDSTILL && !self.is_whole();
+        let now = if stands_still { now.max(self.last) } else { now };
+        // Without a rate nothing could ever pay it back.
+        self.debt = set
+            .second
+            .map_or(0, |bucket| bucket::refilled(self.debt, bucket, now.since(self.last)));
         self.minute.advance(steps(self.last, now, Period::Minute));
         self.hour.advance(steps(self.last, now, Period::Hour));
         self.last = now;
     }
 
+    fn is_whole(&self) -> bool {
+        self.debt == 0 && self.minute.is_empty() && self.hour.is_empty()
+    }
+
+    /// How long `cost` would have to wait from `now` on. [`State::advance`] has been called with
+    /// this very time.
     fn waits(&self, set: &LimitSet, cost: u32, now: Timestamp) -> Waits {
-        let window_wait = |window: &Window, limit: u32, period: Period| {
-            if cost > limit {
+        // What a standing clock has to catch up with before any time passes for the state.
+        let behind = self.last.since(now);
+        let from_now = |wait: Micros| match wait {
+            Micros::ZERO | Micros::NEVER => wait,
+            wait => Micros::from_micros(wait.as_micros().saturating_add(behind.as_micros())),
+        };
+        let bucket_wait = |bucket| from_now(bucket::wait(self.debt, bucket, cost));
+        let window_wait = |window: &Window, limit: NonZeroU32, period: Period| {
+            if cost > limit.get() {
                 return Micros::NEVER;
             }
-            // sum <= limit + what a lowered limit left over: both far below u32::MAX.
-            let over = window.sum().saturating_add(cost).saturating_sub(limit);
-            if over == 0 { Micros::ZERO } else { window.wait_for(over, now, period.sub_bucket()) }
+            let wanted = u64::from(window.sum()).saturating_add(u64::from(cost));
+            match wanted.saturating_sub(u64::from(limit.get())) {
+                0 => Micros::ZERO,
+                over => from_now(window.wait_for(over, self.last, period.sub_bucket())),
+            }
         };
+        let minute_wait = |limit| window_wait(&self.minute, limit, Period::Minute);
+        let hour_wait = |limit| window_wait(&self.hour, limit, Period::Hour);
         Waits {
-            second: set.second.map_or(Micros::ZERO, |it| bucket::wait(self.debt, it, cost)),
-            minute: set
-                .minute
-                .map_or(Micros::ZERO, |it| window_wait(&self.minute, it.get(), Period::Minute)),
-            hour: set
-                .hour
-                .map_or(Micros::ZERO, |it| window_wait(&self.hour, it.get(), Period::Hour)),
+            second: set.second.map_or(Micros::ZERO, bucket_wait),
+            minute: set.minute.map_or(Micros::ZERO, minute_wait),
+            hour: set.hour.map_or(Micros::ZERO, hour_wait),
         }
     }
 
@@ -142,18 +181,15 @@ impl State {
 
     fn report(&self, limits: &Limits, scope: usize, waits: &Waits, decision: &mut Decision) {
         let now = self.last;
+        let scope = u8::try_from(scope).unwrap_or(u8::MAX);
+        let mode = limits.mode;
         let mut push = |period, quota, limit, remaining, wait: Micros, whole_at| {
-            let blocked_in_shadow = limits.mode == Mode::Shadow && !waits.longest().is_zero();
-            decision.push(LimitStatus {
-                scope: u8::try_from(scope).unwrap_or(u8::MAX),
-                period,
-                mode: limits.mode,
-                quota,
-                limit,
-                remaining: if blocked_in_shadow && !wait.is_zero() { 0 } else { remaining },
-                wait,
-                whole_at,
-            });
+            // A limit in shadow shows what its caller would have met: nothing left.
+            let refuses_in_shadow = mode == Mode::Shadow && !wait.is_zero();
+            let remaining = if refuses_in_shadow { 0 } else { remaining };
+            let status =
+                LimitStatus { scope, period, mode, quota, limit, remaining, wait, whole_at };
+            decision.push(status);
         };
         if let Some(bucket) = limits.set.second {
             let whole_at = now.plus(bucket::until_whole(self.debt, bucket));
@@ -166,7 +202,7 @@ impl State {
             (Period::Hour, limits.set.hour, &self.hour, waits.hour),
         ];
         for (period, limit, window, wait) in windows {
-            if let Some(limit) = limit.map(std::num::NonZeroU32::get) {
+            if let Some(limit) = limit.map(NonZeroU32::get) {
                 let remaining = limit.saturating_sub(window.sum());
                 let whole_at = window.whole_at(now, period.sub_bucket());
                 push(period, limit, limit, remaining, wait, whole_at);

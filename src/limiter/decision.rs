@@ -66,6 +66,11 @@ impl Decision {
         Decision { verdict, now, statuses: [Self::EMPTY; LIMITS_MAX], len: 0 }
     }
 
+    /// A request that no limit was asked about.
+    pub fn allow(now: Timestamp) -> Self {
+        Decision::new(Verdict::Allow, now)
+    }
+
     /// Adds the state of one limit. At most [`LIMITS_MAX`] are kept; a plan never has more.
     pub fn push(&mut self, status: LimitStatus) {
         if let Some(slot) = self.statuses.get_mut(usize::from(self.len)) {
@@ -106,6 +111,13 @@ impl Decision {
     pub fn retry_after(&self) -> Option<u64> {
         let shown = self.shown().filter(|_| self.verdict == Verdict::Deny)?;
         (shown.wait < Micros::NEVER).then(|| shown.wait.as_secs_ceil().max(1))
+    }
+
+    /// Whether a limit of this scope has nothing left, or had not enough for this request.
+    pub fn is_exhausted(&self, scope: usize) -> bool {
+        self.statuses().iter().any(|status| {
+            usize::from(status.scope) == scope && (status.remaining == 0 || !status.wait.is_zero())
+        })
     }
 
     /// Whether a limit in shadow mode would have refused the request.

@@ -4,6 +4,12 @@ use std::num::NonZeroU32;
 
 use super::time::Micros;
 
+/// The largest rate, burst, window limit or cost that a configuration may ask for.
+///
+/// Two of them still fit a `u32`, and a bucket's debt, in millionths of tokens, still fits the
+/// doubles that Redis's Lua counts in.
+pub const LIMIT_MAX: u32 = 1_000_000_000;
+
 /// The period that a limit is named by, in rising order of length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]

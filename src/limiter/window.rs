@@ -17,7 +17,7 @@ const INLINE: usize = 3;
 const INLINE_COUNT_MAX: u32 = (1 << 24) - 1;
 
 /// What was admitted in the window, by age.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Window {
     /// At most three sub-buckets in use: most callers, most of the time.
     Sparse([Entry; INLINE]),
@@ -30,7 +30,7 @@ pub enum Window {
 pub struct Entry(u32);
 
 /// Counts by age, the newest at `head`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Ring {
     sum: u32,
     head: u8,
@@ -92,6 +92,11 @@ impl Window {
         }
     }
 
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.sum() == 0
+    }
+
     /// Counts `cost` in the current sub-bucket.
     pub fn add(&mut self, cost: u32) {
         if let Window::Sparse(entries) = self {
@@ -113,33 +118,44 @@ impl Window {
 
     /// How long from `now` until `freed` requests have left the window; [`Micros::NEVER`] if it
     /// does not hold that many.
-    pub fn wait_for(&self, freed: u32, now: Timestamp, sub_bucket: Micros) -> Micros {
-        let mut left: u32 = 0;
-        for age in (0..=SUB_BUCKETS).rev() {
-            left = left.saturating_add(self.count_at(age));
-            if left >= freed {
-                return leaves_at(age, now, sub_bucket).since(now);
+    pub fn wait_for(&self, freed: u64, now: Timestamp, sub_bucket: Micros) -> Micros {
+        let age = match self {
+            Window::Sparse(entries) => {
+                let mut oldest_first = *entries;
+                oldest_first.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.age()));
+                age_of(freed, oldest_first.iter().map(|entry| (entry.age(), entry.count())))
             }
-        }
-        Micros::NEVER
+            Window::Dense(ring) => {
+                age_of(freed, (0..=SUB_BUCKETS).rev().zip(ring.newest_first().rev()))
+            }
+        };
+        age.map_or(Micros::NEVER, |age| leaves_at(age, now, sub_bucket).since(now))
     }
 
     /// When the newest entry leaves; `now` where there is none.
     pub fn whole_at(&self, now: Timestamp, sub_bucket: Micros) -> Timestamp {
-        (0..=SUB_BUCKETS)
-            .find(|age| self.count_at(*age) > 0)
-            .map_or(now, |age| leaves_at(age, now, sub_bucket))
+        let newest = match self {
+            Window::Sparse(entries) => {
+                entries.iter().filter(|entry| entry.count() > 0).map(|entry| entry.age()).min()
+            }
+            Window::Dense(ring) => (0..=SUB_BUCKETS)
+                .zip(ring.newest_first())
+                .find_map(|(age, count)| (count > 0).then_some(age)),
+        };
+        newest.map_or(now, |age| leaves_at(age, now, sub_bucket))
     }
+}
 
-    fn count_at(&self, age: u8) -> u32 {
-        match self {
-            Window::Sparse(entries) => entries
-                .iter()
-                .find(|entry| entry.count() > 0 && entry.age() == age)
-                .map_or(0, |entry| entry.count()),
-            Window::Dense(ring) => ring.count_at(age),
+/// The age at which a count over `oldest_first`, pairs of age and count, reaches `freed`.
+fn age_of(freed: u64, oldest_first: impl Iterator<Item = (u8, u32)>) -> Option<u8> {
+    let mut left: u64 = 0;
+    for (age, count) in oldest_first {
+        left = left.saturating_add(u64::from(count));
+        if left >= freed && count > 0 {
+            return Some(age);
         }
     }
+    None
 }
 
 /// When an entry of this age leaves the window: the end of its 61st sub-bucket.
@@ -154,8 +170,8 @@ impl Ring {
     fn from_entries(entries: &[Entry]) -> Self {
         let mut ring = Ring { sum: 0, head: 0, counts: [0; AGES] };
         for entry in entries {
-            let index = ring.index_of(entry.age());
-            if let Some(count) = ring.counts.get_mut(index) {
+            let back = usize::from(entry.age()) % AGES;
+            if let Some(count) = ring.counts.get_mut((AGES - back) % AGES) {
                 *count = count.saturating_add(entry.count());
                 ring.sum = ring.sum.saturating_add(entry.count());
             }
@@ -180,12 +196,74 @@ impl Ring {
         }
     }
 
-    fn count_at(&self, age: u8) -> u32 {
-        self.counts.get(self.index_of(age)).copied().unwrap_or(0)
+    /// The counts of ages 0 to [`SUB_BUCKETS`].
+    fn newest_first(&self) -> impl DoubleEndedIterator<Item = u32> {
+        // The head is always a place of the ring; clamped, so that no split can fail.
+        let newer = usize::from(self.head).saturating_add(1).min(AGES);
+        let (up_to_head, behind) = self.counts.split_at(newer);
+        up_to_head.iter().rev().chain(behind.iter().rev()).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SUB: Micros = Micros::SECOND;
+
+    fn at(secs: u64) -> Timestamp {
+        Timestamp::from_micros(secs * 1_000_000)
     }
 
-    fn index_of(&self, age: u8) -> usize {
-        let back = usize::from(age) % AGES;
-        (usize::from(self.head) + AGES - back) % AGES
+    /// The same history kept inline and in a ring.
+    fn both(history: &[(u64, u32)]) -> [Window; 2] {
+        let mut windows = [Window::default(), Window::Dense(Box::new(Ring::from_entries(&[])))];
+        for window in &mut windows {
+            for (steps, cost) in history {
+                window.advance(*steps);
+                window.add(*cost);
+            }
+        }
+        windows
+    }
+
+    #[test]
+    fn an_entry_counts_in_61_sub_buckets_and_then_leaves() {
+        for mut window in both(&[(0, 7)]) {
+            assert_eq!(window.whole_at(at(5), SUB), at(66));
+            window.advance(60);
+            assert_eq!(window.sum(), 7);
+            assert_eq!(window.wait_for(7, at(65), SUB), SUB);
+            window.advance(1);
+            assert!(window.is_empty());
+            assert!(matches!(window, Window::Sparse(_)), "an empty ring is given back");
+        }
+    }
+
+    #[test]
+    fn the_wait_ends_when_enough_of_the_oldest_have_left() {
+        for window in both(&[(0, 2), (10, 3), (10, 4)]) {
+            let now = at(120);
+            let wait = |freed| window.wait_for(freed, now, SUB).as_micros() / 1_000_000;
+            // Ages 20, 10 and 0.
+            assert_eq!([1, 2, 3, 5, 6, 9].map(wait), [41, 41, 51, 51, 61, 61]);
+            assert_eq!(window.wait_for(10, now, SUB), Micros::NEVER);
+            assert_eq!(window.whole_at(now, SUB), at(181));
+        }
+    }
+
+    #[test]
+    fn a_count_too_large_for_an_inline_entry_is_kept_whole() {
+        let mut window = Window::default();
+        window.add(INLINE_COUNT_MAX);
+        window.add(2);
+        assert_eq!(window.sum(), INLINE_COUNT_MAX + 2);
+        window.advance(61);
+        assert!(window.is_empty());
+    }
+
+    #[test]
+    fn a_window_takes_16_bytes() {
+        assert_eq!(size_of::<Window>(), 16);
     }
 }

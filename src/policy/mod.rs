@@ -6,5 +6,8 @@
 pub mod compiled;
 pub mod facts;
 pub mod identity;
+pub mod path;
+pub mod pattern;
 pub mod plan;
 pub mod route;
+pub mod table;

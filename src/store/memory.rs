@@ -1,50 +1,252 @@
-//! Limiter state in this process's memory. (First version: one table under one lock.)
+//! Limiter state in this process's memory, shared by all workers.
+//!
+//! An identity's scopes live in one shard, so that one lock makes a check all or nothing. The
+//! number of records is bounded; what has expired goes first, see [`shard`]. Reads no clock and
+//! starts no task: whoever owns the store calls [`MemoryStore::sweep`] now and then.
 
-use std::collections::HashMap;
+mod key;
+mod shard;
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::limiter::check::{Limits, State, States, check};
-use crate::limiter::decision::Decision;
+use crate::limiter::check::{Limits, State, States, check, peek};
+use crate::limiter::decision::{Decision, SCOPES_MAX};
 use crate::limiter::time::Timestamp;
-use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
+
+use self::key::{IdentityHash, Key, Keys};
+use self::shard::{Evicted, Record, Shard};
+
+/// Shards of a large store: few enough to be swept one by one, so many that two workers rarely
+/// meet at one, and each so small that its growth stalls nobody for long.
+const SHARDS_MAX: usize = 256;
+/// Records that a shard should have room for, so that chance spreads them evenly enough.
+const SHARD_CAPACITY_MIN: usize = 1024;
+/// Places that an insertion looks at for expired state: two for one keeps ahead of any growth.
+const SWEPT_BY_INSERT: u32 = 2;
+/// Places that a sweep looks at under one lock.
+const SWEPT_AT_ONCE: u32 = 1024;
 
 /// State of every identity, shared by all workers.
 #[derive(Debug)]
 pub struct MemoryStore {
-    table: Mutex<HashMap<(Identity, u64), State>>,
+    keys: Keys,
+    shards: Box<[Padded]>,
+    capacity: usize,
+    len: AtomicUsize,
+    evictions: AtomicU64,
 }
 
-struct Borrowed(Vec<State>);
-
-impl States for Borrowed {
-    #[allow(clippy::indexing_slicing)]
-    fn state(&mut self, index: usize) -> &mut State {
-        &mut self.0[index]
-    }
-}
+/// A shard on cache lines of its own, so that its lock disturbs no neighbour.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Padded(Mutex<Shard>);
 
 impl MemoryStore {
-    /// An empty store for at most `identities_max` states.
-    pub fn new(_identities_max: usize) -> Self {
-        MemoryStore { table: Mutex::new(HashMap::new()) }
+    /// An empty store for at most `capacity` records: one for each scope that an identity has
+    /// used, which without endpoint rules is one for each identity.
+    pub fn new(capacity: usize) -> Self {
+        let capacity = capacity.max(1);
+        let shards = (capacity / SHARD_CAPACITY_MIN).clamp(1, SHARDS_MAX);
+        // A power of two, so that a mask picks one.
+        let shards = 1_usize << shards.ilog2();
+        let seeds = 1..=shards as u64;
+        MemoryStore {
+            keys: Keys::default(),
+            shards: seeds
+                .map(|seed| {
+                    Padded(Mutex::new(Shard::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))))
+                })
+                .collect(),
+            capacity,
+            len: AtomicUsize::new(0),
+            evictions: AtomicU64::new(0),
+        }
     }
 
     /// Checks and charges every limit of the plan, all or nothing.
     pub fn check(&self, plan: &Plan<'_>, now: Timestamp) -> Decision {
-        let mut table = self.table.lock();
-        let scopes: Vec<Limits> = plan.scopes().map(|scope| scope.limits).collect();
-        let key = |hash| (plan.identity.clone(), hash);
-        let states = plan
-            .scopes()
-            .map(|scope| table.get(&key(scope.key_hash)).cloned().unwrap_or_default())
-            .collect();
-        let mut states = Borrowed(states);
-        let decision = check(&mut states, &scopes, plan.cost, now);
-        for (scope, state) in plan.scopes().zip(states.0) {
-            table.insert(key(scope.key_hash), state);
+        let hash = self.keys.hash(&plan.identity);
+        let scopes = Scopes::new(plan, hash);
+        let Some(Padded(shard)) = self.shard_of(hash) else { return Decision::allow(now) };
+        let mut shard = shard.lock();
+        let mut used = Used::find(&mut shard, &scopes);
+        let decision = check(&mut used, scopes.limits(), plan.cost, now);
+        let Used { places, spare, .. } = used;
+        // First those that are held: an insertion may free what looks expired until then.
+        for (index, place) in places.iter().enumerate() {
+            let record = place.and_then(|place| shard.get_mut(place));
+            if let Some((record, limits)) = record.zip(scopes.limits().get(index)) {
+                let expires_at = record.state.expires_at(&limits.set);
+                record.keep_until(expires_at, decision.is_exhausted(index));
+            }
+        }
+        let absent = places.iter().zip(spare).enumerate().take(scopes.len);
+        for (index, (_, state)) in absent.filter(|(_, (place, _))| place.is_none()) {
+            let Some((key, limits)) = scopes.get(index) else { continue };
+            let expires_at = state.expires_at(&limits.set);
+            // Where nothing was charged there is nothing to remember.
+            if expires_at > now {
+                let mut record = Record::new(key, state);
+                record.keep_until(expires_at, decision.is_exhausted(index));
+                self.insert(&mut shard, record, now);
+            }
         }
         decision
+    }
+
+    /// The state of every limit of the plan, with nothing charged and nothing kept.
+    pub fn peek(&self, plan: &Plan<'_>, now: Timestamp) -> Decision {
+        let hash = self.keys.hash(&plan.identity);
+        let scopes = Scopes::new(plan, hash);
+        let mut copies = Copies::default();
+        if let Some(Padded(shard)) = self.shard_of(hash) {
+            let shard = shard.lock();
+            for (key, copy) in scopes.keys.iter().zip(&mut copies.states).take(scopes.len) {
+                if let Some(record) = shard.find(*key).and_then(|place| shard.get(place)) {
+                    copy.clone_from(&record.state);
+                }
+            }
+        }
+        peek(&mut copies, scopes.limits(), plan.cost, now)
+    }
+
+    /// Forgets what has expired in one shard, and says how much that was. Holds the shard's lock
+    /// for a fraction of a millisecond at a time.
+    pub fn sweep(&self, now: Timestamp, shard: usize) -> usize {
+        let Some(Padded(shard)) = self.shards.get(shard) else { return 0 };
+        let (mut looked, mut freed) = (0_u32, 0);
+        loop {
+            let mut shard = shard.lock();
+            freed += self.sweep_some(&mut shard, now, SWEPT_AT_ONCE);
+            looked = looked.saturating_add(SWEPT_AT_ONCE);
+            if looked >= shard.places() {
+                return freed;
+            }
+        }
+    }
+
+    /// Number of shards, for who calls [`MemoryStore::sweep`] on one after the other.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Records held now.
+    pub fn len(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Records that may be held.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Records that were forgotten before their time, for want of room. Each may have let its
+    /// identity pass its limits once more.
+    pub fn evictions(&self) -> u64 {
+        self.evictions.load(Ordering::Relaxed)
+    }
+
+    fn shard_of(&self, hash: IdentityHash) -> Option<&Padded> {
+        self.shards.get(hash.shard(self.shards.len()))
+    }
+
+    fn insert(&self, shard: &mut Shard, record: Record, now: Timestamp) {
+        self.sweep_some(shard, now, SWEPT_BY_INSERT);
+        // The place is taken first, so that workers at other shards cannot take it too.
+        if self.len.fetch_add(1, Ordering::Relaxed) >= self.capacity
+            && let Some(evicted) = shard.evict(now)
+        {
+            self.len.fetch_sub(1, Ordering::Relaxed);
+            if evicted == Evicted::Live {
+                self.evictions.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        shard.insert(record);
+    }
+
+    fn sweep_some(&self, shard: &mut Shard, now: Timestamp, count: u32) -> usize {
+        let freed = shard.sweep(now, count);
+        if freed > 0 {
+            self.len.fetch_sub(freed, Ordering::Relaxed);
+        }
+        freed
+    }
+}
+
+/// What a plan asks of the store, in arrays: a check allocates nothing.
+struct Scopes {
+    keys: [Key; SCOPES_MAX],
+    limits: [Limits; SCOPES_MAX],
+    len: usize,
+}
+
+impl Scopes {
+    fn new(plan: &Plan<'_>, hash: IdentityHash) -> Self {
+        let mut scopes = Scopes { keys: Default::default(), limits: Default::default(), len: 0 };
+        let places = scopes.keys.iter_mut().zip(&mut scopes.limits);
+        for (scope, (key, limits)) in plan.scopes().zip(places) {
+            *key = hash.key(scope.key_hash);
+            *limits = scope.limits;
+            scopes.len += 1;
+        }
+        scopes
+    }
+
+    fn limits(&self) -> &[Limits] {
+        self.limits.get(..self.len).unwrap_or_default()
+    }
+
+    fn get(&self, index: usize) -> Option<(Key, &Limits)> {
+        Some((*self.keys.get(index)?, self.limits.get(index)?))
+    }
+}
+
+/// The states of a request where they lie; of those that are not held, a new one beside it.
+struct Used<'s> {
+    shard: &'s mut Shard,
+    places: [Option<u32>; SCOPES_MAX],
+    spare: [State; SCOPES_MAX],
+    none: State,
+}
+
+impl<'s> Used<'s> {
+    fn find(shard: &'s mut Shard, scopes: &Scopes) -> Self {
+        let mut places = [None; SCOPES_MAX];
+        for (place, key) in places.iter_mut().zip(&scopes.keys).take(scopes.len) {
+            *place = shard.find(*key);
+        }
+        Used { shard, places, spare: Default::default(), none: State::default() }
+    }
+}
+
+impl States for Used<'_> {
+    fn state(&mut self, index: usize) -> &mut State {
+        let place = self.places.get(index).copied().flatten();
+        match place.and_then(|place| self.shard.get_mut(place)) {
+            Some(record) => &mut record.state,
+            // A plan has no more scopes than there are spare states.
+            None => self.spare.get_mut(index).unwrap_or(&mut self.none),
+        }
+    }
+}
+
+/// Copies of a request's states.
+#[derive(Default)]
+struct Copies {
+    states: [State; SCOPES_MAX],
+    none: State,
+}
+
+impl States for Copies {
+    fn state(&mut self, index: usize) -> &mut State {
+        self.states.get_mut(index).unwrap_or(&mut self.none)
     }
 }

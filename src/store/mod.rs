@@ -1,6 +1,7 @@
 //! Where limiter state lives, and the one call that checks and charges it.
 
 pub mod memory;
+pub mod redis;
 
 use crate::limiter::decision::Decision;
 

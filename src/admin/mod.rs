@@ -1,0 +1,11 @@
+//! What operators, probes and Prometheus ask tollgate for, on a port of its own.
+//!
+//! Runs on the control thread, so that no worker ever waits for a scrape. [`state::AdminState`] is
+//! all that it may look at; the answers are plain functions of it, so that the data port can give
+//! the same ones.
+
+pub mod answers;
+pub mod server;
+pub mod state;
+
+mod memory;

@@ -1,0 +1,127 @@
+//! The admin port's HTTP server.
+//!
+//! Small on purpose: one request per connection, a bound on connections, a deadline for the head
+//! and one for the whole. Whoever connects and says nothing, or reads nothing, is cut off.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::answers::{
+    Answer, error_response, health_response, livez_response, metrics_response, readyz_response,
+};
+use super::state::AdminState;
+
+/// Connections served at once; further ones wait in the kernel's backlog.
+const CONNECTIONS_MAX: usize = 64;
+/// Pause after an error of the listener: usually there are no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a connection may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From its beginning to the end of the request's head.
+    pub head: Duration,
+    /// From its beginning to its end.
+    pub whole: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts { head: Duration::from_secs(5), whole: Duration::from_secs(30) }
+    }
+}
+
+/// Serves until `shutdown` completes; what is under way is cut off then.
+///
+/// # Errors
+/// The listener cannot be handed to the runtime.
+pub async fn serve(
+    listener: std::net::TcpListener,
+    state: Arc<AdminState>,
+    timeouts: Timeouts,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // Dropped on the way out, which ends its tasks.
+    let mut connections = JoinSet::new();
+    let accept = async {
+        loop {
+            // Closed only when dropped, which this very function does.
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let state = Arc::clone(&state);
+                    connections.spawn(async move {
+                        let _permit = permit;
+                        serve_connection(stream, state, timeouts).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the admin listener did not accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+            while connections.try_join_next().is_some() {}
+        }
+    };
+    tokio::select! {
+        () = accept => {}
+        () = shutdown => {}
+    }
+    Ok(())
+}
+
+async fn serve_connection(stream: TcpStream, state: Arc<AdminState>, timeouts: Timeouts) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = respond(&state, &request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(timeouts.head)
+        .serve_connection(TokioIo::new(stream), service);
+    // A caller that breaks off or dawdles concerns nobody else.
+    let _ = tokio::time::timeout(timeouts.whole, connection).await;
+}
+
+fn respond<B>(state: &AdminState, request: &Request<B>) -> Response<Full<bytes::Bytes>> {
+    let path: fn(&AdminState) -> Answer = match request.uri().path() {
+        "/metrics" => metrics_response,
+        "/health" => health_response,
+        "/livez" => livez_response,
+        "/readyz" => readyz_response,
+        _ => |_| error_response(StatusCode::NOT_FOUND, "Not found"),
+    };
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let answer = if is_read {
+        path(state)
+    } else {
+        error_response(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed")
+    };
+    let mut response = Response::new(Full::new(answer.body));
+    *response.status_mut() = answer.status;
+    let fields = response.headers_mut();
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    fields.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if !is_read {
+        fields.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}

@@ -1,0 +1,65 @@
+//! Everything that the admin port looks at.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::RwLock;
+
+use crate::clock::Clock;
+use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
+use crate::health::heartbeat::Heartbeats;
+use crate::health::readiness::Readiness;
+use crate::health::upstream::UpstreamHealth;
+use crate::metrics::registry::Metrics;
+
+/// A question that another module answers: what it knows at this moment.
+pub type View<T> = Box<dyn Fn() -> T + Send + Sync>;
+
+/// What the admin port looks at.
+pub struct AdminState {
+    /// Every metric.
+    pub metrics: Arc<Metrics>,
+    /// The time, for windows.
+    pub clock: Clock,
+    /// When the process started, by the monotonic clock.
+    pub started: Instant,
+    /// tollgate's version.
+    pub version: &'static str,
+    /// The name of this replica.
+    pub instance: Box<str>,
+    /// Hash of the configuration in force; a reload replaces it.
+    pub config_hash: RwLock<Box<str>>,
+    /// Bound, draining.
+    pub readiness: Arc<Readiness>,
+    /// The workers' hearts.
+    pub heartbeats: Arc<Heartbeats>,
+    /// What calls to the upstream came to.
+    pub upstream: Arc<UpstreamHealth>,
+    /// Redis, where it is configured.
+    pub redis: Option<View<DependencyView>>,
+    /// How limits are decided.
+    pub limiter: View<LimiterView>,
+    /// Sets gauges whose sources are asked at a scrape, such as the size of the store.
+    pub before_scrape: View<()>,
+}
+
+impl AdminState {
+    /// Replaces the hash of the configuration in force.
+    pub fn set_config_hash(&self, hash: &str) {
+        *self.config_hash.write() = hash.into();
+        self.metrics.set_config_hash(hash);
+    }
+
+    /// The upstream as it is seen now. It has no circuit breaker.
+    pub fn upstream_view(&self) -> DependencyView {
+        let status: DependencyStatus = self.upstream.status(self.clock.now());
+        DependencyView { status, breaker: None }
+    }
+}
+
+impl fmt::Debug for AdminState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminState").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,204 @@
+//! The command line and its subcommands: configuration in, modules made and run.
+
+pub mod check;
+pub mod demo;
+pub mod example_backend;
+pub mod health;
+pub mod run;
+pub mod serve;
+mod wiring;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::load::Overrides;
+use crate::config::report::ConfigErrors;
+use crate::config::value::Redacted;
+
+/// Version and commit.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("TOLLGATE_COMMIT"), ")");
+
+/// A rate-limiting reverse proxy: tiers, exact limits in memory or Redis, metrics.
+#[derive(Debug, Parser)]
+#[command(name = "tollgate", version = VERSION, arg_required_else_help = true, after_help = "\
+Examples:
+  tollgate demo                                      see it work, with nothing else running
+  tollgate run --upstream http://127.0.0.1:8081      in front of your backend, limits in memory
+  tollgate run --config tollgate.yaml --tiers tiers.yaml
+  tollgate check --config tollgate.yaml --tiers tiers.yaml")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve: forward what the limits allow, answer 429 to the rest
+    Run(RunArgs),
+    /// Show the main job with nothing else running: an example backend, and tollgate in front
+    Demo(DemoArgs),
+    /// Validate both files and run the policy's own tests; every error at once
+    Check(CheckArgs),
+    /// Print the health of a running tollgate; exit 0 if it serves, 1 if not
+    Health(HealthArgs),
+}
+
+/// Where the two files are.
+#[derive(Args, Clone, Debug, Default)]
+pub struct FileArgs {
+    /// The configuration; defaults without it
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The policy; the four built-in tiers without it
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_TIERS")]
+    pub tiers: Option<PathBuf>,
+}
+
+/// Options of `tollgate run`.
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = "\
+Examples:
+  tollgate run --upstream http://127.0.0.1:8081
+  tollgate run --upstream http://127.0.0.1:8081 --redis redis://127.0.0.1:6379/0
+  tollgate run --config config/tollgate.yaml --tiers config/tiers.yaml --listen 0.0.0.0:80")]
+pub struct RunArgs {
+    #[command(flatten)]
+    files: FileArgs,
+    /// The backend, in place of the file's `upstream.url`
+    #[arg(long, value_name = "URL", env = "TOLLGATE_UPSTREAM")]
+    upstream: Option<String>,
+    /// The data port, in place of the file's listeners [default: 0.0.0.0:8080]
+    #[arg(long, value_name = "ADDR", env = "TOLLGATE_LISTEN")]
+    listen: Option<String>,
+    /// The admin port [default: 127.0.0.1:9900]
+    #[arg(long, value_name = "ADDR", env = "TOLLGATE_ADMIN")]
+    admin: Option<String>,
+    /// Keep the limits in this Redis, so that many replicas share one truth
+    #[arg(long, value_name = "URL", env = "TOLLGATE_REDIS", hide_env_values = true)]
+    redis: Option<String>,
+}
+
+impl RunArgs {
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            upstream: self.upstream.clone(),
+            listen: self.listen.clone(),
+            admin: self.admin.clone(),
+            redis: self.redis.clone().map(Redacted::new),
+        }
+    }
+}
+
+/// Options of `tollgate demo`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  tollgate demo
+  tollgate demo --listen 127.0.0.1:18080 --admin 127.0.0.1:19900")]
+pub struct DemoArgs {
+    /// The data port
+    #[arg(long, value_name = "ADDR", env = "TOLLGATE_LISTEN", default_value = "127.0.0.1:8080")]
+    listen: String,
+    /// The admin port
+    #[arg(long, value_name = "ADDR", env = "TOLLGATE_ADMIN", default_value = "127.0.0.1:9900")]
+    admin: String,
+}
+
+/// Options of `tollgate check`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  tollgate check --tiers config/tiers.yaml
+  tollgate check --config config/tollgate.yaml --tiers config/tiers.yaml --format json
+
+Exit codes: 0 fine, warnings or not; 2 errors, or a test of the policy that fails.")]
+pub struct CheckArgs {
+    #[command(flatten)]
+    files: FileArgs,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t, env = "TOLLGATE_FORMAT")]
+    format: Format,
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For eyes.
+    #[default]
+    Human,
+    /// For programs.
+    Json,
+}
+
+/// Options of `tollgate health`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  tollgate health
+  tollgate health --admin http://127.0.0.1:9900")]
+pub struct HealthArgs {
+    /// The admin port of the tollgate to ask
+    #[arg(long, value_name = "URL", env = "TOLLGATE_ADMIN", default_value = "http://127.0.0.1:9900")]
+    admin: String,
+}
+
+/// Why a command ended without success.
+#[derive(Debug)]
+pub enum Failure {
+    /// Wrong usage, or invalid configuration: exit code 2.
+    Configuration(ConfigErrors),
+    /// What is wrong has been printed as the command's result: exit code 2.
+    Reported,
+    /// It failed while running: exit code 1.
+    Running(anyhow::Error),
+}
+
+impl Failure {
+    /// What the process ends with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Failure::Configuration(_) | Failure::Reported => ExitCode::from(2),
+            Failure::Running(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Configuration(errors) => write!(f, "{errors}"),
+            Failure::Reported => Ok(()),
+            Failure::Running(error) => write!(f, "tollgate: {error:#}"),
+        }
+    }
+}
+
+impl From<ConfigErrors> for Failure {
+    fn from(errors: ConfigErrors) -> Self {
+        Failure::Configuration(errors)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Failure::Running(error)
+    }
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// What the command's own documentation says.
+    pub fn run(self) -> Result<(), Failure> {
+        match self.command {
+            Command::Run(args) => run::run(&args),
+            Command::Demo(args) => demo::demo(&args),
+            Command::Check(args) => check::check(&args),
+            Command::Health(args) => health::health(&args).map_err(Failure::Running),
+        }
+    }
+}

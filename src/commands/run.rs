@@ -1,0 +1,204 @@
+//! `tollgate run`: serves until a signal ends it.
+
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::admin::server::{self, Timeouts};
+use crate::clock;
+use crate::config::compile::{LogSettings, UpstreamNeed};
+use crate::config::load::{LoadRequest, Loaded, load};
+
+use super::serve::{DataPath, bind_all};
+use super::wiring::Wired;
+use super::{Failure, RunArgs};
+
+/// How long the data path may take to end after its drain's own limit.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often the store in memory looks for expired state.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Where a running tollgate can be reached.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    /// Its data ports.
+    pub data: Vec<SocketAddr>,
+    /// Its admin port.
+    pub admin: SocketAddr,
+}
+
+/// Serves what the files and options say.
+///
+/// # Errors
+/// Invalid configuration; an address that cannot be listened on; a second signal.
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let loaded = load(&LoadRequest {
+        config: args.files.config.as_deref(),
+        tiers: args.files.tiers.as_deref(),
+        overrides: args.overrides(),
+        upstream: UpstreamNeed::Required,
+        env: &|name| std::env::var(name).ok(),
+    })?;
+    let limits_in = if loaded.settings.redis.is_some() { "Redis" } else { "memory" };
+    serve(loaded, |addresses| {
+        let data: Vec<String> = addresses.data.iter().map(ToString::to_string).collect();
+        println!(
+            "tollgate {}: listening on {}, admin on {}, limits in {limits_in}",
+            env!("CARGO_PKG_VERSION"),
+            data.join(", "),
+            addresses.admin
+        );
+    })
+}
+
+/// Serves until a signal ends it; `announce` is told where, once that is sure.
+///
+/// # Errors
+/// An address that cannot be listened on; a second signal.
+pub fn serve(loaded: Loaded, announce: impl FnOnce(&Addresses)) -> Result<(), Failure> {
+    start_log(&loaded.settings.log);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    raise_file_limit();
+    let settings = &loaded.settings;
+    let listeners = bind_all(&settings.server.listen, "--listen, server.listen")
+        .map_err(anyhow::Error::from)?;
+    let admin = bind_all(&[settings.admin_listen], "--admin, admin.listen")
+        .map_err(anyhow::Error::from)?
+        .pop()
+        .context("no admin listener")?;
+    let local = |it: &std::net::TcpListener| it.local_addr().context("a socket without an address");
+    let addresses = Addresses {
+        data: listeners.iter().map(local).collect::<Result<_, _>>()?,
+        admin: local(&admin)?,
+    };
+    let workers = match settings.server.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        workers => workers,
+    };
+    let wired = Wired::new(loaded, workers);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(Default::default())
+        .context("cannot make the control runtime")?;
+    let end = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let heartbeats = Arc::clone(&wired.admin.heartbeats);
+        let beat = move |worker| heartbeats.beat(worker, clock::monotonic());
+        let data_path = DataPath::start(&wired.gate, listeners, workers, beat)
+            .context("cannot start a thread")?;
+        let admin_state = Arc::clone(&wired.admin);
+        tokio::task::spawn_local(async move {
+            let served =
+                server::serve(admin, admin_state, Timeouts::default(), std::future::pending());
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the admin port is not served");
+            }
+        });
+        spawn_background(&wired);
+        wired.admin.readiness.set_bound();
+        announce(&addresses);
+        // The pipe's other end may be gone; that is no reason not to serve.
+        std::io::stdout().flush().ok();
+        control(&wired, data_path, &mut signals).await
+    });
+    runtime.shutdown_background();
+    Ok(end?)
+}
+
+/// Waits for a signal, drains, and waits for the end of it.
+async fn control(wired: &Wired, data_path: DataPath, signals: &mut Signals) -> anyhow::Result<()> {
+    let name = signals.end().await;
+    tracing::info!(signal = name, "draining");
+    wired.admin.readiness.set_draining();
+    wired.gate.drain.begin();
+    let limit = wired.gate.settings.drain_timeout + GRACE;
+    tokio::select! {
+        _ = tokio::time::timeout(limit, data_path.ended()) => {
+            tracing::info!("drained");
+            Ok(())
+        }
+        name = signals.end() => anyhow::bail!("ended by a second signal ({name}) while draining"),
+    }
+}
+
+/// What runs beside the data path.
+fn spawn_background(wired: &Wired) {
+    let addresses = Arc::clone(&wired.gate.addresses);
+    let ttl = wired.dns_ttl;
+    tokio::task::spawn_local(async move { addresses.keep_fresh(ttl).await });
+    let gate = Arc::clone(&wired.gate);
+    tokio::task::spawn_local(async move {
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        for shard in (0..gate.memory.shards()).cycle() {
+            interval.tick().await;
+            gate.memory.sweep(gate.clock.now(), shard);
+        }
+    });
+}
+
+/// The signals that end tollgate, and the one that does not yet mean anything.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next one that ends tollgate.
+    async fn end(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hang_up.recv() => {
+                    tracing::warn!("SIGHUP: reloading is not supported yet; nothing has changed");
+                }
+            }
+        }
+    }
+}
+
+/// Log lines go to standard error, results to standard output.
+fn start_log(log: &LogSettings) {
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(log.level))
+        .with_target(false)
+        .with_writer(std::io::stderr);
+    // A second one in the same process keeps the first: that is for tests only.
+    let _ = if log.is_json {
+        builder.json().flatten_event(true).with_current_span(false).try_init()
+    } else {
+        let colours =
+            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+        builder.with_ansi(colours).try_init()
+    };
+}
+
+/// Every connection is two descriptors: the soft limit of 1024 would be met first of all limits.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The threads of a running tollgate: one acceptor, the workers, and the control runtime.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::proxy::gate::Gate;
+use crate::proxy::listener::{self, INBOX, WorkerHandle};
+use crate::proxy::worker;
+
+/// A listening address that could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} ({option})")]
+pub struct ListenError {
+    /// The address.
+    pub address: SocketAddr,
+    /// The option or key that names it.
+    pub option: &'static str,
+    /// Why not.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Opens one socket for each address.
+///
+/// # Errors
+/// The first that cannot be opened.
+pub fn bind_all(
+    addresses: &[SocketAddr],
+    option: &'static str,
+) -> Result<Vec<TcpListener>, ListenError> {
+    addresses
+        .iter()
+        .map(|&address| {
+            listener::bind(address).map_err(|source| ListenError { address, option, source })
+        })
+        .collect()
+}
+
+/// The data path's threads.
+#[derive(Debug)]
+pub struct DataPath {
+    /// Ends once every worker has.
+    ended: Vec<oneshot::Receiver<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl DataPath {
+    /// Starts `workers` workers and the acceptor.
+    ///
+    /// # Errors
+    /// A thread could not be started.
+    pub fn start(
+        gate: &Arc<Gate>,
+        listeners: Vec<TcpListener>,
+        workers: usize,
+        beat: impl Fn(usize) + Send + Clone + 'static,
+    ) -> io::Result<Self> {
+        let mut data_path = DataPath { ended: Vec::new(), threads: Vec::new() };
+        let mut handles = Vec::new();
+        for index in 0..workers.max(1) {
+            let (inbox, receiver) = mpsc::channel(INBOX);
+            let connections = Arc::new(AtomicUsize::new(0));
+            handles.push(WorkerHandle { inbox, connections: Arc::clone(&connections) });
+            let (gate, beat) = (Arc::clone(gate), beat.clone());
+            data_path.spawn(format!("worker-{index}"), move || {
+                worker::run(gate, index, receiver, &connections, beat)
+            })?;
+        }
+        let gate = Arc::clone(gate);
+        data_path.spawn("acceptor".to_owned(), move || {
+            listener::accept(gate, &listeners, handles);
+            Ok(())
+        })?;
+        Ok(data_path)
+    }
+
+    /// Waits until every thread has ended, which is after a drain.
+    pub async fn ended(self) {
+        for ended in self.ended {
+            // An error means the sender is gone: the thread has ended all the same.
+            ended.await.ok();
+        }
+        for thread in self.threads {
+            thread.join().ok();
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        name: String,
+        work: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        let (sender, receiver) = oneshot::channel();
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
+            if let Err(error) = work() {
+                tracing::error!(%error, thread = name, "a thread of the data path has failed");
+            }
+            drop(sender);
+        })?;
+        self.ended.push(receiver);
+        self.threads.push(thread);
+        Ok(())
+    }
+}

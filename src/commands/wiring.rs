@@ -1,0 +1,174 @@
+//! From what was loaded to the modules that run: each gets its own settings from here alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::{HeaderValue, Response};
+use parking_lot::RwLock;
+
+use crate::admin::answers::{Answer, health_response, metrics_response};
+use crate::admin::state::AdminState;
+use crate::clock::{self, Clock};
+use crate::config::compile::{ResetForm, Settings as Loadable, UpstreamSettings};
+use crate::config::load::Loaded;
+use crate::health::dependency::LimiterView;
+use crate::health::heartbeat::Heartbeats;
+use crate::health::readiness::Readiness;
+use crate::health::upstream::UpstreamHealth;
+use crate::metrics::labels::{Dependency, LimiterMode};
+use crate::metrics::policy::PolicyMetrics;
+use crate::metrics::registry::{Build, Metrics};
+use crate::proxy::gate::{Active, Drain, Gate, Page, Settings};
+use crate::proxy::headers::{Reset, ResponseFields};
+use crate::proxy::io::PhaseTimeouts;
+use crate::proxy::pool::PoolSettings;
+use crate::proxy::resolve::Addresses;
+use crate::store::memory::MemoryStore;
+
+/// Digits of the policy's hash that are shown.
+const HASH_DIGITS: usize = 12;
+/// Largest head of an upstream's answer, in bytes.
+const UPSTREAM_HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// Everything that runs, ready to be started.
+pub struct Wired {
+    /// The data path's.
+    pub gate: Arc<Gate>,
+    /// The admin port's.
+    pub admin: Arc<AdminState>,
+    /// How long the upstream's addresses hold.
+    pub dns_ttl: Duration,
+}
+
+impl Wired {
+    /// Makes every module from what was loaded.
+    pub fn new(loaded: Loaded, workers: usize) -> Self {
+        let Loaded { settings, policy, policy_hash, .. } = loaded;
+        let clock = Clock::System;
+        let build = Build {
+            version: env!("CARGO_PKG_VERSION"),
+            commit: env!("TOLLGATE_COMMIT"),
+            rustc: env!("TOLLGATE_RUSTC"),
+        };
+        let metrics = Metrics::new(workers, build, settings.slow_redis);
+        let policy_metrics = PolicyMetrics::new(&metrics, &policy, settings.slow_upstream);
+        let memory = Arc::new(MemoryStore::new(settings.max_identities));
+        let upstream_health = Arc::new(UpstreamHealth::default());
+        let upstream = settings.upstream.clone();
+        let (host, port) = upstream.as_ref().map_or(("", 0), |it| (&*it.host, it.port));
+        let admin = Arc::new(AdminState {
+            metrics: Arc::clone(&metrics),
+            clock: clock.clone(),
+            started: clock::monotonic(),
+            version: build.version,
+            instance: instance(),
+            config_hash: RwLock::default(),
+            readiness: Arc::new(Readiness::default()),
+            heartbeats: Arc::new(Heartbeats::new(workers, clock::monotonic())),
+            upstream: Arc::clone(&upstream_health),
+            redis: None,
+            limiter: {
+                let since = clock.now();
+                Box::new(move || LimiterView { mode: LimiterMode::Exact, since })
+            },
+            before_scrape: {
+                let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
+                let (health, clock) = (Arc::clone(&upstream_health), clock.clone());
+                Box::new(move || {
+                    metrics.set_memory_store(memory.len() as u64, memory.evictions());
+                    let health = health.status(clock.now()).value();
+                    metrics.set_dependency_health(Dependency::Upstream, health);
+                })
+            },
+        });
+        admin.set_config_hash(policy_hash.get(..HASH_DIGITS).unwrap_or(&policy_hash));
+        let gate = Arc::new(Gate {
+            settings: proxy_settings(&settings, upstream.as_ref(), workers),
+            active: ArcSwap::from_pointee(Active { policy, metrics: policy_metrics }),
+            clock,
+            upstream_series: metrics.upstream("default"),
+            metrics,
+            upstream_health,
+            memory,
+            redis: None,
+            addresses: Addresses::new(host, port),
+            exposed: exposed(&settings, &admin),
+            drain: Drain::default(),
+        });
+        let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
+        Wired { gate, admin, dns_ttl }
+    }
+}
+
+fn proxy_settings(
+    settings: &Loadable,
+    upstream: Option<&UpstreamSettings>,
+    workers: usize,
+) -> Settings {
+    let server = &settings.server;
+    let of_upstream = |get: fn(&UpstreamSettings) -> Duration| upstream.map_or(Duration::ZERO, get);
+    let host_override = upstream
+        .filter(|it| !it.preserve_host)
+        .and_then(|it| HeaderValue::try_from(authority(&it.host, it.port)).ok());
+    Settings {
+        phases: PhaseTimeouts { header: server.header_timeout, idle: server.idle_timeout },
+        body_timeout: server.body_timeout,
+        header_bytes_max: server.max_header_bytes,
+        body_bytes_max: server.max_body_bytes.map_or(0, std::num::NonZeroU64::get),
+        drain_timeout: server.drain_timeout,
+        connections_max: server.max_connections,
+        pool: PoolSettings {
+            connect_timeout: of_upstream(|it| it.connect_timeout),
+            idle_max: upstream.map_or(0, |it| it.max_idle_connections).div_ceil(workers.max(1)),
+            idle_timeout: of_upstream(|it| it.idle_timeout),
+            head_bytes_max: UPSTREAM_HEAD_BYTES_MAX,
+        },
+        response_timeout: of_upstream(|it| it.response_timeout),
+        upstream_idle_timeout: of_upstream(|it| it.idle_timeout),
+        tunnel_idle_timeout: of_upstream(|it| it.tunnel_idle_timeout),
+        retries: upstream.map_or(0, |it| it.retries),
+        host_override,
+        fields: ResponseFields {
+            x_ratelimit: settings.headers.x_ratelimit,
+            reset: match settings.headers.reset {
+                ResetForm::Epoch => Reset::Epoch,
+                ResetForm::Delta => Reset::Delta,
+            },
+            expose_cors: settings.headers.expose_cors,
+        },
+    }
+}
+
+/// As `Host` writes it: without the port that `http` has anyway.
+fn authority(host: &str, port: u16) -> String {
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    if port == 80 { host } else { format!("{host}:{port}") }
+}
+
+fn exposed(settings: &Loadable, admin: &Arc<AdminState>) -> Vec<(&'static str, Page)> {
+    let page = |answer: fn(&AdminState) -> Answer| -> Page {
+        let admin = Arc::clone(admin);
+        Box::new(move || {
+            let answer = answer(&admin);
+            let mut response = Response::new(answer.body);
+            *response.status_mut() = answer.status;
+            let content_type = HeaderValue::from_static(answer.content_type);
+            response.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
+            response
+        })
+    };
+    let mut pages = Vec::new();
+    if settings.server.expose_health {
+        pages.push(("/health", page(health_response)));
+    }
+    if settings.server.expose_metrics {
+        pages.push(("/metrics", page(metrics_response)));
+    }
+    pages
+}
+
+/// The name of this replica: the machine's.
+fn instance() -> Box<str> {
+    rustix::system::uname().nodename().to_string_lossy().into()
+}

@@ -1,0 +1,9 @@
+//! What is known of the state of this process and of what it depends on.
+//!
+//! Values only: who measures sets them, who answers probes reads them. Nothing here does I/O or
+//! reads a clock.
+
+pub mod dependency;
+pub mod heartbeat;
+pub mod readiness;
+pub mod upstream;

@@ -1,0 +1,138 @@
+//! Prometheus's text format: what the exporter does not write itself, and the order of it all.
+
+use std::fmt::{Display, Write};
+
+use super::histogram::{Edges, HistogramTotals};
+use super::names::{Desc, Kind};
+
+/// The text of one family.
+#[derive(Debug)]
+pub struct Family {
+    desc: &'static Desc,
+    text: String,
+    samples: usize,
+}
+
+impl Family {
+    /// HELP and TYPE, and no sample yet.
+    pub fn new(desc: &'static Desc) -> Self {
+        let kind = match desc.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        let help = desc.help.replace('\\', "\\\\").replace('\n', "\\n");
+        let name = desc.name;
+        let text = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        Family { desc, text, samples: 0 }
+    }
+
+    /// A single value.
+    pub fn sample(&mut self, labels: &[&str], value: impl Display) {
+        self.line("", labels, None, value);
+    }
+
+    /// The buckets, sum and count of one histogram.
+    pub fn histogram(&mut self, labels: &[&str], edges: Edges, totals: &HistogramTotals) {
+        for (edge, count) in totals.cumulative(edges) {
+            let edge = edge.map_or_else(|| "+Inf".into(), |nanos| (nanos as f64 / 1e9).to_string());
+            self.line("_bucket", labels, Some(&edge), count);
+        }
+        self.line("_sum", labels, None, totals.sum_seconds());
+        self.line("_count", labels, None, totals.count());
+    }
+
+    fn line(&mut self, suffix: &str, labels: &[&str], edge: Option<&str>, value: impl Display) {
+        debug_assert_eq!(labels.len(), self.desc.labels.len(), "{}", self.desc.name);
+        self.text.push_str(self.desc.name);
+        self.text.push_str(suffix);
+        let pairs = self.desc.labels.iter().copied().zip(labels.iter().copied());
+        let mut open = '{';
+        for (label, value) in pairs.chain(edge.map(|edge| ("le", edge))) {
+            self.text.push(open);
+            self.text.push_str(label);
+            self.text.push_str("=\"");
+            push_escaped(&mut self.text, value);
+            self.text.push('"');
+            open = ',';
+        }
+        if open == ',' {
+            self.text.push('}');
+        }
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.text, " {value}");
+        self.samples = self.samples.saturating_add(1);
+    }
+}
+
+fn push_escaped(text: &mut String, value: &str) {
+    for character in value.chars() {
+        match character {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            other => text.push(other),
+        }
+    }
+}
+
+/// A label's value as the exporter needs it to come out right: it takes a backslash before
+/// another one, or before a quotation mark, for an escape that was made already. Line feeds it
+/// escapes always.
+pub fn for_exporter(value: &str) -> String {
+    if value.contains(['\\', '"']) {
+        value.replace('\\', "\\\\").replace('"', "\\\"")
+    } else {
+        value.to_owned()
+    }
+}
+
+/// All families in the order of their names, samples in order too, so that two scrapes of the
+/// same state are the same bytes. `series` is the family that tells how many samples there are.
+pub fn assemble(exporter: &str, own: &[Family], series: &'static Desc) -> String {
+    let mut samples: usize = own.iter().map(|family| family.samples).sum();
+    let mut blocks: Vec<String> =
+        own.iter().filter(|family| family.samples > 0).map(|family| family.text.clone()).collect();
+    for block in exporter.split("\n\n").filter(|block| !block.trim().is_empty()) {
+        let mut lines: Vec<&str> = block.lines().filter(|line| !line.is_empty()).collect();
+        let heads = lines.iter().take_while(|line| line.starts_with('#')).count();
+        samples = samples.saturating_add(lines.len().saturating_sub(heads));
+        if let Some(found) = lines.get_mut(heads..) {
+            found.sort_unstable();
+        }
+        let mut text = lines.join("\n");
+        text.push('\n');
+        blocks.push(text);
+    }
+    let mut count = Family::new(series);
+    count.sample(&[], samples.saturating_add(1));
+    blocks.push(count.text);
+    blocks.sort_unstable();
+    blocks.concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::names;
+
+    #[test]
+    fn label_values_are_escaped() {
+        let mut family = Family::new(&names::P95);
+        family.sample(&["a\"b\\c\nd"], 1.5);
+        assert!(family.text.ends_with("{endpoint=\"a\\\"b\\\\c\\nd\"} 1.5\n"));
+    }
+
+    #[test]
+    fn families_come_in_order_and_are_counted() {
+        let exporter = "# HELP b x\n# TYPE b gauge\nb{l=\"2\"} 1\nb{l=\"1\"} 1\n\n";
+        let mut own = Family::new(&names::DEGRADED);
+        own.sample(&[], 0);
+        let empty = Family::new(&names::P95);
+        let text = assemble(exporter, &[own, empty], &names::SERIES);
+        let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let own = format!("{} 0", names::DEGRADED.name);
+        assert_eq!(samples[..3], ["b{l=\"1\"} 1", "b{l=\"2\"} 1", &*own]);
+        assert!(samples[3].ends_with(" 4"));
+    }
+}

@@ -1,0 +1,151 @@
+//! Handles of the exporter's recorder, for what happens rarely and for the sums of a scrape.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::PrometheusRecorder;
+
+use super::exposition::for_exporter;
+use super::labels::{
+    FallbackMode, FallbackReason, IdentityError, QueryType, RedisErrorKind, RefusalReason,
+};
+use super::names::{self, Desc, Kind};
+
+const METADATA: Metadata<'static> = Metadata::new("tollgate", Level::INFO, None);
+
+/// Tells the recorder the help and unit of every metric that it writes.
+pub(super) fn describe_all(recorder: &PrometheusRecorder) {
+    for desc in names::ALL {
+        let (name, unit, help) = (desc.name.into(), Some(desc.unit), desc.help.into());
+        match desc.kind {
+            Kind::Counter => recorder.describe_counter(name, unit, help),
+            Kind::Gauge => recorder.describe_gauge(name, unit, help),
+            Kind::Histogram => {}
+        }
+    }
+}
+
+/// A local recorder. Registering takes a lock of one of its many shards for an instant, so a
+/// worker may do it too.
+pub(super) struct Handles {
+    recorder: PrometheusRecorder,
+}
+
+/// The handles that the recorder gave out for sums, so that a scrape looks up no labels.
+pub(super) type Sums = HashMap<SumId, Counter>;
+
+/// A cell whose sum is published: the family, the series that owns it, its index there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct SumId {
+    pub(super) name: &'static str,
+    /// Address of the series, which is never freed.
+    pub(super) owner: usize,
+    pub(super) index: usize,
+}
+
+impl Handles {
+    pub(super) fn new(recorder: PrometheusRecorder) -> Self {
+        Handles { recorder }
+    }
+
+    /// The counter with these labels; it is shown from now on.
+    pub(super) fn counter(&self, desc: &'static Desc, labels: &[&str]) -> Counter {
+        debug_assert_eq!(desc.kind, Kind::Counter, "{}", desc.name);
+        self.recorder.register_counter(&key(desc, labels), &METADATA)
+    }
+
+    /// The gauge with these labels; it is shown from now on.
+    pub(super) fn gauge(&self, desc: &'static Desc, labels: &[&str]) -> Gauge {
+        debug_assert_eq!(desc.kind, Kind::Gauge, "{}", desc.name);
+        self.recorder.register_gauge(&key(desc, labels), &METADATA)
+    }
+
+    /// Makes the counter with these labels, at zero, so that a rate sees its first increment.
+    pub(super) fn show(&self, desc: &'static Desc, labels: &[&str]) {
+        self.counter(desc, labels).increment(0);
+    }
+
+    /// Publishes the sum of a cell. A sum of zero makes no series: what is to be there from the
+    /// start is made with [`Handles::show`].
+    pub(super) fn publish(
+        &self,
+        sums: &mut Sums,
+        desc: &'static Desc,
+        id: (usize, usize),
+        sum: u64,
+        labels: &[&str],
+    ) {
+        if sum == 0 {
+            return;
+        }
+        let id = SumId { name: desc.name, owner: id.0, index: id.1 };
+        sums.entry(id).or_insert_with(|| self.counter(desc, labels)).absolute(sum);
+    }
+}
+
+impl fmt::Debug for Handles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handles").finish_non_exhaustive()
+    }
+}
+
+fn key(desc: &'static Desc, labels: &[&str]) -> Key {
+    debug_assert_eq!(desc.labels.len(), labels.len(), "{}", desc.name);
+    let pairs = desc.labels.iter().zip(labels);
+    let labels: Vec<Label> =
+        pairs.map(|(label, value)| Label::new(*label, for_exporter(value))).collect();
+    Key::from_parts(desc.name, labels)
+}
+
+/// What happens rarely enough for the exporter's own counters, all there from the start.
+pub(super) struct Events {
+    pub(super) fallbacks: Box<[Counter]>,
+    pub(super) redis_errors: Box<[Counter]>,
+    pub(super) redis_reconnects: Counter,
+    pub(super) slow: Box<[Counter]>,
+    pub(super) timeouts: Box<[Counter]>,
+    pub(super) refused: Box<[Counter]>,
+    pub(super) identity_errors: Box<[Counter]>,
+    pub(super) degraded: Gauge,
+}
+
+impl Events {
+    pub(super) fn new(handles: &Handles) -> Self {
+        let each = |desc: &'static Desc, values: &[&str]| -> Box<[Counter]> {
+            values.iter().map(|value| handles.counter(desc, &[value])).collect()
+        };
+        let queries: Vec<&str> = QueryType::ALL.iter().map(|it| it.as_str()).collect();
+        let kinds: Vec<&str> = RedisErrorKind::ALL.iter().map(|it| it.as_str()).collect();
+        let refusals: Vec<&str> = RefusalReason::ALL.iter().map(|it| it.as_str()).collect();
+        let identity: Vec<&str> = IdentityError::ALL.iter().map(|it| it.as_str()).collect();
+        let fallbacks = FallbackMode::ALL.iter().flat_map(|mode| {
+            FallbackReason::ALL.iter().map(|reason| [mode.as_str(), reason.as_str()])
+        });
+        Events {
+            fallbacks: fallbacks
+                .map(|labels| handles.counter(&names::LIMITER_FALLBACK, &labels))
+                .collect(),
+            redis_errors: each(&names::REDIS_ERRORS, &kinds),
+            redis_reconnects: handles.counter(&names::REDIS_RECONNECTS, &[]),
+            slow: each(&names::SLOW_QUERIES, &queries),
+            timeouts: each(&names::QUERY_TIMEOUTS, &queries),
+            refused: each(&names::CONNECTIONS_REFUSED, &refusals),
+            identity_errors: each(&names::IDENTITY_ERRORS, &identity),
+            degraded: handles.gauge(&names::DEGRADED, &[]),
+        }
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+/// One more, where there is such a counter; the indices are made of closed enums, so there is.
+pub(super) fn increment(counters: &[Counter], index: usize) {
+    if let Some(counter) = counters.get(index) {
+        counter.increment(1);
+    }
+}

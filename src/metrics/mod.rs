@@ -1,0 +1,23 @@
+//! Every number that tollgate publishes about itself, and the text that Prometheus reads.
+//!
+//! Three layers. [`names`] declares each metric once: name, type, labels, help, unit. What a
+//! request touches counts in cells that belong to the thread ([`cells`], [`histogram`], [`window`])
+//! and are reached by index, never by label ([`policy`]). What happens rarely goes through cached
+//! handles of the exporter's recorder. A scrape adds the cells up, hands the sums to the recorder
+//! and lets the exporter write the text ([`registry`]).
+//!
+//! Label values come from closed enums ([`labels`]) or from configuration, never from a request.
+//! Nothing here reads a clock: the time is an argument.
+
+pub mod cells;
+pub mod histogram;
+pub mod labels;
+pub mod names;
+pub mod policy;
+pub mod registry;
+pub mod series;
+pub mod window;
+
+mod exposition;
+mod handles;
+mod scrape;

@@ -1,0 +1,273 @@
+//! The process's metrics: where series are found by name, and what is counted without a policy.
+//!
+//! Series outlive the policies that use them. Their number is bounded whatever configurations
+//! come and go: names beyond the bound share `other`, and are counted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use parking_lot::Mutex;
+
+use crate::policy::compiled::NO_RULE;
+
+use super::cells::{Level, LevelGuard, PerShard};
+use super::handles::{Events, Handles, Sums, describe_all, increment};
+use super::histogram::LIMITER_EDGES;
+use super::labels::{
+    BreakerState, Dependency, FallbackMode, FallbackReason, IdentityError, LimiterBackend,
+    LimiterMode, QueryType, RedisErrorKind, RefusalReason,
+};
+use super::names;
+use super::series::{
+    EndpointSeries, ListenerSeries, PairSeries, PoolSeries, ProcessCells, ScopeSeries, TierSeries,
+    UpstreamSeries,
+};
+
+/// Distinct endpoints that get series of their own while the process lives.
+pub const ENDPOINTS_MAX: usize = 200;
+/// Distinct tiers that do.
+pub const TIERS_MAX: usize = 64;
+/// Distinct upstreams, pools and listeners, each.
+pub const PEERS_MAX: usize = 64;
+/// What is running.
+#[derive(Clone, Copy, Debug)]
+pub struct Build {
+    /// tollgate's version.
+    pub version: &'static str,
+    /// The commit it was built from, or `unknown`.
+    pub commit: &'static str,
+    /// The compiler, or `unknown`.
+    pub rustc: &'static str,
+}
+
+/// Every metric of this process. Tests may have several.
+#[derive(Debug)]
+pub struct Metrics {
+    pub(super) shards: usize,
+    pub(super) process: PerShard<ProcessCells>,
+    pub(super) events: Events,
+    in_flight: Level,
+    redis_calls: Level,
+    redis_slow: Duration,
+    /// Taken when a policy is compiled and for a moment in a scrape, never by a request.
+    pub(super) named: Mutex<Named>,
+    pub(super) handles: Handles,
+    /// Held for the length of a scrape: two at once take turns.
+    pub(super) sums: Mutex<Sums>,
+    pub(super) exporter: PrometheusHandle,
+}
+
+/// What configuration names.
+#[derive(Debug)]
+pub(super) struct Named {
+    pub(super) endpoints: Names<EndpointSeries>,
+    pub(super) tiers: Names<TierSeries>,
+    /// By tier and endpoint; bounded because both of them are.
+    pub(super) pairs: BTreeMap<(Box<str>, Box<str>), Arc<PairSeries>>,
+    pub(super) scopes: Names<ScopeSeries>,
+    pub(super) upstreams: Names<UpstreamSeries>,
+    pub(super) pools: Names<PoolSeries>,
+    pub(super) listeners: Names<ListenerSeries>,
+    pub(super) config_hash: Box<str>,
+}
+
+/// Series by name, up to a bound; what is beyond it shares `other`.
+#[derive(Debug)]
+pub(super) struct Names<T> {
+    map: BTreeMap<Box<str>, Arc<T>>,
+    bound: usize,
+}
+
+impl<T> Names<T> {
+    fn new(bound: usize) -> Self {
+        Names { map: BTreeMap::new(), bound }
+    }
+
+    /// The series of that name, or of `other`.
+    pub(super) fn get(&mut self, name: &str, make: impl FnOnce(&str) -> T) -> Arc<T> {
+        let others = usize::from(self.map.contains_key(NO_RULE));
+        let is_full = self.map.len().saturating_sub(others) >= self.bound;
+        let name = if is_full && !self.map.contains_key(name) { NO_RULE } else { name };
+        Arc::clone(self.map.entry(name.into()).or_insert_with(|| Arc::new(make(name))))
+    }
+
+    /// Every series, in the order of their names.
+    pub(super) fn all(&self) -> Vec<Arc<T>> {
+        self.map.values().cloned().collect()
+    }
+}
+
+impl Default for Named {
+    fn default() -> Self {
+        Named {
+            endpoints: Names::new(ENDPOINTS_MAX),
+            tiers: Names::new(TIERS_MAX),
+            pairs: BTreeMap::new(),
+            // The tier's own scope beside those of the rules.
+            scopes: Names::new(ENDPOINTS_MAX.saturating_add(1)),
+            upstreams: Names::new(PEERS_MAX),
+            pools: Names::new(PEERS_MAX),
+            listeners: Names::new(PEERS_MAX),
+            config_hash: Box::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// For so many workers. `redis_slow` is the time above which a call to Redis counts as slow.
+    pub fn new(workers: usize, build: Build, redis_slow: Duration) -> Arc<Self> {
+        // One more for the control thread.
+        let shards = workers.saturating_add(1);
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let exporter = recorder.handle();
+        describe_all(&recorder);
+        let handles = Handles::new(recorder);
+        handles.gauge(&names::BUILD_INFO, &[build.version, build.commit, build.rustc]).set(1.0);
+        handles.gauge(&names::DB_QUEUE, &[]).set(0.0);
+        handles.gauge(&names::DEGRADED, &[]).set(0.0);
+        Arc::new(Metrics {
+            shards,
+            process: PerShard::new(shards),
+            events: Events::new(&handles),
+            in_flight: Level::new(shards),
+            redis_calls: Level::new(shards),
+            redis_slow,
+            named: Mutex::default(),
+            handles,
+            sums: Mutex::default(),
+            exporter,
+        })
+    }
+
+    /// A request begins; it is in flight until the guard is dropped.
+    #[inline]
+    pub fn request_started(&self) -> LevelGuard {
+        self.in_flight.enter()
+    }
+
+    /// Requests in flight.
+    pub fn requests_in_flight(&self) -> usize {
+        self.in_flight.count()
+    }
+
+    /// The limits of a request were checked, by whom, and how long it took.
+    #[inline]
+    pub fn limiter_checked(&self, backend: LimiterBackend, took: Duration) {
+        self.process.with_own(|cells| {
+            if let Some(histogram) = cells.limiter.get(backend.index()) {
+                histogram.record(LIMITER_EDGES, took);
+            }
+        });
+    }
+
+    /// A request was decided by the failure mode.
+    pub fn limiter_fell_back(&self, mode: FallbackMode, reason: FallbackReason) {
+        let index = mode.index() * FallbackReason::COUNT + reason.index();
+        increment(&self.events.fallbacks, index);
+    }
+
+    /// A call to Redis is under way, until the guard is dropped.
+    #[inline]
+    pub fn redis_call_started(&self) -> LevelGuard {
+        self.redis_calls.enter()
+    }
+
+    /// Calls to Redis that are under way.
+    pub fn redis_calls(&self) -> usize {
+        self.redis_calls.count()
+    }
+
+    /// A call to Redis ended.
+    pub fn redis_call_ended(&self, took: Duration, error: Option<RedisErrorKind>) {
+        self.process.with_own(|cells| cells.redis.record(LIMITER_EDGES, took));
+        if took > self.redis_slow {
+            self.slow_query(QueryType::Redis);
+        }
+        if let Some(kind) = error {
+            increment(&self.events.redis_errors, kind.index());
+            if kind == RedisErrorKind::Timeout {
+                self.query_timed_out(QueryType::Redis);
+            }
+        }
+    }
+
+    /// A connection to Redis had to be made anew.
+    pub fn redis_reconnected(&self) {
+        self.events.redis_reconnects.increment(1);
+    }
+
+    /// A call took longer than its threshold.
+    pub fn slow_query(&self, query: QueryType) {
+        increment(&self.events.slow, query.index());
+    }
+
+    /// A call was cut off by its deadline.
+    pub fn query_timed_out(&self, query: QueryType) {
+        increment(&self.events.timeouts, query.index());
+    }
+
+    /// A connection was closed unread.
+    pub fn connection_refused(&self, reason: RefusalReason) {
+        increment(&self.events.refused, reason.index());
+    }
+
+    /// A credential or forwarding field was not believed.
+    pub fn identity_error(&self, reason: IdentityError) {
+        increment(&self.events.identity_errors, reason.index());
+    }
+
+    /// A circuit breaker changed its state.
+    pub fn breaker_changed(&self, service: Dependency, to: BreakerState) {
+        let labels = [service.as_str(), to.as_str()];
+        self.handles.counter(&names::BREAKER_TRANSITIONS, &labels).increment(1);
+        self.set_breaker(service, to);
+    }
+
+    /// The state of a circuit breaker. From the first call on, its series are there.
+    pub fn set_breaker(&self, service: Dependency, state: BreakerState) {
+        let handles = &self.handles;
+        for to in BreakerState::ALL {
+            handles.show(&names::BREAKER_TRANSITIONS, &[service.as_str(), to.as_str()]);
+        }
+        handles.gauge(&names::BREAKER_STATE, &[service.as_str()]).set(state.index() as f64);
+    }
+
+    /// The health of a dependency: 1, 0.5 or 0.
+    pub fn set_dependency_health(&self, dependency: Dependency, health: f64) {
+        self.handles.gauge(&names::DEPENDENCY_HEALTH, &[dependency.as_str()]).set(health);
+    }
+
+    /// How limits are decided now.
+    pub fn set_limiter_mode(&self, mode: LimiterMode) {
+        self.events.degraded.set(mode.index() as f64);
+    }
+
+    /// What the store in memory holds, and how many it forgot early since the start.
+    pub fn set_memory_store(&self, identities: u64, evictions: u64) {
+        let handles = &self.handles;
+        handles.gauge(&names::STORE_IDENTITIES, &[]).set(identities as f64);
+        handles.counter(&names::STORE_EVICTIONS, &[]).absolute(evictions);
+    }
+
+    /// The hash of the configuration in force.
+    pub fn set_config_hash(&self, hash: &str) {
+        self.named.lock().config_hash = hash.into();
+    }
+
+    /// The series of an upstream, by its configured name.
+    pub fn upstream(&self, name: &str) -> Arc<UpstreamSeries> {
+        self.named.lock().upstreams.get(name, |name| UpstreamSeries::new(name, self.shards))
+    }
+
+    /// The series of a pool of connections: `upstream`, `redis`, `database`.
+    pub fn pool(&self, name: &str) -> Arc<PoolSeries> {
+        self.named.lock().pools.get(name, |name| PoolSeries::new(name, self.shards))
+    }
+
+    /// The series of a listener.
+    pub fn listener(&self, name: &str) -> Arc<ListenerSeries> {
+        self.named.lock().listeners.get(name, |name| ListenerSeries::new(name, self.shards))
+    }
+}

@@ -1,0 +1,301 @@
+//! The two readings of a request's path, and the paths that have no safe reading.
+//!
+//! A backend may read a path by the letter, or forgive much; which one stands behind the proxy is
+//! not known here. So every path is read both ways, on copies: the bytes that are forwarded are
+//! never touched. This file knows nothing of rules.
+//!
+//! *Strict* is the normal form of RFC 3986 §6.2.2: unreserved characters are percent-decoded, the
+//! hex digits of what stays encoded are upper case, dot segments are removed (§5.2.4). A byte that
+//! no URI may hold raw (`{`, `"`, anything outside of ASCII) stands for its encoding.
+//!
+//! *Lenient* is what the most forgiving backend would make of it, in this order: percent-decoded
+//! twice, `\` read as `/`, everything from `;` on cut from each segment, runs of slashes merged,
+//! dot segments removed, a trailing slash cut, ASCII letters folded to lower case. A third layer of
+//! encoding stays as it is, and so does a `%` that the first decoding made and that begins no
+//! escape: `100%25` is honest.
+
+use std::borrow::Cow;
+
+use super::route::PathError;
+
+/// Both readings of one path. Borrowed where the path reads as it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Readings<'a> {
+    strict: Cow<'a, [u8]>,
+    /// `None`: the same bytes as `strict`.
+    lenient: Option<Cow<'a, [u8]>>,
+}
+
+impl<'a> Readings<'a> {
+    /// Reads a path: no scheme, no authority. A query or a fragment ends it (RFC 3986 §3.3), an
+    /// empty one is `/` (RFC 9110 §4.2.3), and the `*` of `OPTIONS *` stays `*` in both readings.
+    ///
+    /// # Errors
+    /// A path that must be refused. `..` above the root counts in either reading: one that only a
+    /// forgiving backend would leave the root by is an attack on such a backend, and no honest
+    /// client has a use for it.
+    pub fn of(raw: &'a [u8]) -> Result<Self, PathError> {
+        let shape = if raw.first() == Some(&b'/') { shape(raw) } else { Shape::Odd };
+        match shape {
+            Shape::Plain => Ok(Readings { strict: Cow::Borrowed(raw), lenient: None }),
+            Shape::Cased => Ok(Readings {
+                strict: Cow::Borrowed(raw),
+                lenient: Some(Cow::Owned(raw.to_ascii_lowercase())),
+            }),
+            Shape::Odd => Self::of_any(raw),
+        }
+    }
+
+    /// The same for any path, without the shortcuts.
+    fn of_any(raw: &[u8]) -> Result<Self, PathError> {
+        let path = raw.split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default();
+        let path = match path {
+            b"" => b"/",
+            b"*" => return Ok(Readings { strict: Cow::Owned(b"*".to_vec()), lenient: None }),
+            [b'/', ..] => path,
+            _ => return Err(PathError::NotAbsolute),
+        };
+        check_bytes(path)?;
+        let decoded = decode_twice(path);
+        check_no_nul(&decoded)?;
+        let strict = strict(path)?;
+        let lenient = lenient(&decoded)?;
+        let lenient = (lenient != strict).then_some(Cow::Owned(lenient));
+        Ok(Readings { strict: Cow::Owned(strict), lenient })
+    }
+
+    /// The reading by the letter.
+    pub fn strict(&self) -> &[u8] {
+        &self.strict
+    }
+
+    /// The reading of the most forgiving backend.
+    pub fn lenient(&self) -> &[u8] {
+        self.lenient.as_ref().unwrap_or(&self.strict)
+    }
+
+    /// Whether both readings are the same bytes: the path leaves no doubt.
+    pub fn agree(&self) -> bool {
+        self.lenient.is_none()
+    }
+}
+
+/// Refuses bytes that no path may hold, and escapes that are none.
+///
+/// # Errors
+/// The first fault.
+pub fn check_bytes(path: &[u8]) -> Result<(), PathError> {
+    let mut rest = path;
+    while let [byte, tail @ ..] = rest {
+        rest = match byte {
+            0 => return Err(PathError::Nul),
+            0x01..=0x1f | 0x7f => return Err(PathError::Control),
+            b'\\' => return Err(PathError::Backslash),
+            b'%' => escape(tail).ok_or(PathError::Escape)?.1,
+            _ => tail,
+        };
+    }
+    Ok(())
+}
+
+/// Refuses a NUL in what [`decode_twice`] made, the two-byte form of "modified UTF-8" included: no
+/// character of UTF-8 begins with `C0`, and decoders that forgive overlong forms make a NUL of it.
+///
+/// # Errors
+/// There is one.
+pub fn check_no_nul(decoded: &[u8]) -> Result<(), PathError> {
+    let nul = decoded.contains(&0) || decoded.windows(2).any(|pair| pair == [0xc0, 0x80]);
+    if nul { Err(PathError::Nul) } else { Ok(()) }
+}
+
+/// Appends the normal form of one segment (RFC 3986 §6.2.2): what is unreserved is decoded, what
+/// must be encoded is, with digits in upper case.
+pub fn push_normal(segment: &[u8], normal: &mut Vec<u8>) {
+    const DIGITS: [u8; 16] = *b"0123456789ABCDEF";
+    let digit = |value: u8| DIGITS.get(usize::from(value)).copied().unwrap_or_default();
+    let mut rest = segment;
+    while let [byte, tail @ ..] = rest {
+        let (byte, raw, next) = match (byte, escape(tail)) {
+            (b'%', Some((decoded, next))) => (decoded, is_unreserved(decoded), next),
+            (b'%', None) => (b'%', false, tail),
+            (byte, _) => (*byte, is_unreserved(*byte) || is_reserved_in_path(*byte), tail),
+        };
+        if raw {
+            normal.push(byte);
+        } else {
+            normal.extend([b'%', digit(byte >> 4), digit(byte & 0xf)]);
+        }
+        rest = next;
+    }
+}
+
+/// Decodes every escape, and then every escape of the result.
+pub fn decode_twice(raw: &[u8]) -> Cow<'_, [u8]> {
+    match decode(raw) {
+        Cow::Borrowed(raw) => Cow::Borrowed(raw),
+        Cow::Owned(once) => match decode(&once) {
+            Cow::Borrowed(_) => Cow::Owned(once),
+            Cow::Owned(twice) => Cow::Owned(twice),
+        },
+    }
+}
+
+/// The segments of a decoded path as a forgiving backend cuts them: at either slash, without
+/// parameters, empty ones left out. Dot segments are still there.
+pub fn forgiving_segments(decoded: &[u8]) -> impl Iterator<Item = &[u8]> {
+    decoded
+        .split(|byte| matches!(byte, b'/' | b'\\'))
+        .filter_map(|segment| segment.split(|byte| *byte == b';').next())
+        .filter(|segment| !segment.is_empty())
+}
+
+/// What one look at the bytes tells.
+enum Shape {
+    /// Both readings are the path itself.
+    Plain,
+    /// The readings differ in the case of letters only.
+    Cased,
+    /// Anything else. May still turn out to be plain.
+    Odd,
+}
+
+/// Sorts out the paths that need no work: nearly all of them. `raw` begins with a slash.
+fn shape(raw: &[u8]) -> Shape {
+    let mut seen = 0;
+    let mut previous = 0;
+    // No branches in here: every request comes by.
+    for byte in raw {
+        let traits = TRAITS.get(usize::from(*byte)).copied().unwrap_or(ODD);
+        // Runs of slashes, and dot segments; a harmless `/.well-known` takes the long way too.
+        let pair = (previous & SLASH != 0) & (traits & (SLASH | DOT) != 0);
+        seen |= traits | (u8::from(pair) * ODD);
+        previous = traits;
+    }
+    let ends_in_slash = previous & SLASH != 0 && raw.len() > 1;
+    if seen & ODD != 0 || ends_in_slash {
+        Shape::Odd
+    } else if seen & UPPER != 0 {
+        Shape::Cased
+    } else {
+        Shape::Plain
+    }
+}
+
+const SLASH: u8 = 1;
+const DOT: u8 = 2;
+const UPPER: u8 = 4;
+/// What some reading does not leave as it is.
+const ODD: u8 = 8;
+
+/// What each byte means to [`shape`].
+#[expect(clippy::indexing_slicing, reason = "the compiler evaluates it, and would not panic later")]
+static TRAITS: [u8; 256] = {
+    let mut traits = [0; 256];
+    let mut byte = u8::MAX;
+    loop {
+        traits[byte as usize] = match byte {
+            b'/' => SLASH,
+            b'.' => DOT,
+            b'A'..=b'Z' => UPPER,
+            b';' => ODD,
+            _ if is_unreserved(byte) || is_reserved_in_path(byte) => 0,
+            _ => ODD,
+        };
+        if byte == 0 {
+            break traits;
+        }
+        byte -= 1;
+    }
+};
+
+/// RFC 3986 §2.3.
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// What else a segment may hold raw: RFC 3986 §3.3, `pchar`.
+const fn is_reserved_in_path(byte: u8) -> bool {
+    matches!(
+        byte,
+        b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@'
+    )
+}
+
+/// The byte of an escape whose `%` is gone already, and what follows it.
+fn escape(after_percent: &[u8]) -> Option<(u8, &[u8])> {
+    let [high, low, rest @ ..] = after_percent else { return None };
+    let value = |digit: &u8| char::from(*digit).to_digit(16).and_then(|it| u8::try_from(it).ok());
+    Some((value(high)? << 4 | value(low)?, rest))
+}
+
+/// Decodes every escape; a `%` that begins none stays.
+fn decode(raw: &[u8]) -> Cow<'_, [u8]> {
+    if !raw.contains(&b'%') {
+        return Cow::Borrowed(raw);
+    }
+    let mut decoded = Vec::with_capacity(raw.len());
+    let mut rest = raw;
+    while let [byte, tail @ ..] = rest {
+        let (byte, next) = match (byte, escape(tail)) {
+            (b'%', Some(escaped)) => escaped,
+            (byte, _) => (*byte, tail),
+        };
+        decoded.push(byte);
+        rest = next;
+    }
+    Cow::Owned(decoded)
+}
+
+/// The strict reading. Linear in the path: what `..` removes is looked at once.
+fn strict(path: &[u8]) -> Result<Vec<u8>, PathError> {
+    let mut reading = Vec::with_capacity(path.len() + 1);
+    let mut ends_in_dots = false;
+    for segment in path.split(|byte| *byte == b'/').skip(1) {
+        let start = reading.len();
+        reading.push(b'/');
+        push_normal(segment, &mut reading);
+        let written = reading.get(start..).unwrap_or_default();
+        ends_in_dots = matches!(written, b"/." | b"/..");
+        if ends_in_dots {
+            let is_parent = written == b"/..";
+            reading.truncate(start);
+            if is_parent {
+                leave(&mut reading)?;
+            }
+        }
+    }
+    // RFC 3986 §5.2.4: `/a/.` and `/a/b/..` are `/a/`.
+    if ends_in_dots {
+        reading.push(b'/');
+    }
+    Ok(reading)
+}
+
+/// The lenient reading of what [`decode_twice`] made.
+fn lenient(decoded: &[u8]) -> Result<Vec<u8>, PathError> {
+    let mut reading = Vec::with_capacity(decoded.len());
+    for segment in forgiving_segments(decoded) {
+        match segment {
+            b"." => {}
+            b".." => leave(&mut reading)?,
+            _ => {
+                reading.push(b'/');
+                reading.extend(segment.iter().map(u8::to_ascii_lowercase));
+            }
+        }
+    }
+    if reading.is_empty() {
+        reading.push(b'/');
+    }
+    Ok(reading)
+}
+
+/// Removes the last segment and the slash before it.
+fn leave(reading: &mut Vec<u8>) -> Result<(), PathError> {
+    let slash = reading.iter().rposition(|byte| *byte == b'/').ok_or(PathError::AboveRoot)?;
+    reading.truncate(slash);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! One request and its answer, from the head's arrival to the body's end, and what is told of it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{Method, StatusCode};
+
+use crate::clock;
+use crate::metrics::cells::LevelGuard;
+use crate::metrics::labels::{Ending, MethodLabel};
+use crate::metrics::policy::RequestRecord;
+use crate::policy::identity::IdentifierType;
+use crate::policy::plan::{Plan, RuleId, TierId};
+
+use super::gate::Active;
+use super::io::ConnState;
+use super::worker::Worker;
+
+/// How an answer's body ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The whole answer was handed over.
+    Complete,
+    /// The downstream left before that.
+    DownstreamGone,
+    /// The upstream broke off within the body.
+    UpstreamBroke,
+    /// The upstream fell silent within the body.
+    UpstreamStalled,
+}
+
+/// One exchange. Dropped before [`Exchange::finish`], it counts as one that its downstream left.
+#[derive(Debug)]
+pub struct Exchange {
+    worker: Rc<Worker>,
+    conn: Arc<ConnState>,
+    active: Arc<Active>,
+    facts: Option<Facts>,
+}
+
+/// What is known of an exchange by now.
+#[derive(Debug)]
+struct Facts {
+    started: Instant,
+    method: MethodLabel,
+    endpoint: Option<RuleId>,
+    evaluated: Option<(TierId, IdentifierType)>,
+    status: u16,
+    /// `None`: not to be told of.
+    ending: Option<Ending>,
+    overhead: Option<Duration>,
+    upstream: Option<Duration>,
+    bytes_in: u64,
+    bytes_out: u64,
+    _in_flight: LevelGuard,
+}
+
+impl Exchange {
+    /// Begins with a whole head.
+    pub fn begin(
+        worker: &Rc<Worker>,
+        conn: &Arc<ConnState>,
+        active: &Arc<Active>,
+        method: &Method,
+        started: Instant,
+    ) -> Self {
+        conn.enter_request();
+        let facts = Facts {
+            started,
+            method: MethodLabel::of(method),
+            endpoint: None,
+            evaluated: None,
+            status: 0,
+            ending: Some(Ending::ClientAbort),
+            overhead: None,
+            upstream: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            _in_flight: worker.gate.metrics.request_started(),
+        };
+        Exchange {
+            worker: Rc::clone(worker),
+            conn: Arc::clone(conn),
+            active: Arc::clone(active),
+            facts: Some(facts),
+        }
+    }
+
+    /// The policy that holds for this exchange, whatever is reloaded meanwhile.
+    pub fn active(&self) -> &Arc<Active> {
+        &self.active
+    }
+
+    /// Notes which rule names the request.
+    pub fn planned(&mut self, plan: &Plan<'_>) {
+        if let Some(facts) = &mut self.facts {
+            facts.endpoint = plan.endpoint;
+        }
+    }
+
+    /// Notes that limits were evaluated, and whose.
+    pub fn evaluated(&mut self, plan: &Plan<'_>) {
+        if let Some(facts) = &mut self.facts {
+            facts.evaluated = Some((plan.tier, plan.identity.identifier_type()));
+        }
+    }
+
+    /// Notes the answer's head and how it will have ended if nothing else happens. `upstream` is
+    /// how long the upstream took for it.
+    pub fn answered(&mut self, status: StatusCode, ending: Ending, upstream: Option<Duration>) {
+        if let Some(facts) = &mut self.facts {
+            facts.status = status.as_u16();
+            facts.ending = Some(ending);
+            facts.upstream = upstream;
+            let total = clock::monotonic().saturating_duration_since(facts.started);
+            facts.overhead = Some(total.saturating_sub(upstream.unwrap_or_default()));
+        }
+    }
+
+    /// Has nothing told: the request was for tollgate itself.
+    pub fn keep_quiet(&mut self) {
+        if let Some(facts) = &mut self.facts {
+            facts.ending = None;
+        }
+    }
+
+    /// Counts content on its way to the downstream.
+    pub fn add_bytes_out(&mut self, count: usize) {
+        if let Some(facts) = &mut self.facts {
+            let count = u64::try_from(count).unwrap_or(u64::MAX);
+            facts.bytes_out = facts.bytes_out.saturating_add(count);
+        }
+    }
+
+    /// Ends the exchange and tells of it, once. `bytes_in` is the request's content.
+    pub fn finish(mut self, end: End, bytes_in: u64) {
+        if let Some(facts) = &mut self.facts {
+            facts.bytes_in = bytes_in;
+        }
+        self.tell(end);
+    }
+
+    fn tell(&mut self, end: End) {
+        let Some(facts) = self.facts.take() else { return };
+        self.conn.enter_idle();
+        let Some(ending) = facts.ending else { return };
+        let ending = match end {
+            End::Complete => ending,
+            End::DownstreamGone => Ending::ClientAbort,
+            End::UpstreamBroke => Ending::UpstreamConnect,
+            End::UpstreamStalled => Ending::UpstreamTimeout,
+        };
+        let gate = &self.worker.gate;
+        let at = gate.clock.now();
+        match ending {
+            Ending::Answered | Ending::Upstream5xx => gate.upstream_health.answered(),
+            Ending::UpstreamConnect | Ending::UpstreamTimeout => gate.upstream_health.failed(at),
+            _ => {}
+        }
+        self.active.metrics.record(&RequestRecord {
+            endpoint: facts.endpoint,
+            evaluated: facts.evaluated,
+            method: facts.method,
+            status: facts.status,
+            ending,
+            at,
+            duration: clock::monotonic().saturating_duration_since(facts.started),
+            overhead: facts.overhead,
+            upstream: facts.upstream.map(|took| (&*gate.upstream_series, took)),
+            bytes_in: facts.bytes_in,
+            bytes_out: facts.bytes_out,
+        });
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.tell(End::DownstreamGone);
+    }
+}

@@ -1,0 +1,234 @@
+//! To the upstream and back: one exchange on a connection of the pool.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use http::header::{CONNECTION, HOST, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, request};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+
+use crate::clock;
+use crate::policy::plan::RuleId;
+
+use super::body::{Download, ProxyBody, UploadBody, UploadState};
+use super::gate::Active;
+use super::headers;
+use super::io::ConnState;
+use super::pool::{ConnectError, Lease};
+use super::reply::Refusal;
+use super::timer::Tick;
+use super::tunnel;
+use super::worker::Worker;
+
+/// An answer of the upstream's.
+#[derive(Debug)]
+pub struct Forwarded {
+    /// Its head, made fit for the downstream, and its body, which streams.
+    pub response: Response<ProxyBody>,
+    /// From the request's sending to the answer's head.
+    pub took: Duration,
+}
+
+/// One call of the upstream, for one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// Whose pool and clock are used.
+    pub worker: &'a Rc<Worker>,
+    /// The connection that the request came on.
+    pub conn: &'a Arc<ConnState>,
+    /// The policy in force.
+    pub active: &'a Active,
+    /// The rule that names the request.
+    pub endpoint: Option<RuleId>,
+}
+
+impl Call<'_> {
+    /// Sends the request and waits for the answer's head.
+    ///
+    /// A connection that the upstream closed while it was idle is no reason to fail: what could
+    /// not be sent at all goes out on another, and so does, as often as is configured, what was
+    /// sent but may be sent twice (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
+    ///
+    /// # Errors
+    /// The upstream cannot be reached, breaks off or takes too long; or the request's body does.
+    /// Dropping the future cancels the exchange and closes the connection to the upstream.
+    pub async fn forward(
+        self,
+        mut parts: request::Parts,
+        body: Incoming,
+    ) -> Result<Forwarded, Refusal> {
+        let settings = &self.worker.gate.settings;
+        let upgrade = headers::wanted_upgrade(&parts);
+        let on_upgrade = upgrade
+            .is_some()
+            .then(|| parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
+            .flatten();
+        parts.extensions.clear();
+        let is_trusted = self.active.policy.is_trusted(self.conn.peer.ip());
+        headers::to_upstream(&mut parts, self.conn, is_trusted, upgrade.as_ref());
+        if let Some(host) = &settings.host_override {
+            parts.headers.insert(HOST, host.clone());
+        }
+        let (body, upload) = if body.is_end_stream() {
+            (UploadBody::empty(), None)
+        } else {
+            let (timeout, limit) = (settings.body_timeout, settings.body_bytes_max);
+            let (body, state) = UploadBody::new(body, self.conn, timeout, limit);
+            (body, Some(state))
+        };
+        let started = clock::monotonic();
+        let request = Request::from_parts(parts, body);
+        let (response, lease) = self.exchange(request, upload.as_deref()).await?;
+        let took = clock::monotonic().saturating_duration_since(started);
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // Only what was asked for, and by whom it was asked for.
+            let wanted = upgrade.zip(on_upgrade).ok_or(Refusal::UpstreamBroken)?;
+            let response = self.switch(response, wanted, lease).ok_or(Refusal::UpstreamBroken)?;
+            return Ok(Forwarded { response, took });
+        }
+        let (mut parts, inner) = response.into_parts();
+        headers::to_downstream(&mut parts.headers);
+        parts.version = http::Version::HTTP_11;
+        parts.extensions.clear();
+        let download = Download {
+            inner,
+            lease: Some(lease),
+            upload,
+            conn: Arc::clone(self.conn),
+            timeout: settings.upstream_idle_timeout,
+            due: Tick::NEVER,
+        };
+        let body = ProxyBody::upstream(download);
+        Ok(Forwarded { response: Response::from_parts(parts, body), took })
+    }
+
+    /// Finds a connection and gets an answer's head on it.
+    async fn exchange(
+        self,
+        mut request: Request<UploadBody>,
+        upload: Option<&UploadState>,
+    ) -> Result<(Response<Incoming>, Lease), Refusal> {
+        let pool = &self.worker.pool;
+        let may_repeat = upload.is_none() && is_idempotent(request.method());
+        let mut tries_left = self.worker.gate.settings.retries;
+        let mut wants_fresh = false;
+        loop {
+            let pooled = if wants_fresh { None } else { pool.take(!may_repeat) };
+            let mut lease = match pooled {
+                Some(lease) => lease,
+                None => pool.connect().await.map_err(connect_refusal)?,
+            };
+            let can_repeat = may_repeat && lease.is_reused && tries_left > 0;
+            let copy = can_repeat.then(|| copy_of(&request));
+            let sent = lease.sender.try_send_request(request);
+            match answer_head(sent, self.worker, self.conn, upload).await {
+                Head::Arrived(response) => return Ok((response, lease)),
+                Head::TimedOut => return Err(Refusal::ResponseTimeout),
+                Head::UploadFailed(refusal) => return Err(refusal),
+                // Not a byte of it was sent: no harm in another try, whatever the method.
+                Head::NotSent(returned) if lease.is_reused => request = *returned,
+                Head::NotSent(_) => return Err(Refusal::UpstreamBroken),
+                Head::Broken => {
+                    let copy = copy.filter(|_| !lease.has_answered());
+                    request = copy.ok_or(Refusal::UpstreamBroken)?;
+                    tries_left = tries_left.saturating_sub(1);
+                    wants_fresh = true;
+                }
+            }
+        }
+    }
+
+    /// Joins the two connections after a 101 that was asked for.
+    fn switch(
+        self,
+        mut response: Response<Incoming>,
+        (wanted, downstream): (HeaderValue, OnUpgrade),
+        lease: Lease,
+    ) -> Option<Response<ProxyBody>> {
+        let agreed = response.headers().get(UPGRADE)?.clone();
+        if !agreed.as_bytes().eq_ignore_ascii_case(wanted.as_bytes()) {
+            return None;
+        }
+        let upstream = hyper::upgrade::on(&mut response);
+        let guard = self.active.metrics.websocket_opened(self.endpoint);
+        tunnel::spawn(self.worker, self.conn, (downstream, upstream), &agreed, (lease, guard));
+        let (mut parts, _) = response.into_parts();
+        headers::to_downstream(&mut parts.headers);
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(UPGRADE, agreed);
+        parts.version = http::Version::HTTP_11;
+        parts.extensions.clear();
+        Some(Response::from_parts(parts, ProxyBody::own(bytes::Bytes::new())))
+    }
+}
+
+/// What came of waiting for an answer's head.
+enum Head {
+    Arrived(Response<Incoming>),
+    TimedOut,
+    UploadFailed(Refusal),
+    NotSent(Box<Request<UploadBody>>),
+    Broken,
+}
+
+type Sent = Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<UploadBody>>>;
+
+async fn answer_head(
+    sent: impl Future<Output = Sent>,
+    worker: &Worker,
+    conn: &ConnState,
+    upload: Option<&UploadState>,
+) -> Head {
+    let began = worker.timers.now();
+    let mut sent = pin!(sent);
+    poll_fn(|cx| {
+        if let Poll::Ready(sent) = sent.as_mut().poll(cx) {
+            return Poll::Ready(match sent {
+                Ok(response) => Head::Arrived(response),
+                Err(mut error) => match (upload.and_then(UploadState::failure), error.take_message())
+                {
+                    (Some(refusal), _) => Head::UploadFailed(refusal),
+                    (None, Some(request)) => Head::NotSent(Box::new(request)),
+                    (None, None) => Head::Broken,
+                },
+            });
+        }
+        if let Some(refusal) = upload.and_then(UploadState::failure) {
+            return Poll::Ready(Head::UploadFailed(refusal));
+        }
+        // The upstream's time runs from the last of the request that it took.
+        let since = upload.map_or(began, |upload| began.max(upload.last_progress()));
+        let due = since.plus(worker.gate.settings.response_timeout);
+        if worker.timers.is_past(due) {
+            return Poll::Ready(Head::TimedOut);
+        }
+        conn.alarm.arm(due);
+        Poll::Pending
+    })
+    .await
+}
+
+fn copy_of(request: &Request<UploadBody>) -> Request<UploadBody> {
+    let mut copy = Request::new(UploadBody::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// RFC 9110 §9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+}
+
+fn connect_refusal(error: ConnectError) -> Refusal {
+    match error {
+        ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
+        ConnectError::Timeout => Refusal::ConnectTimeout,
+    }
+}

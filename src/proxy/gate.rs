@@ -1,0 +1,143 @@
+//! What all workers share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::Method;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::health::upstream::UpstreamHealth;
+use crate::metrics::policy::PolicyMetrics;
+use crate::metrics::registry::Metrics;
+use crate::metrics::series::UpstreamSeries;
+use crate::policy::compiled::Policy;
+use crate::store::memory::MemoryStore;
+use crate::store::redis::RedisShared;
+
+use super::body::ProxyBody;
+use super::headers::ResponseFields;
+use super::io::PhaseTimeouts;
+use super::pool::PoolSettings;
+use super::resolve::Addresses;
+
+/// How the data path behaves; see `config/tollgate.yaml` for each.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Bounds of a downstream connection's phases.
+    pub phases: PhaseTimeouts,
+    /// Between bytes of a request's body.
+    pub body_timeout: Duration,
+    /// Largest request head, in bytes.
+    pub header_bytes_max: usize,
+    /// Largest request body, in bytes; 0 is no limit.
+    pub body_bytes_max: u64,
+    /// Bound of a drain.
+    pub drain_timeout: Duration,
+    /// Downstream connections at a time.
+    pub connections_max: usize,
+    /// To the upstream, for each worker.
+    pub pool: PoolSettings,
+    /// To the upstream's response head.
+    pub response_timeout: Duration,
+    /// Between bytes of an answer's body.
+    pub upstream_idle_timeout: Duration,
+    /// Between bytes of an upgraded connection.
+    pub tunnel_idle_timeout: Duration,
+    /// Second tries of a request that met a stale connection.
+    pub retries: u32,
+    /// What the upstream sees as `Host` in place of the downstream's.
+    pub host_override: Option<http::HeaderValue>,
+    /// Which fields answers carry.
+    pub fields: ResponseFields,
+}
+
+/// Makes the answer of a path that tollgate itself answers on the data port.
+pub type Page = Box<dyn Fn() -> http::Response<bytes::Bytes> + Send + Sync>;
+
+/// The policy in force, with its metrics at hand.
+#[derive(Debug)]
+pub struct Active {
+    /// Decides.
+    pub policy: Policy,
+    /// Counts.
+    pub metrics: PolicyMetrics,
+}
+
+/// Everything that all workers share.
+pub struct Gate {
+    /// How the data path behaves.
+    pub settings: Settings,
+    /// The policy in force.
+    pub active: ArcSwap<Active>,
+    /// The time of limits.
+    pub clock: Clock,
+    /// The process's metrics.
+    pub metrics: Arc<Metrics>,
+    /// Calls to the upstream.
+    pub upstream_series: Arc<UpstreamSeries>,
+    /// What they came to.
+    pub upstream_health: Arc<UpstreamHealth>,
+    /// Limiter state in memory.
+    pub memory: Arc<MemoryStore>,
+    /// Limiter state in Redis, if it is configured.
+    pub redis: Option<Arc<RedisShared>>,
+    /// Where the upstream is.
+    pub addresses: Arc<Addresses>,
+    /// Paths that tollgate answers itself on the data port: `server.expose`.
+    pub exposed: Vec<(&'static str, Page)>,
+    /// Whether tollgate is about to stop.
+    pub drain: Drain,
+}
+
+impl Gate {
+    /// The answer of an exposed page, if this is a request for one.
+    pub fn exposed(&self, parts: &http::request::Parts) -> Option<http::Response<ProxyBody>> {
+        if self.exposed.is_empty() || !matches!(parts.method, Method::GET | Method::HEAD) {
+            return None;
+        }
+        let (_, page) = self.exposed.iter().find(|(path, _)| *path == parts.uri.path())?;
+        Some(page().map(ProxyBody::own))
+    }
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// Tells every connection that tollgate is about to stop.
+#[derive(Debug)]
+pub struct Drain {
+    is_draining: AtomicBool,
+    sender: watch::Sender<bool>,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Drain { is_draining: AtomicBool::new(false), sender: watch::Sender::new(false) }
+    }
+}
+
+impl Drain {
+    /// From now on nothing new is begun.
+    pub fn begin(&self) {
+        self.is_draining.store(true, Relaxed);
+        self.sender.send_replace(true);
+    }
+
+    /// Whether it has begun.
+    pub fn is_draining(&self) -> bool {
+        self.is_draining.load(Relaxed)
+    }
+
+    /// Waits until it begins.
+    pub async fn begun(&self) {
+        let mut receiver = self.sender.subscribe();
+        // The sender lives as long as `self`.
+        let _ = receiver.wait_for(|begun| *begun).await;
+    }
+}

@@ -1,0 +1,311 @@
+//! Header fields: what makes a request unfit, what stays on one connection, what tollgate adds.
+
+use http::header::{
+    ACCESS_CONTROL_EXPOSE_HEADERS, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap,
+    HeaderName, HeaderValue, ORIGIN, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http::uri::Authority;
+use http::{Method, Uri, Version, request};
+
+use crate::limiter::decision::LimitStatus;
+use crate::limiter::time::Timestamp;
+
+use super::io::ConnState;
+use super::reply::Refusal;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+
+/// How `X-RateLimit-Reset` tells the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reset {
+    /// Unix seconds.
+    #[default]
+    Epoch,
+    /// Seconds from now.
+    Delta,
+}
+
+/// Which fields tollgate adds to answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResponseFields {
+    /// `X-RateLimit-Limit`, `-Remaining`, `-Reset`.
+    pub x_ratelimit: bool,
+    /// What `-Reset` says.
+    pub reset: Reset,
+    /// Name them in `Access-Control-Expose-Headers` of cross-origin answers.
+    pub expose_cors: bool,
+}
+
+/// Checks what hyper leaves to the proxy, and settles the request's one authority in `Host`.
+///
+/// # Errors
+/// What RFC 9112 wants refused: no `Host`, two of them, one that is no authority (§3.2), a
+/// `Transfer-Encoding` other than `chunked` or in HTTP/1.0 (§6.1); CONNECT and TRACE, which are
+/// no business of a reverse proxy.
+pub fn check_request(parts: &mut request::Parts) -> Result<(), Refusal> {
+    if parts.method == Method::CONNECT || parts.method == Method::TRACE {
+        return Err(Refusal::MethodNotAllowed);
+    }
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() || (host.is_none() && parts.version == Version::HTTP_11) {
+        return Err(Refusal::BadRequest);
+    }
+    if let Some(host) = host {
+        check_authority(host)?;
+    }
+    // RFC 9112 §3.2.2: the authority of an absolute-form target replaces Host.
+    if let Some(authority) = parts.uri.authority() {
+        if authority.as_str().contains('@') || authority.host().is_empty() {
+            return Err(Refusal::BadRequest);
+        }
+        let host = HeaderValue::try_from(authority.as_str()).map_err(|_| Refusal::BadRequest)?;
+        parts.headers.insert(HOST, host);
+    }
+    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        let is_chunked = coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+        if !is_chunked || codings.next().is_some() || parts.version != Version::HTTP_11 {
+            return Err(Refusal::BadRequest);
+        }
+    }
+    Ok(())
+}
+
+fn check_authority(host: &HeaderValue) -> Result<(), Refusal> {
+    let bytes = host.as_bytes();
+    // Nearly every Host is letters, digits, dots, and perhaps a port: no need to parse it.
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    if bytes.first().is_some_and(u8::is_ascii_alphanumeric) && bytes.iter().all(is_plain) {
+        return Ok(());
+    }
+    let authority = Authority::try_from(bytes).map_err(|_| Refusal::BadRequest)?;
+    let port = authority.as_str().get(authority.host().len()..).unwrap_or_default();
+    let port_is_fine =
+        port.is_empty() || port == ":" || port.strip_prefix(':').is_some_and(|it| it.parse::<u16>().is_ok());
+    if authority.host().is_empty() || bytes.contains(&b'@') || !port_is_fine {
+        return Err(Refusal::BadRequest);
+    }
+    Ok(())
+}
+
+/// The protocol that the request asks to upgrade to, if it may (RFC 9110 §7.8): HTTP/1.1, and the
+/// `Connection` option with it.
+pub fn wanted_upgrade(parts: &request::Parts) -> Option<HeaderValue> {
+    let upgrade = parts.headers.get(UPGRADE)?;
+    // A change to HTTP/2 is never the origin's to accept through a proxy.
+    let is_h2c = upgrade.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
+    let asked = connection_options(&parts.headers).any(|it| it.eq_ignore_ascii_case("upgrade"));
+    (parts.version == Version::HTTP_11 && asked && !is_h2c).then(|| upgrade.clone())
+}
+
+/// Makes a downstream's fields fit for the upstream: takes out what belongs to the connection it
+/// came on, then adds tollgate's own, so that no `Connection` option can name those.
+pub fn to_upstream(
+    parts: &mut request::Parts,
+    conn: &ConnState,
+    peer_is_trusted: bool,
+    upgrade: Option<&HeaderValue>,
+) {
+    let headers = &mut parts.headers;
+    let had_chunked = headers.contains_key(TRANSFER_ENCODING);
+    let wants_trailers = headers.get(TE).is_some_and(names_trailers);
+    strip_hop_by_hop(headers);
+    headers.remove(EXPECT);
+    headers.remove(HTTP2_SETTINGS);
+    if had_chunked {
+        headers.remove(CONTENT_LENGTH);
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(protocol) = upgrade {
+        headers.insert(UPGRADE, protocol.clone());
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    drop_shadowing(headers);
+    if peer_is_trusted {
+        append_forwarded_for(headers, &conn.peer_field);
+        if !headers.contains_key(X_FORWARDED_PROTO) {
+            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        }
+        if !headers.contains_key(X_FORWARDED_HOST)
+            && let Some(host) = headers.get(HOST).cloned()
+        {
+            headers.insert(X_FORWARDED_HOST, host);
+        }
+    } else {
+        headers.remove(FORWARDED);
+        headers.remove(X_REAL_IP);
+        headers.insert(X_FORWARDED_FOR, conn.peer_field.clone());
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        match headers.get(HOST).cloned() {
+            Some(host) => headers.insert(X_FORWARDED_HOST, host),
+            None => headers.remove(X_FORWARDED_HOST),
+        };
+    }
+    let via = if parts.version == Version::HTTP_10 { "1.0 tollgate" } else { "1.1 tollgate" };
+    headers.append(VIA, HeaderValue::from_static(via));
+    parts.version = Version::HTTP_11;
+    parts.uri = origin_form(&parts.uri);
+}
+
+/// Takes out of an answer what belongs to the upstream's connection. Its framing is decided anew
+/// for the downstream's.
+pub fn to_downstream(headers: &mut HeaderMap) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // RFC 9112 §6.3: where both are there, Transfer-Encoding framed the body.
+        headers.remove(CONTENT_LENGTH);
+    }
+    strip_hop_by_hop(headers);
+}
+
+/// Shows the state of one limit in an answer, in place of what the upstream said of its own.
+pub fn add_limit(
+    headers: &mut HeaderMap,
+    fields: ResponseFields,
+    shown: &LimitStatus,
+    now: Timestamp,
+) {
+    if !fields.x_ratelimit {
+        return;
+    }
+    let reset = match fields.reset {
+        Reset::Epoch => shown.whole_at.as_secs_ceil(),
+        Reset::Delta => shown.whole_at.since(now).as_secs_ceil(),
+    };
+    headers.insert(X_RATELIMIT_LIMIT, HeaderValue::from(shown.limit));
+    headers.insert(X_RATELIMIT_REMAINING, HeaderValue::from(shown.remaining));
+    headers.insert(X_RATELIMIT_RESET, HeaderValue::from(reset));
+}
+
+/// Lets a browser's script read the limit's fields.
+pub fn expose_to_scripts(headers: &mut HeaderMap, fields: ResponseFields) {
+    if fields.x_ratelimit && fields.expose_cors {
+        let names = "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After";
+        headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(names));
+    }
+}
+
+/// Whether a browser's script on another origin asks.
+pub fn is_cross_origin(headers: &HeaderMap) -> bool {
+    headers.contains_key(ORIGIN)
+}
+
+/// Removes the fields of one connection (RFC 9110 §7.6.1): those that `Connection` names, on any
+/// of its lines, and those that always are.
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = connection_options(headers)
+            .filter_map(|option| HeaderName::try_from(option).ok())
+            .filter(|name| !is_end_to_end(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
+    headers.remove(TRANSFER_ENCODING);
+    headers.remove(TE);
+    headers.remove(UPGRADE);
+}
+
+/// Fields that no `Connection` option may take away: they say what the message is, for whom, and
+/// who may see it.
+fn is_end_to_end(name: &HeaderName) -> bool {
+    const KEPT: [HeaderName; 8] = [
+        HOST,
+        CONTENT_LENGTH,
+        http::header::CONTENT_TYPE,
+        http::header::AUTHORIZATION,
+        http::header::COOKIE,
+        http::header::CACHE_CONTROL,
+        TRAILER,
+        X_FORWARDED_FOR,
+    ];
+    KEPT.contains(name)
+}
+
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
+        .filter(|option| !option.is_empty())
+}
+
+fn names_trailers(te: &HeaderValue) -> bool {
+    te.to_str().is_ok_and(|te| {
+        te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+    })
+}
+
+/// Drops fields whose names differ from ones that tollgate vouches for in `_` for `-` only: many
+/// backends read both as one (`X_Forwarded_For`, `Content_Length`).
+fn drop_shadowing(headers: &mut HeaderMap) {
+    if !headers.keys().any(|name| name.as_str().as_bytes().contains(&b'_')) {
+        return;
+    }
+    let shadowing: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().contains('_'))
+        .filter(|name| {
+            let real = name.as_str().replace('_', "-");
+            real.starts_with("x-forwarded-")
+                || matches!(
+                    real.as_str(),
+                    "content-length"
+                        | "transfer-encoding"
+                        | "x-real-ip"
+                        | "forwarded"
+                        | "host"
+                        | "via"
+                        | "connection"
+                        | "authorization"
+                        | "x-api-key"
+                )
+        })
+        .cloned()
+        .collect();
+    for name in shadowing {
+        headers.remove(name);
+    }
+}
+
+/// Adds the peer behind the chain that a trusted peer sent, as one line.
+fn append_forwarded_for(headers: &mut HeaderMap, peer: &HeaderValue) {
+    let mut chain: Vec<u8> = Vec::new();
+    for line in headers.get_all(X_FORWARDED_FOR) {
+        chain.extend_from_slice(line.as_bytes());
+        chain.extend_from_slice(b", ");
+    }
+    chain.extend_from_slice(peer.as_bytes());
+    // Parts that were field values make a field value.
+    let chain = HeaderValue::from_bytes(&chain).unwrap_or_else(|_| peer.clone());
+    headers.insert(X_FORWARDED_FOR, chain);
+}
+
+/// The target as an origin server wants it: path and query, byte for byte (RFC 9112 §3.2.1).
+fn origin_form(uri: &Uri) -> Uri {
+    if uri.scheme().is_none() && uri.authority().is_none() {
+        return uri.clone();
+    }
+    let mut parts = http::uri::Parts::default();
+    parts.path_and_query = uri.path_and_query().cloned();
+    Uri::from_parts(parts).unwrap_or_default()
+}

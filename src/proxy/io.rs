@@ -1,0 +1,244 @@
+//! The downstream socket, and what it tells about where its connection stands.
+//!
+//! hyper has one timer for a request's head that also bounds the time between requests. tollgate
+//! promises a bound for each, and one for a reader that takes nothing: so the socket itself notes
+//! what happens on it, and the connection's task compares that with the clock.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::listener::ConnectionGuard;
+use super::timer::{Alarm, Tick, Timers};
+
+/// Where a connection stands between two requests or in one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing of a next request has arrived.
+    Idle,
+    /// Some of a request's head has arrived.
+    Head,
+    /// A request is being answered; its own deadlines hold.
+    Request,
+}
+
+/// How long each phase may last.
+#[derive(Clone, Copy, Debug)]
+pub struct PhaseTimeouts {
+    /// From a head's first byte to its last.
+    pub header: Duration,
+    /// Between requests, and for a reader that takes nothing.
+    pub idle: Duration,
+}
+
+/// State of one downstream connection, shared by its socket, its task and its requests. All of
+/// them live on one thread; atomics only because hyper wants an upgraded socket to be `Send`.
+#[derive(Debug)]
+pub struct ConnState {
+    /// The other end of the socket.
+    pub peer: SocketAddr,
+    /// `peer`'s address as `X-Forwarded-For` writes it.
+    pub peer_field: HeaderValue,
+    /// Wakes the connection's task.
+    pub alarm: Arc<Alarm>,
+    /// The worker's coarse clock.
+    pub timers: Arc<Timers>,
+    /// Counts the connection as open, an upgraded one too.
+    _guard: ConnectionGuard,
+    timeouts: PhaseTimeouts,
+    phase: AtomicU8,
+    due: AtomicU64,
+    has_read: AtomicBool,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+impl ConnState {
+    /// The state of a connection that was just accepted: its first head is awaited.
+    pub fn new(
+        peer: SocketAddr,
+        guard: ConnectionGuard,
+        timers: &Arc<Timers>,
+        timeouts: PhaseTimeouts,
+    ) -> Arc<Self> {
+        let address = peer.ip().to_canonical().to_string();
+        let state = ConnState {
+            peer,
+            // An address has no byte that a field value may not have.
+            peer_field: HeaderValue::try_from(address).unwrap_or(HeaderValue::from_static("?")),
+            alarm: timers.alarm(),
+            timers: Arc::clone(timers),
+            _guard: guard,
+            timeouts,
+            phase: AtomicU8::new(Phase::Idle as u8),
+            due: AtomicU64::new(u64::MAX),
+            has_read: AtomicBool::new(false),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+        };
+        state.set_due(timers.after(timeouts.header));
+        Arc::new(state)
+    }
+
+    /// The phase the connection is in.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Relaxed) {
+            0 => Phase::Idle,
+            1 => Phase::Head,
+            _ => Phase::Request,
+        }
+    }
+
+    /// A whole head is there; from here on the request's own deadlines hold.
+    pub fn enter_request(&self) {
+        self.phase.store(Phase::Request as u8, Relaxed);
+        self.due.store(u64::MAX, Relaxed);
+    }
+
+    /// The answer has been handed over; the next request is awaited.
+    pub fn enter_idle(&self) {
+        self.phase.store(Phase::Idle as u8, Relaxed);
+        self.set_due(self.timers.after(self.timeouts.idle));
+    }
+
+    /// Whether the phase has lasted too long.
+    pub fn is_overdue(&self) -> bool {
+        let due = Tick::from_millis(self.due.load(Relaxed));
+        if self.timers.is_past(due) {
+            return true;
+        }
+        if due != Tick::NEVER {
+            self.alarm.arm(due);
+        }
+        false
+    }
+
+    /// Bytes read from and written to the socket since the last call, its heads included.
+    pub fn take_bytes(&self) -> (u64, u64) {
+        let taken = (self.bytes_in.load(Relaxed), self.bytes_out.load(Relaxed));
+        self.bytes_in.store(0, Relaxed);
+        self.bytes_out.store(0, Relaxed);
+        taken
+    }
+
+    fn set_due(&self, due: Tick) {
+        self.due.store(due.as_millis(), Relaxed);
+        self.alarm.arm(due);
+    }
+
+    fn on_read(&self, count: usize) {
+        add(&self.bytes_in, count);
+        // The first head's time runs from the accept: a connection that says nothing gets no more.
+        if self.phase() == Phase::Idle && count > 0 {
+            self.phase.store(Phase::Head as u8, Relaxed);
+            if self.has_read.swap(true, Relaxed) {
+                self.set_due(self.timers.after(self.timeouts.header));
+            }
+        }
+    }
+
+    fn on_write(&self, count: usize) {
+        add(&self.bytes_out, count);
+        match self.phase() {
+            Phase::Request => self.due.store(u64::MAX, Relaxed),
+            // The tail of an answer: the reader is slow, not gone.
+            Phase::Idle => self.set_due(self.timers.after(self.timeouts.idle)),
+            Phase::Head => {}
+        }
+    }
+
+    fn on_write_blocked(&self) {
+        if self.phase() == Phase::Request && self.due.load(Relaxed) == u64::MAX {
+            self.set_due(self.timers.after(self.timeouts.idle));
+        }
+    }
+}
+
+/// One thread only, so no read-modify-write is needed.
+fn add(counter: &AtomicU64, count: usize) {
+    let count = u64::try_from(count).unwrap_or(u64::MAX);
+    counter.store(counter.load(Relaxed).saturating_add(count), Relaxed);
+}
+
+/// A downstream socket that keeps its [`ConnState`] up to date.
+#[derive(Debug)]
+pub struct DownstreamIo {
+    stream: TcpStream,
+    state: Arc<ConnState>,
+}
+
+impl DownstreamIo {
+    /// Wraps an accepted socket.
+    pub fn new(stream: TcpStream, state: Arc<ConnState>) -> Self {
+        DownstreamIo { stream, state }
+    }
+
+    /// The socket itself.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
+impl AsyncRead for DownstreamIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        self.state.on_read(buf.filled().len().saturating_sub(before));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl DownstreamIo {
+    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &result {
+            Poll::Ready(Ok(count)) => self.state.on_write(*count),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.state.on_write_blocked(),
+        }
+        result
+    }
+}
+
+impl AsyncWrite for DownstreamIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wrote(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wrote(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

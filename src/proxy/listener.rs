@@ -1,0 +1,180 @@
+//! Accepts connections and hands each to the worker that has the fewest.
+//!
+//! One thread accepts for all workers. Sockets that share a port by `SO_REUSEPORT` would spare the
+//! hand-over, but the kernel then picks the worker by a hash of the addresses: of a few long
+//! connections, as a sidecar has, most can land on one. It also loses what is queued on a socket
+//! that is closed. `benches/spread.rs` has the figures.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::SocketFlags;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::mpsc;
+
+use crate::metrics::cells::LevelGuard;
+use crate::metrics::labels::RefusalReason;
+use crate::metrics::series::ListenerSeries;
+
+use super::gate::Gate;
+
+/// Connections that wait in the kernel to be accepted; the system's own limit applies too.
+const BACKLOG: i32 = 4096;
+/// Connections that wait for a worker to take them up.
+pub const INBOX: usize = 1024;
+/// How often the acceptor looks whether a drain has begun.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long to wait when the process is out of descriptors or memory.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// A connection on its way to a worker.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket, which does not block.
+    pub stream: TcpStream,
+    /// Its other end.
+    pub peer: SocketAddr,
+    /// Counts it as open.
+    pub guard: ConnectionGuard,
+}
+
+/// Counts one open connection; dropping it ends that.
+#[derive(Debug)]
+pub struct ConnectionGuard {
+    of_worker: Arc<AtomicUsize>,
+    _of_listener: LevelGuard,
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.of_worker.fetch_sub(1, Relaxed);
+    }
+}
+
+/// What the acceptor knows of a worker.
+#[derive(Clone, Debug)]
+pub struct WorkerHandle {
+    /// Takes connections; bounded by [`INBOX`].
+    pub inbox: mpsc::Sender<Accepted>,
+    /// Connections that it has, those in its inbox included.
+    pub connections: Arc<AtomicUsize>,
+}
+
+/// Opens a listening socket.
+///
+/// # Errors
+/// The address is in use, is not this machine's, or may not be bound.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // `[::]` takes IPv4 too, whatever the system's default: one listener serves both.
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    // Accepted sockets inherit both: two system calls fewer for each connection.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Accepts until a drain begins, then takes what is queued already and closes the sockets. Blocks
+/// its thread.
+pub fn accept(gate: Arc<Gate>, listeners: &[TcpListener], workers: Vec<WorkerHandle>) {
+    let listeners: Vec<Listening<'_>> = listeners
+        .iter()
+        .map(|socket| {
+            let name = socket.local_addr().map(|it| it.to_string()).unwrap_or_default();
+            Listening { socket, series: gate.metrics.listener(&name) }
+        })
+        .collect();
+    let mut acceptor = Acceptor { gate: Arc::clone(&gate), workers, next: 0 };
+    let look_again = Timespec { tv_sec: 0, tv_nsec: LOOK_AGAIN.subsec_nanos().into() };
+    while !gate.drain.is_draining() {
+        let mut waited: Vec<PollFd<'_>> =
+            listeners.iter().map(|it| PollFd::new(it.socket, PollFlags::IN)).collect();
+        if rustix::event::poll(&mut waited, Some(&look_again)).is_ok_and(|ready| ready > 0)
+            && let Err(error) = acceptor.take_queued(&listeners)
+        {
+            tracing::warn!(%error, "cannot accept a connection");
+            std::thread::sleep(EXHAUSTED_PAUSE);
+        }
+    }
+    // What the kernel has queued was promised an answer.
+    let _ = acceptor.take_queued(&listeners);
+}
+
+struct Listening<'a> {
+    socket: &'a TcpListener,
+    series: Arc<ListenerSeries>,
+}
+
+struct Acceptor {
+    gate: Arc<Gate>,
+    workers: Vec<WorkerHandle>,
+    next: usize,
+}
+
+impl Acceptor {
+    /// Accepts until nothing is queued on any socket.
+    fn take_queued(&mut self, listeners: &[Listening<'_>]) -> io::Result<()> {
+        listeners.iter().try_for_each(|listener| self.take_queued_on(listener))
+    }
+
+    fn take_queued_on(&mut self, listener: &Listening<'_>) -> io::Result<()> {
+        loop {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            match rustix::net::acceptfrom_with(listener.socket.as_fd(), flags) {
+                Ok((socket, peer)) => {
+                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                    if let Some(peer) = peer {
+                        self.hand_over(TcpStream::from(socket), peer, &listener.series);
+                    }
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(()),
+                // The caller gave up while it was queued, or a signal came: not the socket's fault.
+                Err(
+                    rustix::io::Errno::CONNABORTED
+                    | rustix::io::Errno::INTR
+                    | rustix::io::Errno::PROTO
+                    | rustix::io::Errno::PERM,
+                ) => {}
+                Err(error) => {
+                    let reason = RefusalReason::FileDescriptors;
+                    self.gate.metrics.connection_refused(reason);
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
+    fn hand_over(&mut self, stream: TcpStream, peer: SocketAddr, series: &ListenerSeries) {
+        let metrics = &self.gate.metrics;
+        let open: usize = self.workers.iter().map(|it| it.connections.load(Relaxed)).sum();
+        if open >= self.gate.settings.connections_max {
+            metrics.connection_refused(RefusalReason::MaxConnections);
+            return;
+        }
+        // The fewest connections; among equals, the next in turn.
+        self.next = self.next.wrapping_add(1);
+        let (before, after) =
+            self.workers.split_at_checked(self.next.checked_rem(self.workers.len()).unwrap_or(0)).unwrap_or_default();
+        let chosen = after.iter().chain(before).min_by_key(|it| it.connections.load(Relaxed));
+        let Some(worker) = chosen else { return };
+        worker.connections.fetch_add(1, Relaxed);
+        let guard = ConnectionGuard {
+            of_worker: Arc::clone(&worker.connections),
+            _of_listener: series.connection_opened(),
+        };
+        // A full inbox drops the connection, and its guard with it.
+        if worker.inbox.try_send(Accepted { stream, peer, guard }).is_err() {
+            metrics.connection_refused(RefusalReason::MaxConnections);
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The data path: from an accepted connection to the end of an answer.
+//!
+//! `listener` accepts, `worker` serves a connection, `service::handle` holds the branches of a
+//! request, `forward` talks to the upstream, `reply` makes what tollgate answers itself, and
+//! `exchange` tells of it once, however it ended. It must not know the operator's files, nor
+//! decide a limit.
+
+pub mod body;
+pub mod exchange;
+pub mod forward;
+pub mod gate;
+pub mod headers;
+pub mod io;
+pub mod listener;
+pub mod pool;
+pub mod reply;
+pub mod resolve;
+pub mod service;
+pub mod timer;
+pub mod tunnel;
+pub mod worker;

@@ -1,0 +1,175 @@
+//! Every answer that tollgate makes itself, and the only map from an error to a status.
+
+use std::fmt::Write;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+
+use super::body::ProxyBody;
+
+/// Names the proxy and its reason (RFC 9209).
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+/// A whole 408, for a head that hyper never saw the end of.
+pub const REQUEST_TIMEOUT_RAW: &str = "HTTP/1.1 408 Request Timeout\r\n\
+    content-type: application/json\r\ncontent-length: 27\r\nconnection: close\r\n\
+    proxy-status: tollgate; error=http_request_error\r\n\r\n{\"error\":\"Request timeout\"}";
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Why tollgate answers a request itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Malformed or ambiguous: 400.
+    BadRequest,
+    /// The identity is on the deny list: 403.
+    Forbidden,
+    /// CONNECT or TRACE: 405.
+    MethodNotAllowed,
+    /// The body stalled: 408.
+    RequestTimeout,
+    /// The body is above the limit: 413.
+    ContentTooLarge,
+    /// The upstream could not be reached: 502.
+    UpstreamUnreachable,
+    /// The upstream broke off before its head, or what it sent is no HTTP: 502.
+    UpstreamBroken,
+    /// No connection to the upstream in time: 504.
+    ConnectTimeout,
+    /// No response head in time: 504.
+    ResponseTimeout,
+    /// The store does not answer and the failure mode is `closed`: 503.
+    StoreUnavailable,
+}
+
+impl Refusal {
+    /// The status that it is answered with.
+    pub fn status(self) -> StatusCode {
+        self.parts().0
+    }
+
+    /// Status, the whole body, and the value of `Proxy-Status`.
+    fn parts(self) -> (StatusCode, &'static str, &'static str) {
+        const FORM: &str = "tollgate; error=http_request_error";
+        const DENIED: &str = "tollgate; error=http_request_denied";
+        match self {
+            Refusal::BadRequest => {
+                (StatusCode::BAD_REQUEST, r#"{"error":"Bad request"}"#, FORM)
+            }
+            Refusal::Forbidden => (StatusCode::FORBIDDEN, r#"{"error":"Forbidden"}"#, DENIED),
+            Refusal::MethodNotAllowed => {
+                (StatusCode::METHOD_NOT_ALLOWED, r#"{"error":"Method not allowed"}"#, FORM)
+            }
+            Refusal::RequestTimeout => {
+                (StatusCode::REQUEST_TIMEOUT, r#"{"error":"Request timeout"}"#, FORM)
+            }
+            Refusal::ContentTooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, r#"{"error":"Content too large"}"#, FORM)
+            }
+            Refusal::UpstreamUnreachable => (
+                StatusCode::BAD_GATEWAY,
+                r#"{"error":"Bad gateway"}"#,
+                "tollgate; error=connection_refused",
+            ),
+            Refusal::UpstreamBroken => (
+                StatusCode::BAD_GATEWAY,
+                r#"{"error":"Bad gateway"}"#,
+                "tollgate; error=connection_terminated",
+            ),
+            Refusal::ConnectTimeout => (
+                StatusCode::GATEWAY_TIMEOUT,
+                r#"{"error":"Gateway timeout"}"#,
+                "tollgate; error=connection_timeout",
+            ),
+            Refusal::ResponseTimeout => (
+                StatusCode::GATEWAY_TIMEOUT,
+                r#"{"error":"Gateway timeout"}"#,
+                "tollgate; error=http_response_timeout",
+            ),
+            Refusal::StoreUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                r#"{"error":"Service unavailable"}"#,
+                "tollgate; error=destination_unavailable",
+            ),
+        }
+    }
+}
+
+/// The answer to a refused request.
+pub fn refuse(refusal: Refusal) -> Response<ProxyBody> {
+    let (status, body, proxy_status) = refusal.parts();
+    let mut response = json(status, Bytes::from_static(body.as_bytes()));
+    let headers = response.headers_mut();
+    headers.insert(PROXY_STATUS, HeaderValue::from_static(proxy_status));
+    if refusal == Refusal::StoreUnavailable {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if refusal == Refusal::MethodNotAllowed {
+        // RFC 9110 §15.5.6: a 405 lists what would be allowed.
+        let allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+        headers.insert(ALLOW, HeaderValue::from_static(allowed));
+    }
+    response
+}
+
+/// The 429 of a limit: `retry_after` in seconds, absent where no wait would help.
+pub fn too_many_requests(
+    retry_after: Option<u64>,
+    quota: u32,
+    period: &'static str,
+) -> Response<ProxyBody> {
+    let mut body = BytesMut::with_capacity(96);
+    let seconds = retry_after.unwrap_or(0);
+    // Writing to a buffer that grows cannot fail.
+    let _ = write!(
+        body,
+        r#"{{"error":"Rate limit exceeded","retry_after":{seconds},"limit":{quota},"period":"{period}"}}"#
+    );
+    let mut response = json(StatusCode::TOO_MANY_REQUESTS, body.freeze());
+    let headers = response.headers_mut();
+    if let Some(seconds) = retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    let denied = HeaderValue::from_static("tollgate; error=http_request_denied");
+    headers.insert(PROXY_STATUS, denied);
+    response
+}
+
+/// A JSON answer of any status.
+pub fn json(status: StatusCode, body: Bytes) -> Response<ProxyBody> {
+    let length = HeaderValue::from(body.len());
+    let mut response = Response::new(ProxyBody::own(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(CONTENT_LENGTH, length);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_is_json_and_names_its_cause() {
+        for refusal in [
+            Refusal::BadRequest,
+            Refusal::Forbidden,
+            Refusal::MethodNotAllowed,
+            Refusal::RequestTimeout,
+            Refusal::ContentTooLarge,
+            Refusal::UpstreamUnreachable,
+            Refusal::UpstreamBroken,
+            Refusal::ConnectTimeout,
+            Refusal::ResponseTimeout,
+            Refusal::StoreUnavailable,
+        ] {
+            let response = refuse(refusal);
+            assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
+            assert!(response.headers()[PROXY_STATUS].to_str().unwrap().starts_with("tollgate; "));
+            assert_eq!(
+                response.headers().contains_key(RETRY_AFTER),
+                response.status() == StatusCode::SERVICE_UNAVAILABLE
+            );
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Upgraded connections: bytes both ways until one side ends it, falls silent, or tollgate drains.
+
+use std::cell::Cell;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::metrics::cells::LevelGuard;
+
+use super::gate::Drain;
+use super::io::ConnState;
+use super::pool::Lease;
+use super::timer::{Tick, Timers};
+use super::worker::Worker;
+
+/// Bytes read at a time, in each direction.
+const CHUNK: usize = 16 * 1024;
+/// How long both sides have to let the upgrade happen once it is agreed.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Relays between the two sides once both have switched protocols. Runs until the tunnel ends.
+pub fn spawn(
+    worker: &Rc<Worker>,
+    conn: &Arc<ConnState>,
+    (downstream, upstream): (OnUpgrade, OnUpgrade),
+    protocol: &HeaderValue,
+    held: (Lease, Option<LevelGuard>),
+) {
+    let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
+    let (worker, conn) = (Rc::clone(worker), Arc::clone(conn));
+    tokio::task::spawn_local(async move {
+        // Held to the end: the connection counts as open, the upstream's is no one else's.
+        let (_conn, _held) = (conn, held);
+        let both = async { tokio::try_join!(downstream, upstream) };
+        let Ok(Ok((downstream, upstream))) = tokio::time::timeout(HANDSHAKE, both).await else {
+            return;
+        };
+        let idle_timeout = worker.gate.settings.tunnel_idle_timeout;
+        let activity = Activity { timers: &worker.timers, last: Cell::new(worker.timers.now()) };
+        let (down_read, down_write) = tokio::io::split(TokioIo::new(downstream));
+        let (up_read, up_write) = tokio::io::split(TokioIo::new(upstream));
+        let drain = is_websocket.then_some(&worker.gate.drain);
+        let to_downstream = relay(up_read, down_write, &activity, drain, Side::Server);
+        let to_upstream = relay(down_read, up_write, &activity, drain, Side::Client);
+        tokio::select! {
+            // An error on either way ends both; a clean end of one leaves the other open.
+            _ = async { tokio::try_join!(to_downstream, to_upstream) } => {}
+            () = activity.silence(idle_timeout) => {}
+        }
+    });
+}
+
+/// When something last came through, either way.
+struct Activity<'a> {
+    timers: &'a Timers,
+    last: Cell<Tick>,
+}
+
+impl Activity<'_> {
+    fn note(&self) {
+        self.last.set(self.timers.now());
+    }
+
+    /// Ends once nothing has come through for `limit`; never, if that is zero.
+    async fn silence(&self, limit: Duration) {
+        if limit.is_zero() {
+            return std::future::pending().await;
+        }
+        loop {
+            let quiet = self.timers.now().since(self.last.get());
+            if quiet >= limit {
+                return;
+            }
+            tokio::time::sleep(limit.saturating_sub(quiet)).await;
+        }
+    }
+}
+
+/// Which role the frames of one direction come from: a client's are masked (RFC 6455 §5.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Client,
+    Server,
+}
+
+async fn relay(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    activity: &Activity<'_>,
+    drain: Option<&Drain>,
+    side: Side,
+) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    let mut frames = FrameTracker::default();
+    let mut leaving = std::pin::pin!(async {
+        match drain {
+            Some(drain) => drain.begun().await,
+            None => std::future::pending().await,
+        }
+    });
+    let mut is_leaving = false;
+    loop {
+        if is_leaving && frames.is_between() {
+            // Between two frames: say goodbye in the peer's own terms (RFC 6455 §7.4.1).
+            to.write_all(&going_away(side)).await?;
+            return to.shutdown().await;
+        }
+        let count = tokio::select! {
+            count = from.read(&mut buffer) => count?,
+            () = &mut leaving, if !is_leaving => {
+                is_leaving = true;
+                continue;
+            }
+        };
+        let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
+            return to.shutdown().await;
+        };
+        activity.note();
+        if drain.is_some() {
+            frames.feed(bytes);
+        }
+        to.write_all(bytes).await?;
+        to.flush().await?;
+        activity.note();
+    }
+}
+
+/// A Close frame with status 1001.
+fn going_away(side: Side) -> Vec<u8> {
+    const FIN_CLOSE: u8 = 0x88;
+    const STATUS: [u8; 2] = 1001_u16.to_be_bytes();
+    let [high, low] = STATUS;
+    match side {
+        Side::Server => vec![FIN_CLOSE, 2, high, low],
+        Side::Client => {
+            let [a, b, c, d, ..] = RandomState::new().hash_one(0).to_le_bytes();
+            vec![FIN_CLOSE, 0x80 | 2, a, b, c, d, high ^ a, low ^ b]
+        }
+    }
+}
+
+/// Follows WebSocket frames just far enough to know where one ends (RFC 6455 §5.2).
+#[derive(Debug, Default)]
+struct FrameTracker {
+    head: [u8; 14],
+    head_bytes: usize,
+    payload_left: u64,
+}
+
+impl FrameTracker {
+    fn is_between(&self) -> bool {
+        self.head_bytes == 0 && self.payload_left == 0
+    }
+
+    fn feed(&mut self, mut bytes: &[u8]) {
+        while let Some((first, rest)) = bytes.split_first() {
+            if self.payload_left > 0 {
+                let skipped = usize::try_from(self.payload_left).unwrap_or(usize::MAX);
+                let skipped = skipped.min(bytes.len());
+                self.payload_left = self.payload_left.saturating_sub(skipped as u64);
+                bytes = bytes.get(skipped..).unwrap_or_default();
+                continue;
+            }
+            if let Some(place) = self.head.get_mut(self.head_bytes) {
+                *place = *first;
+            }
+            self.head_bytes = self.head_bytes.saturating_add(1);
+            bytes = rest;
+            if let Some(payload) = self.payload_length() {
+                self.payload_left = payload;
+                self.head_bytes = 0;
+            }
+        }
+    }
+
+    /// The payload's length, once the head is whole.
+    fn payload_length(&self) -> Option<u64> {
+        let [_, second, h2, h3, h4, h5, h6, h7, h8, h9, ..] = self.head;
+        let mask = if second & 0x80 == 0 { 0 } else { 4 };
+        let (length, head) = match second & 0x7f {
+            126 => (u64::from(u16::from_be_bytes([h2, h3])), 4),
+            127 => (u64::from_be_bytes([h2, h3, h4, h5, h6, h7, h8, h9]), 10),
+            short => (u64::from(short), 2),
+        };
+        (self.head_bytes >= head + mask && self.head_bytes >= 2).then_some(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tracked(bytes: &[u8], chunk: usize) -> FrameTracker {
+        let mut tracker = FrameTracker::default();
+        for part in bytes.chunks(chunk) {
+            tracker.feed(part);
+        }
+        tracker
+    }
+
+    #[test]
+    fn frames_are_followed_in_pieces_of_any_size() {
+        let mut medium = vec![0x82, 126, 1, 0];
+        medium.extend([7; 256]);
+        let mut long = vec![0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0];
+        long.extend([7; 65536]);
+        let whole: Vec<Vec<u8>> = vec![
+            vec![0x81, 0],
+            vec![0x81, 2, b'h', b'i'],
+            vec![0x81, 0x82, 1, 2, 3, 4, 9, 9],
+            medium,
+            long,
+        ];
+        for chunk in [1, 2, 3, 5, 7, 64, 100_000] {
+            for frame in &whole {
+                assert!(tracked(frame, chunk).is_between());
+                assert!(!tracked(&frame[..frame.len() - 1], chunk).is_between());
+            }
+            assert!(tracked(&whole.concat(), chunk).is_between());
+        }
+    }
+
+    #[test]
+    fn a_client_s_goodbye_unmasks_to_1001() {
+        let frame = going_away(Side::Client);
+        assert_eq!(u16::from_be_bytes([frame[6] ^ frame[2], frame[7] ^ frame[3]]), 1001);
+        assert_eq!(going_away(Side::Server), [0x88, 2, 0x03, 0xe9]);
+    }
+}

@@ -1,0 +1,160 @@
+//! One worker: a single-threaded runtime, and all of the connections that were handed to it.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use crate::store::redis::RedisStore;
+
+use super::gate::Gate;
+use super::io::{ConnState, DownstreamIo, Phase};
+use super::listener::Accepted;
+use super::pool::Pool;
+use super::service;
+use super::timer::{TICK, Timers};
+
+/// How long a connection that is idle when a drain begins may still bring a request: whoever is
+/// about to send one gets an answer that says goodbye instead of a reset.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What one worker has to itself.
+#[derive(Debug)]
+pub struct Worker {
+    /// Shared with the others.
+    pub gate: Arc<Gate>,
+    /// Its connections to the upstream.
+    pub pool: Rc<Pool>,
+    /// Its connection to Redis, if there is one.
+    pub redis: Option<RedisStore>,
+    /// Its coarse clock.
+    pub timers: Arc<Timers>,
+}
+
+/// Runs a worker until a drain has ended and its last connection has closed. Blocks its thread.
+///
+/// # Errors
+/// The runtime could not be made.
+pub fn run(
+    gate: Arc<Gate>,
+    index: usize,
+    inbox: mpsc::Receiver<Accepted>,
+    connections: &AtomicUsize,
+    beat: impl Fn(usize) + 'static,
+) -> io::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+    runtime.block_on(serve(gate, index, inbox, connections, beat));
+    // Whatever is left by now had its time.
+    runtime.shutdown_background();
+    Ok(())
+}
+
+async fn serve(
+    gate: Arc<Gate>,
+    index: usize,
+    mut inbox: mpsc::Receiver<Accepted>,
+    connections: &AtomicUsize,
+    beat: impl Fn(usize) + 'static,
+) {
+    crate::metrics::cells::use_shard(index);
+    let timers = Timers::new();
+    let worker = Rc::new(Worker {
+        pool: Pool::new(Arc::clone(&gate.addresses), Arc::clone(&timers), gate.settings.pool),
+        redis: gate.redis.as_ref().map(|shared| RedisStore::connect(Arc::clone(shared))),
+        timers,
+        gate,
+    });
+    tokio::task::spawn_local(tick(Rc::clone(&worker), index, beat));
+    // The inbox closes when the acceptor has ended, which is when a drain begins.
+    while let Some(accepted) = inbox.recv().await {
+        let worker = Rc::clone(&worker);
+        tokio::task::spawn_local(async move { worker.connection(accepted).await });
+    }
+    let deadline = tokio::time::sleep(worker.gate.settings.drain_timeout);
+    let mut deadline = pin!(deadline);
+    while connections.load(Relaxed) > 0 {
+        tokio::select! {
+            () = &mut deadline => return,
+            () = tokio::time::sleep(TICK / 5) => {}
+        }
+    }
+}
+
+async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut since_pool_sweep = 0_u32;
+    loop {
+        interval.tick().await;
+        beat(index);
+        worker.timers.sweep();
+        since_pool_sweep = since_pool_sweep.wrapping_add(1);
+        if since_pool_sweep.is_multiple_of(20) {
+            worker.pool.sweep();
+        }
+    }
+}
+
+impl Worker {
+    async fn connection(self: Rc<Self>, accepted: Accepted) {
+        let Accepted { stream, peer, guard } = accepted;
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "an accepted socket cannot be used");
+                return;
+            }
+        };
+        let state = ConnState::new(peer, guard, &self.timers, self.gate.settings.phases);
+        let io = DownstreamIo::new(stream, Arc::clone(&state));
+        let service = {
+            let (worker, state) = (Rc::clone(&self), Arc::clone(&state));
+            service_fn(move |request| service::handle(Rc::clone(&worker), Arc::clone(&state), request))
+        };
+        let mut connection = http1::Builder::new()
+            .header_read_timeout(None)
+            .max_header_size(self.gate.settings.header_bytes_max)
+            .max_buf_size(self.gate.settings.header_bytes_max.max(8192))
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+
+        let mut farewell = pin!(async {
+            self.gate.drain.begun().await;
+            tokio::time::sleep(FAREWELL).await;
+        });
+        let mut said_farewell = false;
+        let ended = poll_fn(|cx| {
+            state.alarm.register(cx.waker());
+            if !said_farewell && farewell.as_mut().poll(cx).is_ready() {
+                said_farewell = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+            match Pin::new(&mut connection).poll(cx) {
+                Poll::Ready(_) => Poll::Ready(None),
+                Poll::Pending if state.is_overdue() => Poll::Ready(Some(state.phase())),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        if ended == Some(Phase::Head) {
+            // hyper has seen no request, so the answer is written by hand.
+            if let Some(parts) = connection.into_parts() {
+                let mut stream = parts.io.into_inner();
+                let answer = super::reply::REQUEST_TIMEOUT_RAW.as_bytes();
+                let _ = tokio::time::timeout(TICK, stream.write_all(answer)).await;
+            }
+        }
+    }
+}

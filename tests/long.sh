@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The long runs, each by its name: tests/long.sh NAME [its arguments]. Without a name: the list.
+#
+# They measure, take minutes, and want a machine with nothing else to do; CI does not run them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+    cat <<'LIST'
+tests/long.sh NAME [ARGUMENTS]
+
+  compare      tollgate beside nginx, in one run: CPU a request, requests a second, latency, memory
+               (needs nginx, wrk, taskset, python3; --quick, --with haproxy, --json FILE)
+  spread       how connections spread over workers, three ways to accept them
+  store-bench  what a check of a limit costs in memory, and bytes per identity
+  route-bench  what it costs to find the rules of a path
+LIST
+}
+
+name=${1:-}
+[ $# -eq 0 ] || shift
+case "$name" in
+compare)
+    cargo build --release --locked
+    exec python3 benches/compare/compare.py "$@"
+    ;;
+spread) exec cargo bench --locked --bench spread -- "$@" ;;
+route-bench) exec cargo bench --locked --bench router -- "$@" ;;
+store-bench) exec cargo bench --locked --bench store -- "$@" ;;
+'' | -h | --help) usage ;;
+*)
+    printf 'no long run is called %s\n\n' "$name" >&2
+    usage >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Runs every test from a fresh clone: tests/run.sh [arguments for `cargo test`]
+#
+# On Debian and Ubuntu it installs what the tests need and is missing (with sudo where it is not
+# root). Elsewhere it names what is missing and runs the rest. It never leaves a service behind.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+skipped=()
+say() { printf '==> %s\n' "$*"; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+is_debian() {
+    has apt-get && [ -r /etc/os-release ] &&
+        (
+            # shellcheck disable=SC1091
+            . /etc/os-release
+            case " ${ID:-} ${ID_LIKE:-} " in *" debian "* | *" ubuntu "*) exit 0 ;; *) exit 1 ;; esac
+        )
+}
+
+# How to become root here without a question that nobody is there to answer; empty for root.
+find_sudo() {
+    if [ "$(id -u)" -eq 0 ]; then
+        sudo=()
+    elif has sudo && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
+        sudo=(sudo)
+    else
+        return 1
+    fi
+}
+
+# Whether systemd runs here and this unit with it; containers mostly have none.
+unit_is_active() { [ -d /run/systemd/system ] && systemctl --quiet is-active "$1"; }
+
+install() {
+    local redis_was_installed=no
+    if has redis-server; then redis_was_installed=yes; fi
+
+    say "installing: $*"
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null ||
+        say "apt-get update did not get everything; trying with what there is"
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -q -y --no-install-recommends "$@" </dev/null || return 1
+
+    # The package starts a server of its own; the tests bring theirs, so that one goes again.
+    if [ "$redis_was_installed" = no ] && unit_is_active redis-server; then
+        say "stopping the redis-server service that the installation started"
+        "${sudo[@]}" systemctl disable --now --quiet redis-server </dev/null || true
+    fi
+}
+
+missing=()
+has redis-server || missing+=(redis-server)
+# The allocator is built from C: it asks for a compiler and for make.
+{ has cc && has make; } || missing+=(build-essential)
+
+if [ ${#missing[@]} -gt 0 ]; then
+    if ! is_debian; then
+        say "missing here: ${missing[*]} (the names of the Debian packages); please install them"
+    elif ! find_sudo; then
+        say "missing here: ${missing[*]}; neither root nor sudo without a password, not installed"
+    elif ! install "${missing[@]}"; then
+        say "could not install: ${missing[*]}"
+    fi
+fi
+
+if ! has cargo; then
+    say "cargo is missing: install Rust 1.95 or newer from https://rustup.rs"
+    exit 1
+fi
+if ! has cc || ! has make; then
+    say "a C compiler (cc) and make are needed to build"
+    exit 1
+fi
+
+if has redis-server; then
+    # From here on a test that finds no Redis fails instead of passing without a look.
+    export TOLLGATE_REQUIRE_REDIS=1
+    say "redis-server: $(redis-server --version | cut -d ' ' -f 1-3)"
+else
+    skipped+=("everything that needs a real Redis (no redis-server)")
+fi
+has promtool || skipped+=("what promtool checks on top (optional, of the package prometheus)")
+
+# A thousand connections through a proxy in one process are three thousand descriptors.
+ulimit -Sn 65536 2>/dev/null || ulimit -Sn "$(ulimit -Hn)" 2>/dev/null || true
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+started=$SECONDS
+status=0
+say "cargo test --locked${*:+ $*}"
+cargo test --locked --no-fail-fast "$@" </dev/null 2>&1 | tee "$log" || status=$?
+
+counts=$(awk '/^test result: / { p += $4; f += $6; i += $8 } END { print p + 0, f + 0, i + 0 }' "$log")
+read -r passed failed ignored <<<"$counts"
+for what in ${skipped[@]+"${skipped[@]}"}; do say "skipped: $what"; done
+if [ "$passed" -eq 0 ] && [ "$status" -eq 0 ]; then
+    say "not one test ran"
+    status=1
+fi
+verdict=ok
+[ "$status" -eq 0 ] || verdict=FAILED
+say "$verdict: $passed passed, $failed failed, $ignored left out by name, $((SECONDS - started)) s"
+exit "$status"

@@ -1,0 +1,241 @@
+//! What the limiter ought to say, by the law alone: every admitted request is kept for ever, and
+//! every answer is counted anew from all of them. Slow, and simple enough to be believed.
+
+use std::num::NonZeroU32;
+
+use tollgate::limiter::check::Limits;
+use tollgate::limiter::decision::{Decision, Verdict};
+use tollgate::limiter::quota::{Bucket, LimitSet, Mode, Period};
+use tollgate::limiter::time::Micros;
+
+const SECOND: u64 = 1_000_000;
+const MINUTE: u64 = 60 * SECOND;
+
+/// Limits of one identity.
+pub struct Oracle {
+    scopes: Vec<Scope>,
+}
+
+/// What the oracle expects of one request.
+pub struct Expected {
+    allow: bool,
+    statuses: Vec<Status>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Status {
+    scope: u8,
+    period: Period,
+    remaining: u32,
+    /// `None`: it can never pass.
+    wait: Option<u64>,
+    whole_at: u64,
+}
+
+struct Scope {
+    limits: Limits,
+    /// The time of the last look, by the clock as it was then.
+    last: u64,
+    /// How long this scope has lived: time that has really passed, steps back left out.
+    lived: u128,
+    admitted: Vec<Admitted>,
+}
+
+#[derive(Clone, Copy)]
+struct Admitted {
+    lived: u128,
+    second: i128,
+    minute: i128,
+    cost: u32,
+}
+
+impl Oracle {
+    pub fn new(scopes: &[Limits]) -> Self {
+        let scope =
+            |limits: &Limits| Scope { limits: *limits, last: 0, lived: 0, admitted: Vec::new() };
+        Oracle { scopes: scopes.iter().map(scope).collect() }
+    }
+
+    pub fn check(&mut self, cost: u32, now: u64) -> Expected {
+        for scope in &mut self.scopes {
+            scope.live_until(now);
+        }
+        let fits = |scope: &Scope| scope.waits(cost, now).iter().all(|wait| *wait == Some(0));
+        let enforced = |scope: &&Scope| scope.limits.mode == Mode::Enforce;
+        let allow = self.scopes.iter().filter(enforced).all(fits);
+        let mut statuses = Vec::new();
+        for (index, scope) in self.scopes.iter_mut().enumerate() {
+            let waits = scope.waits(cost, now);
+            if allow && fits(scope) {
+                scope.admit(cost);
+            }
+            let mut found = scope.statuses(index as u8);
+            for (status, wait) in found.iter_mut().zip(waits) {
+                status.wait = wait;
+                if scope.limits.mode == Mode::Shadow && wait != Some(0) {
+                    status.remaining = 0;
+                }
+            }
+            statuses.extend(found);
+        }
+        Expected { allow, statuses }
+    }
+}
+
+impl Scope {
+    fn live_until(&mut self, now: u64) {
+        if now >= self.last {
+            self.lived += u128::from(now - self.last);
+        } else if self.last - now > SECOND {
+            let moved = |length| i128::from(self.last / length) - i128::from(now / length);
+            let (seconds, minutes) = (moved(SECOND), moved(MINUTE));
+            for admitted in &mut self.admitted {
+                admitted.second -= seconds;
+                admitted.minute -= minutes;
+            }
+        } else if self.is_used() {
+            return;
+        }
+        self.last = now;
+    }
+
+    fn is_used(&self) -> bool {
+        let in_debt = self.limits.set.second.is_some_and(|bucket| self.debt(bucket, 0) > 0);
+        let windows = self.windows();
+        let mut used =
+            windows.iter().map(|(period, length, _)| self.used(*period, self.last / length));
+        in_debt || used.any(|used| used > 0)
+    }
+
+    fn admit(&mut self, cost: u32) {
+        self.admitted.push(Admitted {
+            lived: self.lived,
+            second: i128::from(self.last / SECOND),
+            minute: i128::from(self.last / MINUTE),
+            cost,
+        });
+    }
+
+    fn windows(&self) -> Vec<(Period, u64, u32)> {
+        let set = &self.limits.set;
+        let minute = set.minute.map(|limit| (Period::Minute, SECOND, limit.get()));
+        let hour = set.hour.map(|limit| (Period::Hour, MINUTE, limit.get()));
+        minute.into_iter().chain(hour).collect()
+    }
+
+    /// One for each limit: how long from `now` until `cost` fits.
+    fn waits(&self, cost: u32, now: u64) -> Vec<Option<u64>> {
+        let behind = self.last.saturating_sub(now);
+        let bucket = self.limits.set.second.map(|bucket| {
+            let room = |debt: u128| debt + tokens(cost) <= tokens(bucket.burst.get());
+            room(0).then(|| first(|wait| room(self.debt(bucket, wait))))
+        });
+        let windows = self.windows().into_iter().map(|(period, length, limit)| {
+            let room = |at| self.used(period, at / length) + u64::from(cost) <= u64::from(limit);
+            if room(self.last) {
+                return Some(0);
+            }
+            let border = |ahead| (self.last / length + ahead) * length;
+            (1..=61).map(border).find(|border| room(*border)).map(|border| border - self.last)
+        });
+        let waits = bucket.into_iter().chain(windows);
+        waits.map(|wait| wait.map(|wait| if wait == 0 { 0 } else { wait + behind })).collect()
+    }
+
+    fn statuses(&self, scope: u8) -> Vec<Status> {
+        let status = |period, remaining: u128, whole_at| {
+            let remaining = u32::try_from(remaining).unwrap();
+            Status { scope, period, remaining, wait: None, whole_at }
+        };
+        let bucket = self.limits.set.second.map(|bucket| {
+            let left = tokens(bucket.burst.get()).saturating_sub(self.debt(bucket, 0));
+            let whole_in = first(|wait| self.debt(bucket, wait) == 0);
+            status(Period::Second, left / 1_000_000, self.last + whole_in)
+        });
+        let windows = self.windows().into_iter().map(|(period, length, limit)| {
+            let left = u64::from(limit).saturating_sub(self.used(period, self.last / length));
+            let borders = (1..=61).map(|ahead| (self.last / length + ahead) * length);
+            let whole_at = std::iter::once(self.last)
+                .chain(borders)
+                .find(|at| self.used(period, at / length) == 0);
+            status(period, u128::from(left), whole_at.unwrap())
+        });
+        bucket.into_iter().chain(windows).collect()
+    }
+
+    /// What counts in sub-bucket `current`: it and the sixty before it.
+    fn used(&self, period: Period, current: u64) -> u64 {
+        let oldest = i128::from(current) - 60;
+        let own =
+            |it: &&Admitted| oldest <= if period == Period::Minute { it.second } else { it.minute };
+        self.admitted.iter().filter(own).map(|it| u64::from(it.cost)).sum()
+    }
+
+    /// Millionths of tokens owed `wait` from now on: nothing but the definition of a bucket.
+    fn debt(&self, bucket: Bucket, wait: u64) -> u128 {
+        let rate = u128::from(bucket.rate.get());
+        let (mut debt, mut since) = (0_u128, 0_u128);
+        for admitted in &self.admitted {
+            debt = debt.saturating_sub((admitted.lived - since) * rate) + tokens(admitted.cost);
+            since = admitted.lived;
+        }
+        debt.saturating_sub((self.lived + u128::from(wait) - since) * rate)
+    }
+}
+
+/// The smallest number for which `holds`, which then holds for all larger ones.
+fn first(holds: impl Fn(u64) -> bool) -> u64 {
+    let (mut low, mut high) = (0_u64, 1 << 60);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if holds(middle) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    low
+}
+
+fn tokens(count: u32) -> u128 {
+    u128::from(count) * 1_000_000
+}
+
+/// Fails unless the decision is the expected one, limit by limit.
+pub fn assert_same(decision: &Decision, expected: &Expected) {
+    assert_eq!(decision.verdict == Verdict::Allow, expected.allow, "{decision:?}");
+    let found: Vec<Status> = decision
+        .statuses()
+        .iter()
+        .map(|status| Status {
+            scope: status.scope,
+            period: status.period,
+            remaining: status.remaining,
+            wait: (status.wait < Micros::NEVER).then(|| status.wait.as_micros()),
+            whole_at: status.whole_at.as_micros(),
+        })
+        .collect();
+    assert_eq!(found, expected.statuses);
+}
+
+/// Fails if any stretch of time, wherever it is laid, holds more of `admitted` than was promised.
+pub fn assert_promises(set: &LimitSet, admitted: &[(u64, u32)]) {
+    let windows = [(set.minute, MINUTE), (set.hour, 60 * MINUTE)];
+    for (limit, length) in windows {
+        let Some(limit) = limit.map(NonZeroU32::get) else { continue };
+        for (index, (end, _)) in admitted.iter().enumerate() {
+            let inside = admitted[..=index].iter().filter(|(at, _)| at + length >= *end);
+            let sum: u64 = inside.map(|(_, cost)| u64::from(*cost)).sum();
+            assert!(sum <= u64::from(limit), "{sum} of {limit} in the {length} us before {end}");
+        }
+    }
+    let Some(bucket) = set.second else { return };
+    for (index, (end, _)) in admitted.iter().enumerate() {
+        let mut sum = 0;
+        for (start, cost) in admitted[..=index].iter().rev() {
+            sum += tokens(*cost);
+            let paid = u128::from(end - start) * u128::from(bucket.rate.get());
+            assert!(sum <= tokens(bucket.burst.get()) + paid, "{sum} in {start}..={end}");
+        }
+    }
+}
