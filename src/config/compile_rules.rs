@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue, Method};
 use crate::config_path;
 use crate::limiter::quota::LimitSet;
 use crate::policy::compiled::{NO_RULE, Rule, Tier};
+use crate::policy::pattern::{PathPattern, parse_host};
 use crate::policy::route::{Pattern, Router};
 
 use super::compile::{failure_mode, not_defined};
@@ -28,23 +29,18 @@ pub fn endpoints(
 ) -> (Vec<Rule>, Router) {
     let mut rules = Vec::with_capacity(specs.len());
     let mut patterns = Vec::with_capacity(specs.len());
-    // A rule that is no pattern is left out; the others keep their place in the file here.
-    let mut places = Vec::with_capacity(specs.len());
     let mut seen: HashMap<&str, usize> = HashMap::with_capacity(specs.len());
     for (index, spec) in specs.iter().enumerate() {
         let name = rule_name(index, spec, &mut seen, report);
         rules.push(rule(index, name, spec, (tiers, names), report));
-        if let Some(pattern) = pattern(index, spec, report) {
-            patterns.push(pattern);
-            places.push(index);
-        }
+        patterns.push(pattern(index, spec, report));
     }
     match Router::new(&patterns) {
         Ok(router) => (rules, router),
         Err(errors) => {
             for error in errors {
-                let index = places.get(error.pattern).copied().unwrap_or(error.pattern);
-                report.value(config_path!["endpoints", index, "path"], Problem::new(error.message));
+                let path = config_path!["endpoints", error.pattern, "path"];
+                report.value(path, Problem::new(error.message));
             }
             (rules, Router::default())
         }
@@ -168,30 +164,40 @@ fn check_cost(
     }
 }
 
-fn pattern(index: usize, spec: &Endpoint, report: &mut Report<'_>) -> Option<Pattern> {
+/// What the router gets to see of a rule. Of one that is wrong it sees a path that is nobody
+/// else's: half a rule would seem to clash with others, and leaving it out would shift their places.
+fn pattern(index: usize, spec: &Endpoint, report: &mut Report<'_>) -> Pattern {
     let at = |key: &str| config_path!["endpoints", index, key];
+    let mut is_sound = !report.is_silent_below(&["endpoints".into(), index.into()]);
     let methods = methods(index, &spec.methods, report);
-    if let Some(host) = &spec.host {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
-        if host.is_empty() || !host.bytes().all(plain) {
-            let problem = Problem::new(quoted(host)).expected("a host's name, without a scheme");
-            report.value(at("host"), problem);
+    let headers = fields(&at("headers"), &spec.headers, report);
+    is_sound &= methods.len() == spec.methods.len() && headers.len() == spec.headers.0.len();
+    if let Some(Err(message)) = spec.host.as_deref().map(parse_host) {
+        report.value(at("host"), Problem::new(message));
+        is_sound = false;
+    }
+    match &spec.path {
+        Some(path) if is_sound => Pattern {
+            path: path.clone(),
+            methods,
+            host: spec.host.clone(),
+            headers,
+            strict_only: spec.matching == Matching::Strict,
+        },
+        other => {
+            match other.as_deref().map(PathPattern::parse) {
+                None => {
+                    let problem = Problem::new("missing").expected("a path, such as /api/**");
+                    report.value(at("path"), problem);
+                }
+                Some(Err(messages)) => messages
+                    .into_iter()
+                    .for_each(|message| report.value(at("path"), Problem::new(message))),
+                Some(Ok(_)) => {}
+            }
+            Pattern { path: format!("/endpoints-{index}-is-wrong"), ..Pattern::default() }
         }
     }
-    let path = || config_path!["endpoints", index, "headers"];
-    let headers = fields(&path(), &spec.headers, report);
-    let Some(path) = &spec.path else {
-        let problem = Problem::new("missing").expected("a path, such as /api/**");
-        report.value(at("path"), problem);
-        return None;
-    };
-    Some(Pattern {
-        path: path.clone(),
-        methods,
-        host: spec.host.clone(),
-        headers,
-        strict_only: spec.matching == Matching::Strict,
-    })
 }
 
 fn methods(index: usize, texts: &[String], report: &mut Report<'_>) -> Vec<Method> {

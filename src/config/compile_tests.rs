@@ -4,45 +4,17 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use http::{HeaderMap, Method};
+use http::Method;
 
 use crate::config_path;
 use crate::policy::compiled::NO_RULE;
-use crate::policy::plan::Disposition;
 
 use super::compile::not_defined;
 use super::compile_rules::fields;
+use super::compile_tiers::PolicyTest;
 use super::report::{Problem, Report, written};
-use super::schema_tiers::{DispositionSpec, TestSpec, TiersFile};
-use super::tree::Mark;
+use super::schema_tiers::{TestSpec, TiersFile};
 use super::url::quoted;
-
-/// One request, and what must come of it.
-#[derive(Clone, Debug)]
-pub struct PolicyTest {
-    /// The field: `tests[2]`.
-    pub path: String,
-    /// Its place in the tiers file.
-    pub mark: Option<Mark>,
-    /// The request's method.
-    pub method: Method,
-    /// Its path, without a query.
-    pub target: String,
-    /// The caller's address.
-    pub ip: IpAddr,
-    /// Its header fields.
-    pub headers: HeaderMap,
-    /// The tier that the caller must have.
-    pub tier: Option<String>,
-    /// The rule that it must meet; [`NO_RULE`] for none.
-    pub endpoint: Option<String>,
-    /// Who the caller must be, as identities are written.
-    pub identity: Option<String>,
-    /// What the request must cost.
-    pub cost: Option<u32>,
-    /// What must happen before any limit is asked.
-    pub disposition: Option<Disposition>,
-}
 
 /// Reads `tests:` against the policy's names.
 pub fn tests(file: &TiersFile, report: &mut Report<'_>) -> Vec<PolicyTest> {
@@ -112,16 +84,6 @@ fn test(index: usize, spec: &TestSpec, report: &mut Report<'_>) -> Option<Policy
         endpoint: spec.expect.endpoint.clone(),
         identity: spec.expect.identity.clone(),
         cost: spec.expect.cost,
-        disposition: spec.expect.disposition.map(disposition),
+        disposition: spec.expect.disposition,
     })
-}
-
-/// The expectation, in the policy's words.
-fn disposition(spec: DispositionSpec) -> Disposition {
-    match spec {
-        DispositionSpec::Limited => Disposition::Limited,
-        DispositionSpec::Exempt => Disposition::Exempt,
-        DispositionSpec::Unlimited => Disposition::Unlimited,
-        DispositionSpec::Refused => Disposition::Refused,
-    }
 }

@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use http::{HeaderMap, Method};
+
 use crate::config_path;
 use crate::policy::compiled::{Assigned, PolicyParts, Tier};
 use crate::policy::identity::{Identity, IpPrefix, PrefixLengths};
@@ -14,7 +16,8 @@ use super::compile::{failure_mode, host_bits, not_defined};
 use super::compile_limits::{Names, bad_name, limit_set, mode};
 use super::compile_rules::endpoints;
 use super::report::{Problem, Report, one_of};
-use super::schema_tiers::{LimitSpec, TiersFile};
+use super::schema_tiers::{DispositionSpec, LimitSpec, TiersFile};
+use super::tree::Mark;
 use super::unsupported::refuse_in_tiers;
 use super::url::{self, quoted};
 use super::value::Ordered;
@@ -25,6 +28,33 @@ const INDICES_MAX: usize = u16::MAX as usize;
 const RULE_LIMITS_MAX: usize = 1 << 22;
 /// Longest user or key.
 const IDENTIFIER_BYTES_MAX: usize = 256;
+
+/// One request, and what must come of it.
+#[derive(Clone, Debug)]
+pub struct PolicyTest {
+    /// The field: `tests[2]`.
+    pub path: String,
+    /// Its place in the tiers file.
+    pub mark: Option<Mark>,
+    /// The request's method.
+    pub method: Method,
+    /// Its path, without a query.
+    pub target: String,
+    /// The caller's address.
+    pub ip: IpAddr,
+    /// Its header fields.
+    pub headers: HeaderMap,
+    /// The tier that the caller must have.
+    pub tier: Option<String>,
+    /// The rule that it must meet; `other` for none.
+    pub endpoint: Option<String>,
+    /// Who the caller must be, as identities are written.
+    pub identity: Option<String>,
+    /// What the request must cost.
+    pub cost: Option<u32>,
+    /// What must happen before any limit is asked.
+    pub disposition: Option<DispositionSpec>,
+}
 
 /// Compiles the parts that this file gives; the caller adds those of the other file. Whether they
 /// may be used, the report says.

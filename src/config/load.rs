@@ -13,8 +13,8 @@ use crate::config_path;
 use crate::policy::compiled::Policy;
 
 use super::compile::{Settings, UpstreamNeed, settings};
-use super::compile_tests::{self, PolicyTest};
-use super::compile_tiers;
+use super::compile_tests;
+use super::compile_tiers::{self, PolicyTest};
 use super::decode::decode;
 use super::report::{ConfigError, ConfigErrors, Part, Problem, Report};
 use super::schema::{Config, RedisConfig};

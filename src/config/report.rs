@@ -267,6 +267,11 @@ impl<'f> Report<'f> {
         self.faulted.push(path);
     }
 
+    /// Whether something below this field was reported and left out.
+    pub fn is_silent_below(&self, path: &[Step]) -> bool {
+        self.faulted.iter().any(|faulted| faulted.starts_with(path))
+    }
+
     /// An error at a field's value.
     pub fn value(&mut self, path: Path, problem: Problem) {
         self.error(&path, Part::Value, None, &problem);
