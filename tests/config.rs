@@ -1,5 +1,7 @@
 //! From the operator's files to settings and a policy, and every way in which that goes wrong.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -629,13 +631,13 @@ tracing: { sample: .nan }
 fn errors_of_shape_and_of_meaning_come_together() {
     // A tier that is no mapping is still a tier: nothing that names it is wrong for that.
     check_tiers(
-        "tiers: { free: 5, gold: { burst: x, per_second: 0 }, b: }\nendpoints: [{ name: a, path: 1, limits: { free: {} } }, 7]\n",
+        "tiers: { free: 5, gold: { burst: x, per_second: 0 }, b: }\nendpoints: [{ name: a, path: /a, limits: { free: {} } }, 7]\n",
         &[
             "tiers.yaml:1:16: tiers.free: 5, expected a mapping with one of per_second, burst, per_minute, per_hour, per_day, per_month, concurrency, priority, on_failure",
             "tiers.yaml:1:34: tiers.gold.burst: x, expected a whole number from 0 to 4294967295",
             "tiers.yaml:1:49: tiers.gold.per_second: 0, expected at least 1",
             "tiers.yaml:1:54: tiers.b: nothing, expected a mapping with one of per_second, burst, per_minute, per_hour, per_day, per_month, concurrency, priority, on_failure",
-            "tiers.yaml:2:57: endpoints[1]: 7, expected a mapping with one of name, path, methods, host, headers, match, slow_threshold, limits, cost, exempt, mode, enforce_percent, on_failure",
+            "tiers.yaml:2:58: endpoints[1]: 7, expected a mapping with one of name, path, methods, host, headers, match, slow_threshold, limits, cost, exempt, mode, enforce_percent, on_failure",
         ],
     );
 }
@@ -668,6 +670,26 @@ fn wrong_values() {
         count += 1;
     }
     assert!(count > 60, "{count}");
+}
+
+#[test]
+fn equal_rules_are_found_by_their_places() {
+    // The rule in between is wrong in itself: it takes no part, and shifts nobody.
+    let found = heads(tiers(
+        "\
+endpoints:
+- { name: a, path: /a }
+- { name: b, path: /a, methods: [get] }
+- { name: c, path: /c/** }
+- { name: d, path: /a }
+- { name: e, path: c }
+",
+    ));
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].starts_with("tiers.yaml:3:34: endpoints[1].methods[0]: \"get\""), "{found:?}");
+    assert!(found[1].starts_with("tiers.yaml:5:20: endpoints[3].path: "), "{found:?}");
+    assert!(found[1].contains("endpoints[0]"), "{found:?}");
+    assert!(found[2].starts_with("tiers.yaml:6:20: endpoints[4].path: `c`"), "{found:?}");
 }
 
 #[test]
@@ -741,6 +763,9 @@ fn thousands_of_rules_compile() {
     assert_eq!(tiers(&text).unwrap().policy.rules().len(), 10_000);
     let wrong = text.replace("per_minute", "per_minuet");
     assert_eq!(heads(tiers(&wrong)).len(), 64, "errors of shape have a bound");
+    let zero = heads(tiers(&text.replace("per_minute: 3", "per_minute: 0")));
+    assert_eq!(zero.len(), 101, "so have those of meaning");
+    assert_eq!(zero[100], "tiers.yaml: 9900 more errors, not shown");
     let many: String = (0..65_536).map(|tier| format!("  t{tier}: {{}}\n")).collect();
     check_tiers(
         &format!("tiers:\n{many}"),

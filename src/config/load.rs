@@ -13,6 +13,7 @@ use crate::config_path;
 use crate::policy::compiled::Policy;
 
 use super::compile::{Settings, UpstreamNeed, settings};
+use super::compile_tests;
 use super::compile_tiers::{self, PolicyTest};
 use super::decode::decode;
 use super::report::{ConfigError, ConfigErrors, Part, Problem, Report};
@@ -84,28 +85,22 @@ pub fn load(request: &LoadRequest<'_>) -> Result<Loaded, ConfigErrors> {
 
     let (mut file, mut report) = tiers.decoded::<TiersFile>();
     fill_in_built_in(&mut file);
-    let parts = compile_tiers::parts(&file, settings.prefixes, &mut report);
-    let tests = compile_tiers::tests(&file, &mut report);
+    let mut parts = compile_tiers::parts(&file, settings.prefixes, &mut report);
+    let tests = compile_tests::tests(&file, &mut report);
 
-    let errors: Vec<ConfigError> =
-        sorted(config_report.errors).into_iter().chain(sorted(report.errors)).collect();
+    let ((mut errors, mut warnings), (more_errors, more_warnings)) =
+        (config_report.finish(), report.finish());
+    errors.extend(more_errors);
+    warnings.extend(more_warnings);
     if !errors.is_empty() {
         return Err(ConfigErrors(errors));
     }
+    parts.trusted_proxies = settings.trusted_proxies.clone();
     let mut hash = Sha256::new();
     tiers.root.digest(&mut hash);
     hash.update(format!("{:?}{:?}", settings.prefixes, settings.trusted_proxies));
     let policy_hash = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Loaded {
-        policy: compile_tiers::policy(parts, settings.trusted_proxies.clone()),
-        settings,
-        tests,
-        warnings: sorted(config_report.warnings)
-            .into_iter()
-            .chain(sorted(report.warnings))
-            .collect(),
-        policy_hash,
-    })
+    Ok(Loaded { policy: Policy::new(parts), settings, tests, warnings, policy_hash })
 }
 
 /// A file's text, parsed.
@@ -164,18 +159,13 @@ fn errors_of_both(
 ) -> ConfigErrors {
     let of_config = match config {
         Err(error) => vec![*error],
-        Ok(source) => source.decoded::<Config>().1.errors,
+        Ok(source) => source.decoded::<Config>().1.finish().0,
     };
     let of_tiers = match tiers {
         Err(error) => vec![*error],
-        Ok(source) => source.decoded::<TiersFile>().1.errors,
+        Ok(source) => source.decoded::<TiersFile>().1.finish().0,
     };
-    ConfigErrors(sorted(of_config).into_iter().chain(sorted(of_tiers)).collect())
-}
-
-fn sorted(mut errors: Vec<ConfigError>) -> Vec<ConfigError> {
-    errors.sort_by_key(|error| (error.line, error.column));
-    errors
+    ConfigErrors(of_config.into_iter().chain(of_tiers).collect())
 }
 
 fn apply(overrides: &Overrides, config: &mut Config, report: &mut Report<'_>) {

@@ -2,10 +2,13 @@
 //!
 //! Text becomes a tree that knows where each value stands ([`tree`]), the tree becomes the mirror
 //! of the file ([`decode`] into [`schema`] and [`schema_tiers`]), and the mirror becomes values
-//! that cannot be wrong ([`compile`], [`compile_tiers`]). [`load::load`] is the one way in.
+//! that cannot be wrong ([`compile`] and its siblings). [`load::load`] is the one way in.
 //! Nothing of this is touched while a request is served.
 
 pub mod compile;
+pub mod compile_limits;
+pub mod compile_rules;
+pub mod compile_tests;
 pub mod compile_tiers;
 pub mod decode;
 pub mod load;

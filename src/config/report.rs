@@ -4,12 +4,16 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use super::tree::{Mark, Node};
 
 /// Widest piece of a source line that an excerpt shows.
 const EXCERPT_COLUMNS_MAX: usize = 96;
 /// Longest found value that a message repeats.
 const FOUND_CHARS_MAX: usize = 80;
+/// More errors of one file, or warnings, are counted and not shown.
+const ERRORS_MAX: usize = 100;
 /// A list of names in a message ends after so many.
 const NAMES_MAX: usize = 32;
 
@@ -125,7 +129,7 @@ pub enum Part {
 }
 
 /// An error or a warning of configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ConfigError {
     /// The file's name as the operator wrote it, or the command line's option.
     pub file: Option<String>,
@@ -142,6 +146,7 @@ pub struct ConfigError {
     /// A sentence that helps on: `did you mean "burst"?`.
     pub suggestion: Option<String>,
     /// The line with a caret below the place; secrets are blotted out.
+    #[serde(skip)]
     pub excerpt: Option<String>,
 }
 
@@ -220,10 +225,9 @@ pub struct Report<'f> {
     root: &'f Node,
     faulted: Vec<Path>,
     overrides: Vec<(Path, &'static str)>,
-    /// What makes the file unusable.
-    pub errors: Vec<ConfigError>,
-    /// What is odd.
-    pub warnings: Vec<ConfigError>,
+    left_out: usize,
+    errors: Vec<ConfigError>,
+    warnings: Vec<ConfigError>,
 }
 
 impl<'f> Report<'f> {
@@ -235,9 +239,22 @@ impl<'f> Report<'f> {
             root,
             faulted: Vec::new(),
             overrides: Vec::new(),
+            left_out: 0,
             errors: Vec::new(),
             warnings: Vec::new(),
         }
+    }
+
+    /// What makes the file unusable, and what is odd, each in the order of the file.
+    pub fn finish(self) -> (Vec<ConfigError>, Vec<ConfigError>) {
+        let (mut errors, mut warnings) = (self.errors, self.warnings);
+        errors.sort_by_key(|error| (error.line, error.column));
+        warnings.sort_by_key(|warning| (warning.line, warning.column));
+        if self.left_out > 0 {
+            let problem = Problem::new(format!("{} more errors, not shown", self.left_out));
+            errors.push(ConfigError::of_whole(self.file, &[], &problem));
+        }
+        (errors, warnings)
     }
 
     /// From now on the field is the command line's.
@@ -248,6 +265,11 @@ impl<'f> Report<'f> {
     /// Says nothing more of this field and what is below it: it was reported.
     pub fn silence(&mut self, path: Path) {
         self.faulted.push(path);
+    }
+
+    /// Whether something below this field was reported and left out.
+    pub fn is_silent_below(&self, path: &[Step]) -> bool {
+        self.faulted.iter().any(|faulted| faulted.starts_with(path))
     }
 
     /// An error at a field's value.
@@ -262,15 +284,21 @@ impl<'f> Report<'f> {
 
     /// An error at a place that is known already.
     pub fn error(&mut self, path: &[Step], part: Part, mark: Option<Mark>, problem: &Problem) {
-        if !self.faulted.iter().any(|faulted| path.starts_with(faulted)) {
-            let error = self.located(path, part, mark, problem);
-            self.errors.push(error);
+        if self.faulted.iter().any(|faulted| path.starts_with(faulted)) {
+            return;
         }
+        if self.errors.len() >= ERRORS_MAX {
+            self.left_out += 1;
+            return;
+        }
+        let error = self.located(path, part, mark, problem);
+        self.errors.push(error);
     }
 
     /// A warning at a field's value.
     pub fn warn(&mut self, path: Path, problem: Problem) {
-        if !self.faulted.iter().any(|faulted| path.starts_with(faulted)) {
+        let is_silent = self.faulted.iter().any(|faulted| path.starts_with(faulted));
+        if !is_silent && self.warnings.len() < ERRORS_MAX {
             let warning = self.located(&path, Part::Value, None, &problem);
             self.warnings.push(warning);
         }
@@ -386,25 +414,31 @@ fn excerpt(text: &str, mark: Mark) -> Option<String> {
 /// A line with what may be a secret blotted out, character by character, so that columns hold.
 fn blotted(line: &str) -> Vec<char> {
     let mut shown: Vec<char> = line.chars().collect();
-    let find = |from: usize, wanted: &str, shown: &[char]| {
-        let wanted: Vec<char> = wanted.chars().collect();
-        let mut windows = shown.get(from..).unwrap_or_default().windows(wanted.len());
-        windows.position(|window| *window == *wanted).map(|at| from + at + wanted.len())
-    };
-    let mut from = 0;
-    while let Some(start) = find(from, "://", &shown) {
-        let rest = shown.get(start..).unwrap_or_default();
-        let ends = |c: &char| c.is_whitespace() || "\"'".contains(*c);
-        let end = start + rest.iter().position(ends).unwrap_or(rest.len());
-        let authority = shown.get(start..end).unwrap_or_default();
-        if let Some(at) = authority.iter().rposition(|c| *c == '@') {
-            shown.iter_mut().skip(start).take(at).for_each(|c| *c = '*');
+    // User and password of a URL, and of what should have been one.
+    let is_end = |c: &char| c.is_whitespace() || "\"'".contains(*c);
+    for word in shown.split_mut(is_end) {
+        let text: String = word.iter().collect();
+        let is_identity = text.starts_with("user:") || text.starts_with("key:");
+        if let Some(at) = word.iter().rposition(|c| *c == '@')
+            && !is_identity
+        {
+            let scheme = text.find("://").and_then(|byte| text.get(..byte + 3));
+            let start = scheme.map_or(0, |scheme| scheme.chars().count());
+            word.iter_mut().take(at).skip(start).for_each(|c| *c = '*');
         }
-        from = end;
     }
-    // A reference to the environment is no secret, its default may be one: all of it goes.
-    if let Some(start) = find(0, "secret:", &shown) {
-        shown.iter_mut().skip(start).filter(|c| !c.is_whitespace()).for_each(|c| *c = '*');
+    // What a key named `…secret` holds. A reference to the environment is no secret, its default
+    // may be one: all of it goes.
+    let mut from = 0;
+    while let Some(found) = line.get(from..).and_then(|rest| rest.find("secret")) {
+        from += found + "secret".len();
+        let (before, rest) = line.split_at(from);
+        if rest.trim_start_matches(['"', '\'', ' ']).starts_with(':') {
+            let start = before.chars().count() + rest.chars().take_while(|c| *c != ':').count() + 1;
+            let hidden = shown.iter_mut().skip(start).filter(|c| !c.is_whitespace());
+            hidden.for_each(|c| *c = '*');
+            break;
+        }
     }
     shown
 }
@@ -437,6 +471,10 @@ mod tests {
             shown("  url: redis://me:pw@host:1/x"),
             "  2 |   url: redis://*****@host:1/x\n    |        ^^^"
         );
+        let hides = |line: &str| !shown(line).contains("hunter");
+        assert!(hides("  'secret' : hunter2") && hides("identity_hash_secret: hunter2"));
+        assert!(hides("  url: me:hunter2@host") && hides("  url: 'redis://me:hu?nter@host'"));
+        assert!(shown("  user:me@example.com: gold").contains("me@example.com"));
         assert_eq!(shown("secret: hunter2"), "  2 | secret: *******\n    |        ^^^");
         assert_eq!(shown(&"x".repeat(500)).lines().next().unwrap().len(), 6 + 96);
     }

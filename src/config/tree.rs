@@ -15,6 +15,8 @@ use super::report::{Part, Path, Problem, Step, shortened, text_at};
 pub const FILE_BYTES_MAX: usize = 8 << 20;
 /// Most values of one file, each alias counted with all that it stands for.
 const NODES_MAX: usize = 2_000_000;
+/// More faults of one file are not recorded; each costs a search of its text.
+const FAULTS_MAX: usize = 128;
 /// Deepest nesting; the files themselves need six levels.
 const DEPTH_MAX: usize = 64;
 
@@ -337,7 +339,7 @@ impl Builder<'_> {
             self.count(size, node.mark)?;
             self.anchors.insert(anchor, (node.clone(), size));
         }
-        let path = self.path();
+        let mut duplicate = None;
         let Some(frame) = self.stack.last_mut() else {
             self.root = Some(node);
             return Ok(());
@@ -355,18 +357,18 @@ impl Builder<'_> {
                         return Err(self.fatal(node.mark, problem));
                     };
                     let is_duplicate = !seen.insert(text.clone());
-                    if is_duplicate {
-                        let mut path = path;
-                        path.push(Step::Key(text.clone()));
+                    if is_duplicate && self.faults.len() < FAULTS_MAX {
                         let first = entries.iter().find(|entry| entry.key == text);
                         let line = first.map_or(0, |entry| entry.key_mark.line);
-                        let problem = Problem::new(format!("duplicate key, first on line {line}"));
-                        let mark = node.mark;
-                        self.faults.push(Misplaced { path, mark, problem, is_pruned: false });
+                        duplicate = Some((line, node.mark));
                     }
                     *key = Some(PendingKey { text, mark: node.mark, is_duplicate });
                 }
             },
+        }
+        if let Some((line, mark)) = duplicate {
+            let problem = Problem::new(format!("duplicate key, first on line {line}"));
+            self.faults.push(Misplaced { path: self.path(), mark, problem, is_pruned: false });
         }
         Ok(())
     }
@@ -416,6 +418,7 @@ impl Builder<'_> {
     fn expanded(&mut self, text: &str, is_plain: bool, mark: Mark) -> Kind {
         match expand(text, self.env) {
             Ok(text) => Kind::Scalar { text, is_plain },
+            Err(_) if self.faults.len() >= FAULTS_MAX => Kind::Pruned,
             Err(Unexpanded { reference, problem }) => {
                 // The exact column, where the reference stands on the scalar's first line.
                 let offset = text_at(self.text, mark).and_then(|line| {
@@ -562,7 +565,7 @@ mod tests {
             fatal(&"- ".repeat(1000)),
             "1:129: nested too deeply, expected at most 64 levels"
         );
-        assert!(fatal(&"[".repeat(100_000)).contains("nested too deeply"));
+        assert!(fatal(&"[".repeat(100_000)).contains("recursion limit"));
         assert!(fatal("a: &x [*x]").ends_with("an alias of itself"));
     }
 

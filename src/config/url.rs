@@ -221,7 +221,12 @@ fn split<'a>(text: &'a str, form: &str, scheme: &str) -> Result<Parts<'a>, Probl
     };
     let end = rest.find(['?', '#']).unwrap_or(rest.len());
     let (before_query, query) = rest.split_at(end);
-    // A password may hold any character, a slash too: the last `@` ends it.
+    // It would be taken for host and port, and shown in a message.
+    if query.contains('@') {
+        let problem = Problem::new("a ? or # in front of the last @");
+        return Err(problem.expected("%3F or %23, where it belongs to the password"));
+    }
+    // A password may hold a slash: the last `@` ends it.
     let (userinfo, rest) = match before_query.rsplit_once('@') {
         Some((userinfo, rest)) => (Some(userinfo), rest),
         None => (None, before_query),
@@ -411,11 +416,13 @@ mod tests {
             "redis://me:hunter2@ho st/0",
             "redis://me:hunter2@",
             "me:hunter2@host:6379",
+            "redis://me:hun?ter2@host",
+            "redis://me:hunter2#hunter@host",
             "rediss://me:hunter2@host",
             "redis+unix://me:hunter2@run/x",
         ] {
             let problem = redis(wrong).unwrap_err();
-            assert!(!format!("{problem:?}").contains("hunter"), "{problem:?}");
+            assert!(!format!("{problem:?}").contains("hun"), "{problem:?}");
         }
     }
 
