@@ -25,7 +25,7 @@ use tollgate::metrics::labels::{
 };
 use tollgate::metrics::names::{self, Kind};
 use tollgate::metrics::policy::{PolicyMetrics, RequestRecord};
-use tollgate::metrics::registry::{Build, Metrics};
+use tollgate::metrics::registry::{Build, Metrics, RedisFigures};
 use tollgate::policy::compiled::{Policy, PolicyParts, Rule, Tier};
 use tollgate::policy::identity::{IdentifierType, Identity, IpPrefix, PrefixLengths};
 use tollgate::policy::plan::{Plan, RuleId, Scope, TierId, TierSource};
@@ -196,10 +196,13 @@ fn exercise(metrics: &Arc<Metrics>, policy_metrics: &PolicyMetrics) {
     let _pooled = metrics.pool("upstream").idle();
     let _open = metrics.listener("0.0.0.0:8080").connection_opened();
     metrics.connection_refused(RefusalReason::MaxConnections);
-    metrics.limiter_fell_back(FallbackMode::Local, FallbackReason::Timeout);
-    metrics.redis_call_ended(Duration::from_millis(20), Some(RedisErrorKind::Timeout));
-    metrics.redis_reconnected();
-    metrics.breaker_changed(Dependency::Redis, BreakerState::Open);
+    let mut figures = RedisFigures { queue: 3, reconnects: 1, ..RedisFigures::default() };
+    figures.errors[RedisErrorKind::Timeout.index()] = 1;
+    figures.fallbacks[FallbackMode::Local.index()][FallbackReason::Timeout.index()] = 1;
+    figures.transitions[BreakerState::Open.index()] = 1;
+    metrics.publish_redis(&figures);
+    metrics.redis_answered(Duration::from_millis(20));
+    metrics.set_breaker(Dependency::Redis, BreakerState::Open);
     metrics.set_dependency_health(Dependency::Redis, 0.5);
     metrics.set_limiter_mode(LimiterMode::Local);
     metrics.set_memory_store(7, 1);

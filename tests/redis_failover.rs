@@ -24,7 +24,9 @@ use tollgate::store::failover::BreakerState;
 use tollgate::store::memory::MemoryStore;
 use tollgate::store::redis::error::ErrorKind;
 use tollgate::store::redis::stats::Reason;
-use tollgate::store::redis::{RedisSettings, RedisShared, RedisStore, RedisUrl};
+use tollgate::config::url;
+use tollgate::store::redis::settings::RedisSettings;
+use tollgate::store::redis::{RedisShared, RedisStore};
 use tollgate::store::{Backend, Checked};
 
 use redis::{RedisServer, Reply};
@@ -38,7 +40,7 @@ const SLACK: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_secs(30);
 
 fn store(url: &str, on_failure: FailureMode) -> RedisStore {
-    let mut settings = RedisSettings::new(RedisUrl::parse(url).unwrap());
+    let mut settings = RedisSettings::new(url::redis(url).unwrap().target());
     settings.timeout = BUDGET;
     settings.on_failure = on_failure;
     RedisStore::connect(Arc::new(RedisShared::new(settings, Arc::new(MemoryStore::new(1_000)))))

@@ -20,7 +20,9 @@ use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
 use tollgate::store::memory::MemoryStore;
 use tollgate::store::redis::codec::{identity_hash, key};
-use tollgate::store::redis::{RedisSettings, RedisShared, RedisStore, RedisUrl};
+use tollgate::config::url;
+use tollgate::store::redis::settings::RedisSettings;
+use tollgate::store::redis::{RedisShared, RedisStore};
 
 use redis::{RedisServer, Reply};
 
@@ -29,7 +31,7 @@ const START: i64 = 1_700_000_000_123_456;
 const SECOND: i64 = 1_000_000;
 
 async fn connect(server: &RedisServer) -> RedisStore {
-    let mut settings = RedisSettings::new(RedisUrl::parse(&server.url()).unwrap());
+    let mut settings = RedisSettings::new(url::redis(&server.url()).unwrap().target());
     // These tests are about decisions: a busy machine must not make one late.
     settings.timeout = Duration::from_secs(20);
     let shared = Arc::new(RedisShared::new(settings, Arc::new(MemoryStore::new(1_000))));

@@ -17,7 +17,7 @@ const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const NOT_CONFIGURED: &str = "not_configured";
 /// Calls to Redis under way above which the store is said to hold requests up.
-const REDIS_QUEUE_WARNING: usize = 1_000;
+const REDIS_QUEUE_WARNING: u64 = 1_000;
 const MEBIBYTE: f64 = 1_048_576.0;
 
 /// An answer: status, content type, body.
@@ -79,7 +79,7 @@ pub fn health_response(state: &AdminState) -> Answer {
     let status = status(state, upstream, redis, limiter.mode);
     let process = metrics_process::collector::collect();
     let rss = process.resident_memory_bytes;
-    let redis_queue = state.metrics.redis_calls();
+    let redis_queue = state.metrics.redis_queue();
     let has_backpressure = redis_queue >= REDIS_QUEUE_WARNING;
     let config_hash = state.config_hash.read().clone();
     let health = Health {
@@ -227,7 +227,7 @@ struct Backpressure {
     severity: &'static str,
     event_loop_lag_ms: Option<f64>,
     db_queue_size: usize,
-    redis_queue_size: usize,
+    redis_queue_size: u64,
     async_tasks_pending: Option<usize>,
     requests_in_flight: usize,
     workers_stuck: usize,

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::report::{Problem, shortened};
 use super::value::Redacted;
+use crate::store::redis::settings::{RedisAddress, RedisTarget};
 
 /// Schemes of an upstream, the first of which is built.
 const UPSTREAM_SCHEMES: [&str; 4] = ["http", "https", "h2c", "unix"];
@@ -42,23 +43,6 @@ pub struct UpstreamUrl {
     pub port: u16,
 }
 
-/// Where a Redis listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RedisAddress {
-    /// A host, without brackets, and a port.
-    Tcp {
-        /// A name or an address.
-        host: String,
-        /// 6379 where the URL names none.
-        port: u16,
-    },
-    /// A socket of this machine.
-    Unix {
-        /// Its absolute path.
-        path: String,
-    },
-}
-
 /// A Redis, by its URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisUrl {
@@ -69,7 +53,15 @@ pub struct RedisUrl {
     /// The password.
     pub password: Option<Redacted>,
     /// The number of its database.
-    pub database: u32,
+    pub database: u8,
+}
+
+impl RedisUrl {
+    /// What the store connects to.
+    pub fn target(&self) -> RedisTarget {
+        let password = self.password.as_ref().map(Redacted::expose);
+        RedisTarget::new(&self.address, self.username.as_deref(), password, self.database)
+    }
 }
 
 /// What to say of a feature that is not built yet.
@@ -145,7 +137,7 @@ pub fn redis(text: &str) -> Result<RedisUrl, Problem> {
         _ => return Err(not_yet()),
     };
     let database = database.parse().map_err(|_| {
-        Problem::new(format!("database \"{}\"", shortened(database))).expected("a number")
+        Problem::new(format!("database \"{}\"", shortened(database))).expected("a number up to 255")
     })?;
     Ok(RedisUrl { address, username, password, database })
 }

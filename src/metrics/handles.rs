@@ -149,3 +149,10 @@ pub(super) fn increment(counters: &[Counter], index: usize) {
         counter.increment(1);
     }
 }
+
+/// Sets each counter to the total beside it.
+pub(super) fn set_all(counters: &[Counter], totals: &[u64]) {
+    for (counter, total) in counters.iter().zip(totals) {
+        counter.absolute(*total);
+    }
+}

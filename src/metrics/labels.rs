@@ -262,12 +262,14 @@ label! {
         Noscript = "noscript",
         /// The slot lives elsewhere.
         Moved = "moved",
-        /// Wrong or missing credentials.
-        Auth = "auth",
         /// The connection failed.
         Io = "io",
-        /// Any other answer that is an error.
-        Other = "other",
+        /// An answer that the script does not give.
+        Protocol = "protocol",
+        /// An error of the server: out of memory, loading, no permission.
+        Server = "server",
+        /// Too many checks were waiting; it was not asked.
+        Overload = "overload",
     }
 }
 

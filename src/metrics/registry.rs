@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 use crate::policy::compiled::NO_RULE;
 
 use super::cells::{Level, LevelGuard, PerShard};
-use super::handles::{Events, Handles, Sums, describe_all, increment};
+use super::handles::{Events, Handles, Sums, describe_all, increment, set_all};
 use super::histogram::LIMITER_EDGES;
 use super::labels::{
     BreakerState, Dependency, FallbackMode, FallbackReason, IdentityError, LimiterBackend,
@@ -42,6 +43,21 @@ pub struct Build {
     pub rustc: &'static str,
 }
 
+/// What the store in Redis counts by itself: totals since the start, and the present queue.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RedisFigures {
+    /// Checks that wait for an answer.
+    pub queue: u64,
+    /// Failures, by kind.
+    pub errors: [u64; RedisErrorKind::COUNT],
+    /// Decisions made without Redis, by mode and reason.
+    pub fallbacks: [[u64; FallbackReason::COUNT]; FallbackMode::COUNT],
+    /// Connections made anew.
+    pub reconnects: u64,
+    /// Changes of the circuit breaker, by the state that it came to.
+    pub transitions: [u64; BreakerState::COUNT],
+}
+
 /// Every metric of this process. Tests may have several.
 #[derive(Debug)]
 pub struct Metrics {
@@ -49,7 +65,7 @@ pub struct Metrics {
     pub(super) process: PerShard<ProcessCells>,
     pub(super) events: Events,
     in_flight: Level,
-    redis_calls: Level,
+    redis_queue: AtomicU64,
     redis_slow: Duration,
     /// Taken when a policy is compiled and for a moment in a scrape, never by a request.
     pub(super) named: Mutex<Named>,
@@ -132,7 +148,7 @@ impl Metrics {
             process: PerShard::new(shards),
             events: Events::new(&handles),
             in_flight: Level::new(shards),
-            redis_calls: Level::new(shards),
+            redis_queue: AtomicU64::new(0),
             redis_slow,
             named: Mutex::default(),
             handles,
@@ -162,40 +178,35 @@ impl Metrics {
         });
     }
 
-    /// A request was decided by the failure mode.
-    pub fn limiter_fell_back(&self, mode: FallbackMode, reason: FallbackReason) {
-        let index = mode.index() * FallbackReason::COUNT + reason.index();
-        increment(&self.events.fallbacks, index);
-    }
-
-    /// A call to Redis is under way, until the guard is dropped.
+    /// A check was answered by Redis after so long.
     #[inline]
-    pub fn redis_call_started(&self) -> LevelGuard {
-        self.redis_calls.enter()
-    }
-
-    /// Calls to Redis that are under way.
-    pub fn redis_calls(&self) -> usize {
-        self.redis_calls.count()
-    }
-
-    /// A call to Redis ended.
-    pub fn redis_call_ended(&self, took: Duration, error: Option<RedisErrorKind>) {
+    pub fn redis_answered(&self, took: Duration) {
         self.process.with_own(|cells| cells.redis.record(LIMITER_EDGES, took));
         if took > self.redis_slow {
             self.slow_query(QueryType::Redis);
         }
-        if let Some(kind) = error {
-            increment(&self.events.redis_errors, kind.index());
-            if kind == RedisErrorKind::Timeout {
-                self.query_timed_out(QueryType::Redis);
-            }
-        }
     }
 
-    /// A connection to Redis had to be made anew.
-    pub fn redis_reconnected(&self) {
-        self.events.redis_reconnects.increment(1);
+    /// Checks that wait for Redis, as last published.
+    pub fn redis_queue(&self) -> u64 {
+        self.redis_queue.load(Ordering::Relaxed)
+    }
+
+    /// Takes over what the store in Redis has counted.
+    pub fn publish_redis(&self, figures: &RedisFigures) {
+        self.redis_queue.store(figures.queue, Ordering::Relaxed);
+        let events = &self.events;
+        set_all(&events.redis_errors, &figures.errors);
+        set_all(&events.fallbacks, figures.fallbacks.as_flattened());
+        events.redis_reconnects.absolute(figures.reconnects);
+        if let Some(timeouts) = events.timeouts.get(QueryType::Redis.index()) {
+            let index = RedisErrorKind::Timeout.index();
+            timeouts.absolute(figures.errors.get(index).copied().unwrap_or(0));
+        }
+        for (to, count) in BreakerState::ALL.iter().zip(figures.transitions) {
+            let labels = [Dependency::Redis.as_str(), to.as_str()];
+            self.handles.counter(&names::BREAKER_TRANSITIONS, &labels).absolute(count);
+        }
     }
 
     /// A call took longer than its threshold.
@@ -216,13 +227,6 @@ impl Metrics {
     /// A credential or forwarding field was not believed.
     pub fn identity_error(&self, reason: IdentityError) {
         increment(&self.events.identity_errors, reason.index());
-    }
-
-    /// A circuit breaker changed its state.
-    pub fn breaker_changed(&self, service: Dependency, to: BreakerState) {
-        let labels = [service.as_str(), to.as_str()];
-        self.handles.counter(&names::BREAKER_TRANSITIONS, &labels).increment(1);
-        self.set_breaker(service, to);
     }
 
     /// The state of a circuit breaker. From the first call on, its series are there.

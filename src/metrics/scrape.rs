@@ -79,7 +79,7 @@ impl Metrics {
             handles.counter(&names::BYTES, &[direction.as_str()]).absolute(sum);
         }
         handles.gauge(&names::IN_FLIGHT, &[]).set(self.requests_in_flight() as f64);
-        handles.gauge(&names::REDIS_QUEUE, &[]).set(self.redis_calls() as f64);
+        handles.gauge(&names::REDIS_QUEUE, &[]).set(self.redis_queue() as f64);
     }
 
     fn histograms(

@@ -325,7 +325,7 @@ async fn drive(client: Client) {
 fn client(shared: &RedisShared) -> Client {
     let settings = &shared.settings;
     // Not fast to fail: a Redis that is not there at start is the same as one that went away.
-    let config = Config { fail_fast: false, ..settings.url.config().clone() };
+    let config = Config { fail_fast: false, ..settings.target.config().clone() };
     let performance = PerformanceConfig {
         // The only timeout that EVALSHA heeds. Not the budget: answers up to here are counted.
         default_command_timeout: LATE_MAX.max(settings.timeout),

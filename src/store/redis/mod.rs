@@ -6,10 +6,9 @@
 
 pub mod codec;
 pub mod error;
-pub mod stats;
-
 mod link;
-mod settings;
+pub mod settings;
+pub mod stats;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -28,9 +27,8 @@ use super::{Backend, Checked};
 use codec::Call;
 use error::{CheckError, ErrorKind};
 use link::{AbortOnDrop, Link};
+use settings::RedisSettings;
 use stats::{Reason, RedisStats};
-
-pub use settings::{RedisSettings, RedisUrl, RedisUrlError};
 
 /// What the stores of all workers share.
 #[derive(Debug)]
@@ -110,7 +108,7 @@ impl RedisShared {
         if let Some(state) = self.gate.record(Outcome::Bad, monotonic()) {
             self.stats.count_transition(state);
             tracing::warn!(
-                url = %self.settings.url,
+                server = %self.settings.target,
                 on_failure = ?self.settings.on_failure,
                 error = %error,
                 "redis is unavailable, requests are decided without it"
@@ -124,7 +122,7 @@ impl RedisShared {
         if state == BreakerState::Closed {
             let away = opened_at.map_or(Duration::ZERO, |at| monotonic().duration_since(at));
             tracing::info!(
-                url = %self.settings.url,
+                server = %self.settings.target,
                 unavailable_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX),
                 "redis is back"
             );

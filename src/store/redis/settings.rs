@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use fred::types::config::Config;
+use fred::types::config::{Config, ServerConfig};
 
 use crate::policy::compiled::FailureMode;
 
@@ -11,7 +11,7 @@ use crate::policy::compiled::FailureMode;
 #[derive(Clone, Debug)]
 pub struct RedisSettings {
     /// Where it is.
-    pub url: RedisUrl,
+    pub target: RedisTarget,
     /// Budget of one check; what is not answered by then is decided without Redis.
     pub timeout: Duration,
     /// What decides then, where neither endpoint nor tier say.
@@ -21,10 +21,10 @@ pub struct RedisSettings {
 }
 
 impl RedisSettings {
-    /// The defaults for a server at `url`.
-    pub fn new(url: RedisUrl) -> Self {
+    /// The defaults for this server.
+    pub fn new(target: RedisTarget) -> Self {
         RedisSettings {
-            url,
+            target,
             timeout: Duration::from_millis(20),
             on_failure: FailureMode::Local,
             key_prefix: "tg".into(),
@@ -32,48 +32,57 @@ impl RedisSettings {
     }
 }
 
-/// A server's address with its credentials. Written out, the password is `***`.
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedisAddress {
+    /// A host, without brackets, and a port.
+    Tcp {
+        /// A name or an address.
+        host: String,
+        /// Its port.
+        port: u16,
+    },
+    /// A socket of this machine.
+    Unix {
+        /// Its absolute path.
+        path: String,
+    },
+}
+
+/// A server, and who to be there. Written out, the password is left out.
 #[derive(Clone)]
-pub struct RedisUrl {
+pub struct RedisTarget {
     config: Config,
     shown: Box<str>,
 }
 
-/// An address that cannot be used. Does not repeat it, since a password may be in it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RedisUrlError {
-    /// The scheme is none that is spoken.
-    #[error("scheme {0:?}, expected redis:// or redis+unix://")]
-    Scheme(Box<str>),
-    /// Not of the form that its scheme has.
-    #[error("expected redis://[user:password@]host[:port][/database] or redis+unix:///path")]
-    Form,
-}
-
-impl RedisUrl {
-    /// Reads `redis://[user:password@]host[:port][/database]` or `redis+unix:///path`.
-    ///
-    /// # Errors
-    /// Another scheme, or another form.
-    pub fn parse(url: &str) -> Result<Self, RedisUrlError> {
-        let (scheme, rest) = url.split_once("://").ok_or(RedisUrlError::Form)?;
-        let config = match scheme {
-            "redis" => Config::from_url_centralized(url),
-            "redis+unix" if rest.contains('/') => Config::from_url_unix(url),
-            "redis+unix" => return Err(RedisUrlError::Form),
-            other => return Err(RedisUrlError::Scheme(other.into())),
-        };
-        let config = config.map_err(|_| RedisUrlError::Form)?;
-        // An `@` in a password is percent-encoded, or the parser would not have read a host.
-        let shown = match rest.rsplit_once('@') {
-            None => url.into(),
-            Some((credentials, host)) => {
-                let user = credentials.split(':').next().unwrap_or_default();
-                let secret = if credentials.contains(':') { ":***" } else { "" };
-                [scheme, "://", user, secret, "@", host].concat().into()
+impl RedisTarget {
+    /// The server at `address`, its database of this number.
+    pub fn new(
+        address: &RedisAddress,
+        username: Option<&str>,
+        password: Option<&str>,
+        database: u8,
+    ) -> Self {
+        let (server, shown) = match address {
+            RedisAddress::Tcp { host, port } => {
+                let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+                let shown = format!("redis://{bracketed}:{port}/{database}");
+                (ServerConfig::new_centralized(host.clone(), *port), shown)
+            }
+            RedisAddress::Unix { path } => {
+                let shown = format!("redis+unix://{path}?db={database}");
+                (ServerConfig::new_unix_socket(path), shown)
             }
         };
-        Ok(RedisUrl { config, shown })
+        let config = Config {
+            server,
+            username: username.map(str::to_owned),
+            password: password.map(str::to_owned),
+            database: (database > 0).then_some(database),
+            ..Config::default()
+        };
+        RedisTarget { config, shown: shown.into() }
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -81,13 +90,13 @@ impl RedisUrl {
     }
 }
 
-impl fmt::Display for RedisUrl {
+impl fmt::Display for RedisTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.shown)
     }
 }
 
-impl fmt::Debug for RedisUrl {
+impl fmt::Debug for RedisTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.shown, f)
     }
@@ -99,27 +108,10 @@ mod tests {
 
     #[test]
     fn a_password_is_never_written_out() {
-        for (url, shown) in [
-            ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
-            ("redis://user:s3cret@redis.example:6379/2", "redis://user:***@redis.example:6379/2"),
-            ("redis://:s3cret@localhost", "redis://:***@localhost"),
-            ("redis+unix:///run/redis.sock", "redis+unix:///run/redis.sock"),
-            ("redis://user:s3%40cr%2Fet@localhost", "redis://user:***@localhost"),
-        ] {
-            let parsed = RedisUrl::parse(url).unwrap();
-            assert_eq!(parsed.to_string(), shown);
-            let settings = format!("{:?}", RedisSettings::new(parsed));
-            assert!(!settings.contains("s3"), "{settings}");
-        }
-    }
-
-    #[test]
-    fn an_address_that_cannot_be_used_is_refused_without_repeating_it() {
-        let parse = |url| RedisUrl::parse(url).unwrap_err();
-        assert_eq!(parse("rediss://host"), RedisUrlError::Scheme("rediss".into()));
-        assert_eq!(parse("localhost:6379"), RedisUrlError::Form);
-        assert_eq!(parse("redis://"), RedisUrlError::Form);
-        assert_eq!(parse("redis://host/database"), RedisUrlError::Form);
-        assert_eq!(parse("redis://u:s3cret@host:port"), RedisUrlError::Form);
+        let address = RedisAddress::Tcp { host: "::1".into(), port: 6379 };
+        let target = RedisTarget::new(&address, Some("user"), Some("s3cret"), 2);
+        assert_eq!(target.to_string(), "redis://[::1]:6379/2");
+        let settings = format!("{:?}", RedisSettings::new(target));
+        assert!(!settings.contains("s3cret"), "{settings}");
     }
 }
