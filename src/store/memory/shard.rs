@@ -164,11 +164,6 @@ impl Shard {
         Some(if expired { Evicted::Expired } else { Evicted::Live })
     }
 
-    /// Places handed out so far: the length of a whole sweep.
-    pub fn places(&self) -> u32 {
-        self.places
-    }
-
     fn remove(&mut self, place: u32) {
         let next = self.free;
         let Some(record) = self.get_mut(place) else { return };
