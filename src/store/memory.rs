@@ -1,7 +1,7 @@
 //! Limiter state in this process's memory, shared by all workers.
 //!
 //! An identity's scopes live in one shard, so that one lock makes a check all or nothing. The
-//! number of records is bounded; what has expired goes first, see [`shard`]. Reads no clock and
+//! number of records is bounded; what has expired goes first. Reads no clock and
 //! starts no task: whoever owns the store calls [`MemoryStore::sweep`] now and then.
 
 mod index;
