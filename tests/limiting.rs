@@ -1,6 +1,13 @@
 //! The limiter and the store in memory: vectors, an oracle that keeps every timestamp, and the
 //! promises that are made to users.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has failed, as it should"
+)]
+
 #[path = "support/oracle.rs"]
 mod oracle;
 #[path = "support/vectors.rs"]

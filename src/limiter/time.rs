@@ -35,6 +35,11 @@ impl Timestamp {
         Micros(self.0.saturating_sub(earlier.0))
     }
 
+    /// The point `span` earlier; the epoch where there is none.
+    pub const fn minus(self, span: Micros) -> Timestamp {
+        Timestamp(self.0.saturating_sub(span.0))
+    }
+
     /// The point `span` later.
     pub const fn plus(self, span: Micros) -> Timestamp {
         Timestamp(self.0.saturating_add(span.0))

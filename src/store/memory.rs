@@ -1,9 +1,10 @@
 //! Limiter state in this process's memory, shared by all workers.
 //!
 //! An identity's scopes live in one shard, so that one lock makes a check all or nothing. The
-//! number of records is bounded; what has expired goes first, see [`shard`]. Reads no clock and
+//! number of records is bounded; what has expired goes first. Reads no clock and
 //! starts no task: whoever owns the store calls [`MemoryStore::sweep`] now and then.
 
+mod index;
 mod key;
 mod shard;
 
@@ -21,13 +22,13 @@ use self::shard::{Evicted, Record, Shard};
 
 /// Shards of a large store: few enough to be swept one by one, so many that two workers rarely
 /// meet at one, and each so small that its growth stalls nobody for long.
-const SHARDS_MAX: usize = 256;
+const SHARDS_MAX: usize = 1024;
 /// Records that a shard should have room for, so that chance spreads them evenly enough.
 const SHARD_CAPACITY_MIN: usize = 1024;
 /// Places that an insertion looks at for expired state: two for one keeps ahead of any growth.
 const SWEPT_BY_INSERT: u32 = 2;
-/// Places that a sweep looks at under one lock.
-const SWEPT_AT_ONCE: u32 = 1024;
+/// Places that one sweep looks at: well below a millisecond, for the lock and for who calls it.
+const SWEPT_AT_ONCE: u32 = 4096;
 
 /// State of every identity, shared by all workers.
 #[derive(Debug)]
@@ -69,32 +70,10 @@ impl MemoryStore {
     /// Checks and charges every limit of the plan, all or nothing.
     pub fn check(&self, plan: &Plan<'_>, now: Timestamp) -> Decision {
         let hash = self.keys.hash(&plan.identity);
-        let scopes = Scopes::new(plan, hash);
-        let Some(Padded(shard)) = self.shard_of(hash) else { return Decision::allow(now) };
-        let mut shard = shard.lock();
-        let mut used = Used::find(&mut shard, &scopes);
-        let decision = check(&mut used, scopes.limits(), plan.cost, now);
-        let Used { places, spare, .. } = used;
-        // First those that are held: an insertion may free what looks expired until then.
-        for (index, place) in places.iter().enumerate() {
-            let record = place.and_then(|place| shard.get_mut(place));
-            if let Some((record, limits)) = record.zip(scopes.limits().get(index)) {
-                let expires_at = record.state.expires_at(&limits.set);
-                record.keep_until(expires_at, decision.is_exhausted(index));
-            }
+        match self.shard_of(hash) {
+            Some(Padded(shard)) => self.check_in(&mut shard.lock(), &Scopes::new(plan, hash), now),
+            None => Decision::allow(now),
         }
-        let absent = places.iter().zip(spare).enumerate().take(scopes.len);
-        for (index, (_, state)) in absent.filter(|(_, (place, _))| place.is_none()) {
-            let Some((key, limits)) = scopes.get(index) else { continue };
-            let expires_at = state.expires_at(&limits.set);
-            // Where nothing was charged there is nothing to remember.
-            if expires_at > now {
-                let mut record = Record::new(key, state);
-                record.keep_until(expires_at, decision.is_exhausted(index));
-                self.insert(&mut shard, record, now);
-            }
-        }
-        decision
     }
 
     /// The state of every limit of the plan, with nothing charged and nothing kept.
@@ -104,27 +83,21 @@ impl MemoryStore {
         let mut copies = Copies::default();
         if let Some(Padded(shard)) = self.shard_of(hash) {
             let shard = shard.lock();
-            for (key, copy) in scopes.keys.iter().zip(&mut copies.states).take(scopes.len) {
+            for (key, copy) in scopes.keys.iter().zip(&mut copies.0).take(scopes.len) {
                 if let Some(record) = shard.find(*key).and_then(|place| shard.get(place)) {
                     copy.clone_from(&record.state);
                 }
             }
         }
-        peek(&mut copies, scopes.limits(), plan.cost, now)
+        peek(&mut copies, scopes.limits(), scopes.cost, now)
     }
 
-    /// Forgets what has expired in one shard, and says how much that was. Holds the shard's lock
-    /// for a fraction of a millisecond at a time.
+    /// Forgets what has expired in one shard, and says how much that was. Looks at a bounded number
+    /// of records; in a shard that holds more, the next call goes on where this one ended.
     pub fn sweep(&self, now: Timestamp, shard: usize) -> usize {
-        let Some(Padded(shard)) = self.shards.get(shard) else { return 0 };
-        let (mut looked, mut freed) = (0_u32, 0);
-        loop {
-            let mut shard = shard.lock();
-            freed += self.sweep_some(&mut shard, now, SWEPT_AT_ONCE);
-            looked = looked.saturating_add(SWEPT_AT_ONCE);
-            if looked >= shard.places() {
-                return freed;
-            }
+        match self.shards.get(shard) {
+            Some(Padded(shard)) => self.sweep_some(&mut shard.lock(), now, SWEPT_AT_ONCE),
+            None => 0,
         }
     }
 
@@ -152,6 +125,32 @@ impl MemoryStore {
     /// identity pass its limits once more.
     pub fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
+    }
+
+    fn check_in(&self, shard: &mut Shard, scopes: &Scopes, now: Timestamp) -> Decision {
+        let mut used = Used::find(shard, scopes);
+        let decision = check(&mut used, scopes.limits(), scopes.cost, now);
+        // First those that are held: an insertion may free what looks expired until then.
+        for (index, limits) in scopes.limits().iter().enumerate() {
+            if let Some(record) = used.record(index) {
+                let expires_at = record.state.expires_at(&limits.set);
+                record.keep_until(expires_at, decision.is_exhausted(index));
+            }
+        }
+        for (index, (key, limits)) in scopes.keys.iter().zip(scopes.limits()).enumerate() {
+            if used.is_held(index) {
+                continue;
+            }
+            let state = std::mem::take(nth(&mut used.spare, index));
+            let expires_at = state.expires_at(&limits.set);
+            // Where nothing was charged there is nothing to remember.
+            if expires_at > now {
+                let mut record = Record::new(*key, state);
+                record.keep_until(expires_at, decision.is_exhausted(index));
+                self.insert(used.shard, record, now);
+            }
+        }
+        decision
     }
 
     fn shard_of(&self, hash: IdentityHash) -> Option<&Padded> {
@@ -186,11 +185,17 @@ struct Scopes {
     keys: [Key; SCOPES_MAX],
     limits: [Limits; SCOPES_MAX],
     len: usize,
+    cost: u32,
 }
 
 impl Scopes {
     fn new(plan: &Plan<'_>, hash: IdentityHash) -> Self {
-        let mut scopes = Scopes { keys: Default::default(), limits: Default::default(), len: 0 };
+        let mut scopes = Scopes {
+            keys: Default::default(),
+            limits: Default::default(),
+            len: 0,
+            cost: plan.cost,
+        };
         let places = scopes.keys.iter_mut().zip(&mut scopes.limits);
         for (scope, (key, limits)) in plan.scopes().zip(places) {
             *key = hash.key(scope.key_hash);
@@ -203,10 +208,6 @@ impl Scopes {
     fn limits(&self) -> &[Limits] {
         self.limits.get(..self.len).unwrap_or_default()
     }
-
-    fn get(&self, index: usize) -> Option<(Key, &Limits)> {
-        Some((*self.keys.get(index)?, self.limits.get(index)?))
-    }
 }
 
 /// The states of a request where they lie; of those that are not held, a new one beside it.
@@ -214,7 +215,6 @@ struct Used<'s> {
     shard: &'s mut Shard,
     places: [Option<u32>; SCOPES_MAX],
     spare: [State; SCOPES_MAX],
-    none: State,
 }
 
 impl<'s> Used<'s> {
@@ -223,7 +223,15 @@ impl<'s> Used<'s> {
         for (place, key) in places.iter_mut().zip(&scopes.keys).take(scopes.len) {
             *place = shard.find(*key);
         }
-        Used { shard, places, spare: Default::default(), none: State::default() }
+        Used { shard, places, spare: Default::default() }
+    }
+
+    fn is_held(&self, index: usize) -> bool {
+        self.places.get(index).is_some_and(Option::is_some)
+    }
+
+    fn record(&mut self, index: usize) -> Option<&mut Record> {
+        self.shard.get_mut(self.places.get(index).copied()??)
     }
 }
 
@@ -232,21 +240,27 @@ impl States for Used<'_> {
         let place = self.places.get(index).copied().flatten();
         match place.and_then(|place| self.shard.get_mut(place)) {
             Some(record) => &mut record.state,
-            // A plan has no more scopes than there are spare states.
-            None => self.spare.get_mut(index).unwrap_or(&mut self.none),
+            None => nth(&mut self.spare, index),
         }
     }
 }
 
 /// Copies of a request's states.
 #[derive(Default)]
-struct Copies {
-    states: [State; SCOPES_MAX],
-    none: State,
-}
+struct Copies([State; SCOPES_MAX]);
 
 impl States for Copies {
     fn state(&mut self, index: usize) -> &mut State {
-        self.states.get_mut(index).unwrap_or(&mut self.none)
+        nth(&mut self.0, index)
+    }
+}
+
+/// A plan has no more scopes than there are states here.
+fn nth(states: &mut [State; SCOPES_MAX], index: usize) -> &mut State {
+    let [first, second, third] = states;
+    match index {
+        0 => first,
+        1 => second,
+        _ => third,
     }
 }

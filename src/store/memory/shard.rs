@@ -3,20 +3,19 @@
 //! Knows nothing of plans or limits: a record is a key, a state and the second from which on the
 //! state means the same as none. Callers hold the shard's lock.
 
-use hashbrown::HashTable;
-
 use crate::limiter::check::State;
-use crate::limiter::time::Timestamp;
+use crate::limiter::time::{Micros, Timestamp};
 
+use super::index::Index;
 use super::key::Key;
 
 /// Records of one chunk: 4 KiB, so that a shard grows by pages and nothing is ever copied.
 const CHUNK: usize = 64;
 /// Records that a full shard compares to find the one that is missed least.
 const SAMPLE: u32 = 8;
-/// Seconds that an expired record is kept for callers whose reading of the clock is older: more
-/// than the limiter's tolerance for them.
-const GRACE_S: u64 = 2;
+/// For how long state that has expired is kept for callers whose reading of the clock is older:
+/// more than the limiter's tolerance for them.
+const GRACE: Micros = Micros::from_micros(2_000_000);
 /// In place of an index where there is none.
 const NONE: u32 = u32::MAX;
 
@@ -33,14 +32,6 @@ pub struct Record {
 
 const _: () = assert!(size_of::<Record>() == 64);
 
-/// An entry of the index. With bits of the hash beside it the index grows without a look at the
-/// records, which would be a cache miss for each.
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    place: u32,
-    hash: u32,
-}
-
 /// What had to go for a new record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evicted {
@@ -53,7 +44,7 @@ pub enum Evicted {
 /// One shard. The caller bounds how many records it holds.
 #[derive(Debug)]
 pub struct Shard {
-    index: HashTable<Slot>,
+    index: Index,
     chunks: Vec<Box<[Record; CHUNK]>>,
     /// The first free record; each names the next.
     free: u32,
@@ -82,8 +73,8 @@ impl Record {
     }
 
     fn is_expired(&self, now: Timestamp) -> bool {
-        let now_s = now.as_micros() / 1_000_000;
-        !self.is_free() && now_s >= u64::from(self.expires_s).saturating_add(GRACE_S)
+        let oldest_reading_s = now.minus(GRACE).as_micros() / Micros::SECOND.as_micros();
+        !self.is_free() && oldest_reading_s >= u64::from(self.expires_s)
     }
 }
 
@@ -91,7 +82,7 @@ impl Shard {
     /// An empty shard. `seed` varies what is sampled.
     pub fn new(seed: u64) -> Self {
         Shard {
-            index: HashTable::new(),
+            index: Index::default(),
             chunks: Vec::new(),
             free: NONE,
             places: 0,
@@ -102,11 +93,8 @@ impl Shard {
 
     /// Where the record of `key` is.
     pub fn find(&self, key: Key) -> Option<u32> {
-        let hash = key.index_hash();
-        let is_it = |slot: &Slot| {
-            slot.hash == hash && self.get(slot.place).is_some_and(|record| record.key.matches(key))
-        };
-        self.index.find(spread(hash), is_it).map(|slot| slot.place)
+        let is_it = |place| self.get(place).is_some_and(|record| record.key.matches(key));
+        self.index.find(key.index_hash(), is_it)
     }
 
     /// The record at `place`.
@@ -127,7 +115,7 @@ impl Shard {
         let place = self.free_place();
         if let Some(slot) = self.get_mut(place) {
             *slot = record;
-            self.index.insert_unique(spread(hash), Slot { place, hash }, |it| spread(it.hash));
+            self.index.insert(hash, place);
         }
     }
 
@@ -142,7 +130,7 @@ impl Shard {
                 self.remove(place);
                 freed += 1;
             } else {
-                record.state.trim(now);
+                record.state.trim(now.minus(GRACE));
             }
         }
         freed
@@ -170,15 +158,10 @@ impl Shard {
             }
         }
         // The probes may have met free places only.
-        let place = best.map(|(_, _, place)| place).or_else(|| self.any_place())?;
+        let place = best.map(|(_, _, place)| place).or_else(|| self.index.any())?;
         let expired = self.get(place)?.is_expired(now);
         self.remove(place);
         Some(if expired { Evicted::Expired } else { Evicted::Live })
-    }
-
-    /// Places handed out so far: the length of a whole sweep.
-    pub fn places(&self) -> u32 {
-        self.places
     }
 
     fn remove(&mut self, place: u32) {
@@ -187,9 +170,7 @@ impl Shard {
         let hash = record.key.index_hash();
         *record = Record { key: Key::link(next), ..Record::default() };
         self.free = place;
-        if let Ok(entry) = self.index.find_entry(spread(hash), |slot| slot.place == place) {
-            entry.remove();
-        }
+        self.index.remove(hash, place);
         if self.index.is_empty() {
             *self = Shard::new(self.random);
         }
@@ -209,10 +190,6 @@ impl Shard {
         place
     }
 
-    fn any_place(&self) -> Option<u32> {
-        self.index.iter().next().map(|slot| slot.place)
-    }
-
     fn random_place(&mut self) -> u32 {
         // xorshift64: what is sampled need not be unpredictable, only spread.
         self.random ^= self.random << 13;
@@ -221,9 +198,4 @@ impl Shard {
         let scaled = (self.random >> 32).wrapping_mul(u64::from(self.places)) >> 32;
         scaled as u32
     }
-}
-
-/// The index takes its position from the low bits and its tag from the highest: both from these.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash) << 32 | u64::from(hash)
 }
