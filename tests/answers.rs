@@ -111,8 +111,7 @@ fn statuses_at_once(tollgates: &[&Tollgate], count: usize) -> (usize, usize) {
                 .map(|index| tollgates[(thread + index) % tollgates.len()].data)
                 .collect();
             std::thread::spawn(move || {
-                let mut clients: Vec<Client> =
-                    addresses.into_iter().map(Client::connect).collect();
+                let mut clients: Vec<Client> = addresses.into_iter().map(Client::connect).collect();
                 barrier.wait();
                 for client in &mut clients {
                     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -154,9 +153,8 @@ fn a_rule_comes_on_top_and_is_all_or_nothing() {
     };
     assert_eq!((hits("heavy"), hits("dear"), hits("other"), hits("healthz")), (3., 1., 1., 0.));
     assert_eq!(
-        tollgate.metric(
-            r#"rate_limit_blocks_total{identifier_type="ip",tier="t",endpoint="heavy"}"#
-        ),
+        tollgate
+            .metric(r#"rate_limit_blocks_total{identifier_type="ip",tier="t",endpoint="heavy"}"#),
         1.
     );
 }
@@ -226,10 +224,8 @@ fn the_fields_can_be_told_otherwise() {
             );
         }
     });
-    let delta = Start::default()
-        .upstream(backend.address)
-        .config("headers: { reset: delta }")
-        .run();
+    let delta =
+        Start::default().upstream(backend.address).config("headers: { reset: delta }").run();
     let request = "GET / HTTP/1.1\r\nHost: a\r\nOrigin: https://app.test\r\n\r\n";
     let answer = delta.connect().send(request).answer();
     assert!((60..=61).contains(&answer.number("x-ratelimit-reset")));
@@ -238,10 +234,8 @@ fn the_fields_can_be_told_otherwise() {
     for name in ["X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "Retry-After"] {
         assert!(exposed.contains(name));
     }
-    let without = Start::default()
-        .upstream(backend.address)
-        .config("headers: { x_ratelimit: false }")
-        .run();
+    let without =
+        Start::default().upstream(backend.address).config("headers: { x_ratelimit: false }").run();
     let answer = without.connect().send(request).answer();
     assert_eq!(answer.field("x-ratelimit-limit"), Some("7"), "the upstream's own pass");
     assert_eq!(answer.field("access-control-expose-headers"), None);

@@ -9,10 +9,10 @@ use proptest::prelude::*;
 use tollgate::config::compile::{ResetForm, UpstreamNeed};
 use tollgate::config::load::{LoadRequest, Loaded, Overrides, load};
 use tollgate::config::report::ConfigErrors;
-use tollgate::config::url::RedisAddress;
 use tollgate::config::value::Redacted;
 use tollgate::limiter::quota::Mode;
 use tollgate::policy::compiled::FailureMode;
+use tollgate::store::redis::settings::RedisAddress;
 
 /// Loads two texts, or the defaults in their place, with some overrides.
 fn load_texts(

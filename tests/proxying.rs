@@ -176,9 +176,7 @@ fn bodies_stream_both_ways_and_chunks_pass_at_once() {
     });
     let tollgate = proxy(&backend);
     let mut client = tollgate.connect();
-    client.send(
-        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n",
-    );
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n");
     // The first chunk is there while the client still holds the rest back.
     first_arrived.recv_timeout(PATIENCE).unwrap();
     assert_eq!(client.head().status, 200);
@@ -224,7 +222,9 @@ fn head_and_bodiless_answers_keep_the_connection_in_step() {
             let answer = match seen.target() {
                 "/204" => "HTTP/1.1 204 No Content\r\n\r\n",
                 "/304" => "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 9\r\n\r\n",
-                _ => "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\n",
+                _ => {
+                    "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\n"
+                }
             };
             connection.send(answer);
         }
@@ -283,9 +283,8 @@ fn pipelined_requests_are_answered_in_order() {
 fn http_1_0_gets_no_chunks_and_is_closed() {
     let backend = Backend::spawn(|mut connection| {
         while connection.request().is_some() {
-            connection.send(
-                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
-            );
+            connection
+                .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n");
         }
     });
     let tollgate = proxy(&backend);
@@ -392,10 +391,7 @@ fn garbage_half_heads_and_unasked_upgrades_are_502() {
         let tollgate = proxy(&backend);
         let answer = tollgate.get("/");
         assert_eq!(answer.status, 502, "{:?}", String::from_utf8_lossy(bytes));
-        assert_eq!(
-            answer.field("proxy-status"),
-            Some("tollgate; error=connection_terminated")
-        );
+        assert_eq!(answer.field("proxy-status"), Some("tollgate; error=connection_terminated"));
     }
 }
 
@@ -478,10 +474,8 @@ fn a_request_that_may_have_had_an_effect_is_not_sent_twice() {
         ("PATCH /p HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", 1),
         ("GET /p HTTP/1.1\r\nHost: a\r\n\r\n", 2),
     ] {
-        let tollgate = Start::default()
-            .upstream(backend.address)
-            .config("server: { workers: 1 }")
-            .run();
+        let tollgate =
+            Start::default().upstream(backend.address).config("server: { workers: 1 }").run();
         let before = backend.seen().len();
         assert_eq!(tollgate.get("/warm").status, 200);
         assert_eq!(tollgate.connect().send(request).answer().status, 502, "{request}");
@@ -605,12 +599,16 @@ fn a_body_that_stalls_is_408_and_one_above_the_limit_413() {
         .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhal")
         .answer();
     assert_eq!((stalled.status, stalled.text().as_str()), (408, r#"{"error":"Request timeout"}"#));
-    let announced =
-        tollgate.connect().send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n").answer();
+    let announced = tollgate
+        .connect()
+        .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n")
+        .answer();
     assert_eq!(announced.text(), r#"{"error":"Content too large"}"#);
     let chunked = tollgate
         .connect()
-        .send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n01234567890\r\n")
+        .send(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n01234567890\r\n",
+        )
         .answer();
     assert_eq!(chunked.status, 413);
     assert_eq!(backend.seen().len(), 0, "none of them arrived whole");

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tollgate::clock::{Clock, monotonic};
+use tollgate::config::url;
 use tollgate::limiter::check::Limits;
 use tollgate::limiter::decision::Verdict;
 use tollgate::limiter::quota::{LimitSet, Mode};
@@ -23,9 +24,8 @@ use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
 use tollgate::store::failover::BreakerState;
 use tollgate::store::memory::MemoryStore;
 use tollgate::store::redis::error::ErrorKind;
-use tollgate::store::redis::stats::Reason;
-use tollgate::config::url;
 use tollgate::store::redis::settings::RedisSettings;
+use tollgate::store::redis::stats::Reason;
 use tollgate::store::redis::{RedisShared, RedisStore};
 use tollgate::store::{Backend, Checked};
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use tollgate::clock::monotonic;
+use tollgate::config::url;
 use tollgate::limiter::check::{Limits, State, States, check};
 use tollgate::limiter::decision::{Decision, SCOPES_MAX, Verdict};
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
@@ -20,7 +21,6 @@ use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
 use tollgate::store::memory::MemoryStore;
 use tollgate::store::redis::codec::{identity_hash, key};
-use tollgate::config::url;
 use tollgate::store::redis::settings::RedisSettings;
 use tollgate::store::redis::{RedisShared, RedisStore};
 

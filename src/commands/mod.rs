@@ -141,7 +141,12 @@ Examples:
   tollgate health --admin http://127.0.0.1:9900")]
 pub struct HealthArgs {
     /// The admin port of the tollgate to ask
-    #[arg(long, value_name = "URL", env = "TOLLGATE_ADMIN", default_value = "http://127.0.0.1:9900")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TOLLGATE_ADMIN",
+        default_value = "http://127.0.0.1:9900"
+    )]
     admin: String,
 }
 

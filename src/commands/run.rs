@@ -92,6 +92,7 @@ pub fn serve(loaded: Loaded, announce: impl FnOnce(&Addresses)) -> Result<(), Fa
         let heartbeats = Arc::clone(&wired.admin.heartbeats);
         let beat = move |worker| heartbeats.beat(worker, clock::monotonic());
         let data_path = DataPath::start(&wired.gate, listeners, workers, beat)
+            .await
             .context("cannot start a thread")?;
         let admin_state = Arc::clone(&wired.admin);
         tokio::task::spawn_local(async move {
@@ -185,8 +186,8 @@ fn start_log(log: &LogSettings) {
     let _ = if log.is_json {
         builder.json().flatten_event(true).with_current_span(false).try_init()
     } else {
-        let colours =
-            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+        let colours = std::io::stderr().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
         builder.with_ansi(colours).try_init()
     };
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::proxy::gate::Gate;
 use crate::proxy::listener::{self, INBOX, WorkerHandle};
-use crate::proxy::worker;
+use crate::proxy::worker::{self, Inbox};
 
 /// A listening address that could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -50,11 +50,11 @@ pub struct DataPath {
 }
 
 impl DataPath {
-    /// Starts `workers` workers and the acceptor.
+    /// Starts `workers` workers and, once they are ready, the acceptor.
     ///
     /// # Errors
     /// A thread could not be started.
-    pub fn start(
+    pub async fn start(
         gate: &Arc<Gate>,
         listeners: Vec<TcpListener>,
         workers: usize,
@@ -62,14 +62,21 @@ impl DataPath {
     ) -> io::Result<Self> {
         let mut data_path = DataPath { ended: Vec::new(), threads: Vec::new() };
         let mut handles = Vec::new();
+        let mut workers_ready = Vec::new();
         for index in 0..workers.max(1) {
-            let (inbox, receiver) = mpsc::channel(INBOX);
+            let (sender, accepted) = mpsc::channel(INBOX);
+            let (ready, is_ready) = oneshot::channel();
             let connections = Arc::new(AtomicUsize::new(0));
-            handles.push(WorkerHandle { inbox, connections: Arc::clone(&connections) });
+            let inbox = Inbox { accepted, connections: Arc::clone(&connections), ready };
+            handles.push(WorkerHandle { inbox: sender, connections });
+            workers_ready.push(is_ready);
             let (gate, beat) = (Arc::clone(gate), beat.clone());
-            data_path.spawn(format!("worker-{index}"), move || {
-                worker::run(gate, index, receiver, &connections, beat)
-            })?;
+            data_path
+                .spawn(format!("worker-{index}"), move || worker::run(gate, index, inbox, beat))?;
+        }
+        for is_ready in workers_ready {
+            // Dropped unsent, which is the message.
+            is_ready.await.ok();
         }
         let gate = Arc::clone(gate);
         data_path.spawn("acceptor".to_owned(), move || {

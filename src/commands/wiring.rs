@@ -5,26 +5,36 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{HeaderValue, Response};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::admin::answers::{Answer, health_response, metrics_response};
-use crate::admin::state::AdminState;
+use crate::admin::state::{AdminState, View};
 use crate::clock::{self, Clock};
-use crate::config::compile::{ResetForm, Settings as Loadable, UpstreamSettings};
+use crate::config::compile::{
+    RedisSettings as LoadedRedis, ResetForm, Settings as Loadable, UpstreamSettings,
+};
 use crate::config::load::Loaded;
-use crate::health::dependency::LimiterView;
+use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use crate::health::heartbeat::Heartbeats;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
-use crate::metrics::labels::{Dependency, LimiterMode};
+use crate::metrics::labels::{
+    BreakerState, FallbackMode, FallbackReason, LimiterMode, RedisErrorKind,
+};
 use crate::metrics::policy::PolicyMetrics;
-use crate::metrics::registry::{Build, Metrics};
+use crate::metrics::registry::{Build, Metrics, RedisFigures};
+use crate::policy::compiled::FailureMode;
 use crate::proxy::gate::{Active, Drain, Gate, Page, Settings};
 use crate::proxy::headers::{Reset, ResponseFields};
 use crate::proxy::io::PhaseTimeouts;
 use crate::proxy::pool::PoolSettings;
 use crate::proxy::resolve::Addresses;
+use crate::store::failover;
 use crate::store::memory::MemoryStore;
+use crate::store::redis::RedisShared;
+use crate::store::redis::error::ErrorKind;
+use crate::store::redis::settings::RedisSettings;
+use crate::store::redis::stats::{Reason, RedisStats};
 
 /// Digits of the policy's hash that are shown.
 const HASH_DIGITS: usize = 12;
@@ -54,6 +64,10 @@ impl Wired {
         let metrics = Metrics::new(workers, build, settings.slow_redis);
         let policy_metrics = PolicyMetrics::new(&metrics, &policy, settings.slow_upstream);
         let memory = Arc::new(MemoryStore::new(settings.max_identities));
+        let redis = settings
+            .redis
+            .as_ref()
+            .map(|it| Arc::new(RedisShared::new(redis_settings(it), Arc::clone(&memory))));
         let upstream_health = Arc::new(UpstreamHealth::default());
         let upstream = settings.upstream.clone();
         let (host, port) = upstream.as_ref().map_or(("", 0), |it| (&*it.host, it.port));
@@ -67,18 +81,18 @@ impl Wired {
             readiness: Arc::new(Readiness::default()),
             heartbeats: Arc::new(Heartbeats::new(workers, clock::monotonic())),
             upstream: Arc::clone(&upstream_health),
-            redis: None,
-            limiter: {
-                let since = clock.now();
-                Box::new(move || LimiterView { mode: LimiterMode::Exact, since })
-            },
+            redis: redis
+                .clone()
+                .map(|redis| -> View<DependencyView> { Box::new(move || redis_view(&redis)) }),
+            limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
-                let (health, clock) = (Arc::clone(&upstream_health), clock.clone());
+                let redis = redis.clone();
                 Box::new(move || {
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
-                    let health = health.status(clock.now()).value();
-                    metrics.set_dependency_health(Dependency::Upstream, health);
+                    if let Some(redis) = &redis {
+                        metrics.publish_redis(&redis_figures(redis.stats()));
+                    }
                 })
             },
         });
@@ -91,7 +105,7 @@ impl Wired {
             metrics,
             upstream_health,
             memory,
-            redis: None,
+            redis,
             addresses: Addresses::new(host, port),
             exposed: exposed(&settings, &admin),
             drain: Drain::default(),
@@ -137,6 +151,111 @@ fn proxy_settings(
             },
             expose_cors: settings.headers.expose_cors,
         },
+    }
+}
+
+fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
+    RedisSettings {
+        target: settings.url.target(),
+        timeout: settings.timeout,
+        on_failure: settings.on_failure,
+        key_prefix: settings.key_prefix.as_str().into(),
+    }
+}
+
+fn redis_view(redis: &RedisShared) -> DependencyView {
+    let breaker = match redis.breaker_state() {
+        failover::BreakerState::Closed => BreakerState::Closed,
+        failover::BreakerState::HalfOpen => BreakerState::HalfOpen,
+        failover::BreakerState::Open => BreakerState::Open,
+    };
+    let status = match breaker {
+        BreakerState::Closed if redis.connected() > 0 => DependencyStatus::Healthy,
+        BreakerState::HalfOpen => DependencyStatus::Degraded,
+        BreakerState::Closed | BreakerState::Open => DependencyStatus::Unhealthy,
+    };
+    DependencyView { status, breaker: Some(breaker) }
+}
+
+/// How limits are decided; since when is known to the moment of the last look at it.
+fn limiter_view(redis: Option<Arc<RedisShared>>, clock: Clock) -> View<LimiterView> {
+    let last = Mutex::new(LimiterView { mode: LimiterMode::Exact, since: clock.now() });
+    Box::new(move || {
+        let mode = match &redis {
+            Some(redis) if redis_view(redis).status != DependencyStatus::Healthy => {
+                match redis.settings().on_failure {
+                    FailureMode::Local => LimiterMode::Local,
+                    FailureMode::Open => LimiterMode::Open,
+                    FailureMode::Closed => LimiterMode::Closed,
+                }
+            }
+            _ => LimiterMode::Exact,
+        };
+        let mut last = last.lock();
+        if last.mode != mode {
+            *last = LimiterView { mode, since: clock.now() };
+        }
+        *last
+    })
+}
+
+fn redis_figures(stats: &RedisStats) -> RedisFigures {
+    let mut figures = RedisFigures {
+        queue: stats.in_flight(),
+        reconnects: stats.reconnects(),
+        ..RedisFigures::default()
+    };
+    for kind in ErrorKind::ALL {
+        let errors = stats.errors(kind);
+        if let Some(count) = figures.errors.get_mut(error_label(kind).index()) {
+            *count = errors;
+        }
+    }
+    let modes = [
+        (FailureMode::Local, FallbackMode::Local),
+        (FailureMode::Open, FallbackMode::Open),
+        (FailureMode::Closed, FallbackMode::Closed),
+    ];
+    for (mode, label) in modes {
+        let failed = ErrorKind::ALL.iter().map(|kind| Reason::Failed(*kind));
+        for reason in failed.chain([Reason::BreakerOpen]) {
+            let row = figures.fallbacks.get_mut(label.index());
+            if let Some(count) = row.and_then(|row| row.get_mut(reason_label(reason).index())) {
+                *count = count.saturating_add(stats.fallbacks(mode, reason));
+            }
+        }
+    }
+    let states = [
+        (failover::BreakerState::Closed, BreakerState::Closed),
+        (failover::BreakerState::HalfOpen, BreakerState::HalfOpen),
+        (failover::BreakerState::Open, BreakerState::Open),
+    ];
+    for (state, label) in states {
+        if let Some(count) = figures.transitions.get_mut(label.index()) {
+            *count = stats.transitions(state);
+        }
+    }
+    figures
+}
+
+fn error_label(kind: ErrorKind) -> RedisErrorKind {
+    match kind {
+        ErrorKind::Timeout => RedisErrorKind::Timeout,
+        ErrorKind::ReadOnly => RedisErrorKind::Readonly,
+        ErrorKind::NoScript => RedisErrorKind::Noscript,
+        ErrorKind::Io => RedisErrorKind::Io,
+        ErrorKind::Protocol => RedisErrorKind::Protocol,
+        ErrorKind::Server => RedisErrorKind::Server,
+        ErrorKind::Overload => RedisErrorKind::Overload,
+    }
+}
+
+fn reason_label(reason: Reason) -> FallbackReason {
+    match reason {
+        Reason::BreakerOpen => FallbackReason::CircuitOpen,
+        Reason::Failed(ErrorKind::Timeout) => FallbackReason::Timeout,
+        Reason::Failed(ErrorKind::Overload) => FallbackReason::Overload,
+        Reason::Failed(_) => FallbackReason::Error,
     }
 }
 

@@ -50,7 +50,8 @@ pub struct UploadState {
 impl UploadState {
     /// Why the body failed, if it did; `RequestTimeout` if it has stalled by now.
     pub fn failure(&self) -> Option<Refusal> {
-        let stalled = || self.conn.timers.is_past(self.due.get()).then_some(Refusal::RequestTimeout);
+        let stalled =
+            || self.conn.timers.is_past(self.due.get()).then_some(Refusal::RequestTimeout);
         let failure = self.failure.get().or_else(stalled);
         if failure.is_none() && self.due.get() != Tick::NEVER {
             self.conn.alarm.arm(self.due.get());

@@ -190,12 +190,13 @@ async fn answer_head(
         if let Poll::Ready(sent) = sent.as_mut().poll(cx) {
             return Poll::Ready(match sent {
                 Ok(response) => Head::Arrived(response),
-                Err(mut error) => match (upload.and_then(UploadState::failure), error.take_message())
-                {
-                    (Some(refusal), _) => Head::UploadFailed(refusal),
-                    (None, Some(request)) => Head::NotSent(Box::new(request)),
-                    (None, None) => Head::Broken,
-                },
+                Err(mut error) => {
+                    match (upload.and_then(UploadState::failure), error.take_message()) {
+                        (Some(refusal), _) => Head::UploadFailed(refusal),
+                        (None, Some(request)) => Head::NotSent(Box::new(request)),
+                        (None, None) => Head::Broken,
+                    }
+                }
             });
         }
         if let Some(refusal) = upload.and_then(UploadState::failure) {

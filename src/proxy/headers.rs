@@ -1,8 +1,8 @@
 //! Header fields: what makes a request unfit, what stays on one connection, what tollgate adds.
 
 use http::header::{
-    ACCESS_CONTROL_EXPOSE_HEADERS, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap,
-    HeaderName, HeaderValue, ORIGIN, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    ACCESS_CONTROL_EXPOSE_HEADERS, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName,
+    HeaderValue, ORIGIN, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::Authority;
 use http::{Method, Uri, Version, request};
@@ -91,8 +91,9 @@ fn check_authority(host: &HeaderValue) -> Result<(), Refusal> {
     }
     let authority = Authority::try_from(bytes).map_err(|_| Refusal::BadRequest)?;
     let port = authority.as_str().get(authority.host().len()..).unwrap_or_default();
-    let port_is_fine =
-        port.is_empty() || port == ":" || port.strip_prefix(':').is_some_and(|it| it.parse::<u16>().is_ok());
+    let port_is_fine = port.is_empty()
+        || port == ":"
+        || port.strip_prefix(':').is_some_and(|it| it.parse::<u16>().is_ok());
     if authority.host().is_empty() || bytes.contains(&b'@') || !port_is_fine {
         return Err(Refusal::BadRequest);
     }
@@ -250,9 +251,8 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 }
 
 fn names_trailers(te: &HeaderValue) -> bool {
-    te.to_str().is_ok_and(|te| {
-        te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
-    })
+    te.to_str()
+        .is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
 }
 
 /// Drops fields whose names differ from ones that tollgate vouches for in `_` for `-` only: many

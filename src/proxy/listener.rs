@@ -163,8 +163,10 @@ impl Acceptor {
         }
         // The fewest connections; among equals, the next in turn.
         self.next = self.next.wrapping_add(1);
-        let (before, after) =
-            self.workers.split_at_checked(self.next.checked_rem(self.workers.len()).unwrap_or(0)).unwrap_or_default();
+        let (before, after) = self
+            .workers
+            .split_at_checked(self.next.checked_rem(self.workers.len()).unwrap_or(0))
+            .unwrap_or_default();
         let chosen = after.iter().chain(before).min_by_key(|it| it.connections.load(Relaxed));
         let Some(worker) = chosen else { return };
         worker.connections.fetch_add(1, Relaxed);

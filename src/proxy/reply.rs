@@ -52,9 +52,7 @@ impl Refusal {
         const FORM: &str = "tollgate; error=http_request_error";
         const DENIED: &str = "tollgate; error=http_request_denied";
         match self {
-            Refusal::BadRequest => {
-                (StatusCode::BAD_REQUEST, r#"{"error":"Bad request"}"#, FORM)
-            }
+            Refusal::BadRequest => (StatusCode::BAD_REQUEST, r#"{"error":"Bad request"}"#, FORM),
             Refusal::Forbidden => (StatusCode::FORBIDDEN, r#"{"error":"Forbidden"}"#, DENIED),
             Refusal::MethodNotAllowed => {
                 (StatusCode::METHOD_NOT_ALLOWED, r#"{"error":"Method not allowed"}"#, FORM)

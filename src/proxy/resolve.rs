@@ -51,7 +51,10 @@ impl Addresses {
     }
 
     /// All addresses, each call beginning with the next one.
-    pub fn rotated<'a>(&self, addresses: &'a [SocketAddr]) -> impl Iterator<Item = SocketAddr> + 'a {
+    pub fn rotated<'a>(
+        &self,
+        addresses: &'a [SocketAddr],
+    ) -> impl Iterator<Item = SocketAddr> + 'a {
         let count = addresses.len();
         let first = self.next.fetch_add(1, Relaxed).checked_rem(count).unwrap_or(0);
         addresses.iter().cycle().skip(first).take(count).copied()

@@ -125,10 +125,9 @@ async fn check(worker: &Worker, active: &Active, plan: &Plan<'_>) -> Checked {
     let now = gate.clock.now();
     let checked = match &worker.redis {
         Some(redis) => redis.check(plan, now).await,
-        None => Checked::Decided {
-            decision: gate.memory.check(plan, now),
-            backend: Backend::Memory,
-        },
+        None => {
+            Checked::Decided { decision: gate.memory.check(plan, now), backend: Backend::Memory }
+        }
     };
     if let Checked::Decided { decision, backend } = &checked {
         let backend = match backend {
@@ -137,6 +136,9 @@ async fn check(worker: &Worker, active: &Active, plan: &Plan<'_>) -> Checked {
             Backend::Local => LimiterBackend::Local,
         };
         let took = clock::monotonic().saturating_duration_since(started);
+        if backend == LimiterBackend::Redis {
+            gate.metrics.redis_answered(took);
+        }
         active.metrics.decided(plan, decision, backend, took, now);
     }
     checked

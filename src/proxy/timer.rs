@@ -93,8 +93,7 @@ impl Timers {
 
     /// A new alarm. It is forgotten by the first sweep after its owner dropped it.
     pub fn alarm(&self) -> Arc<Alarm> {
-        let alarm =
-            Arc::new(Alarm { due_ms: AtomicU64::new(u64::MAX), waker: Mutex::new(None) });
+        let alarm = Arc::new(Alarm { due_ms: AtomicU64::new(u64::MAX), waker: Mutex::new(None) });
         self.alarms.lock().push(Arc::clone(&alarm));
         alarm
     }

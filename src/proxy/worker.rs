@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::store::redis::RedisStore;
 
@@ -28,6 +28,20 @@ use super::timer::{TICK, Timers};
 /// How long a connection that is idle when a drain begins may still bring a request: whoever is
 /// about to send one gets an answer that says goodbye instead of a reset.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long a starting worker waits for its first connection to Redis.
+const REDIS_AT_START: Duration = Duration::from_millis(500);
+
+/// A worker's side of its [`WorkerHandle`](super::listener::WorkerHandle).
+#[derive(Debug)]
+pub struct Inbox {
+    /// What the acceptor hands over.
+    pub accepted: mpsc::Receiver<Accepted>,
+    /// Counted down as connections end.
+    pub connections: Arc<AtomicUsize>,
+    /// Dropped once the worker is ready to serve.
+    pub ready: oneshot::Sender<()>,
+}
 
 /// What one worker has to itself.
 #[derive(Debug)]
@@ -49,25 +63,19 @@ pub struct Worker {
 pub fn run(
     gate: Arc<Gate>,
     index: usize,
-    inbox: mpsc::Receiver<Accepted>,
-    connections: &AtomicUsize,
+    inbox: Inbox,
     beat: impl Fn(usize) + 'static,
 ) -> io::Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
-    runtime.block_on(serve(gate, index, inbox, connections, beat));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(Default::default())?;
+    runtime.block_on(serve(gate, index, inbox, beat));
     // Whatever is left by now had its time.
     runtime.shutdown_background();
     Ok(())
 }
 
-async fn serve(
-    gate: Arc<Gate>,
-    index: usize,
-    mut inbox: mpsc::Receiver<Accepted>,
-    connections: &AtomicUsize,
-    beat: impl Fn(usize) + 'static,
-) {
+async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(usize) + 'static) {
     crate::metrics::cells::use_shard(index);
     let timers = Timers::new();
     let worker = Rc::new(Worker {
@@ -77,14 +85,19 @@ async fn serve(
         gate,
     });
     tokio::task::spawn_local(tick(Rc::clone(&worker), index, beat));
+    if let Some(redis) = &worker.redis {
+        // So that the first requests are not decided without Redis; if it is not there, so be it.
+        redis.wait_connected(REDIS_AT_START).await;
+    }
+    drop(inbox.ready);
     // The inbox closes when the acceptor has ended, which is when a drain begins.
-    while let Some(accepted) = inbox.recv().await {
+    while let Some(accepted) = inbox.accepted.recv().await {
         let worker = Rc::clone(&worker);
         tokio::task::spawn_local(async move { worker.connection(accepted).await });
     }
     let deadline = tokio::time::sleep(worker.gate.settings.drain_timeout);
     let mut deadline = pin!(deadline);
-    while connections.load(Relaxed) > 0 {
+    while inbox.connections.load(Relaxed) > 0 {
         tokio::select! {
             () = &mut deadline => return,
             () = tokio::time::sleep(TICK / 5) => {}
@@ -121,7 +134,9 @@ impl Worker {
         let io = DownstreamIo::new(stream, Arc::clone(&state));
         let service = {
             let (worker, state) = (Rc::clone(&self), Arc::clone(&state));
-            service_fn(move |request| service::handle(Rc::clone(&worker), Arc::clone(&state), request))
+            service_fn(move |request| {
+                service::handle(Rc::clone(&worker), Arc::clone(&state), request)
+            })
         };
         let mut connection = http1::Builder::new()
             .header_read_timeout(None)
