@@ -11,7 +11,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tollgate::clock::monotonic;
 
 use redis::{RedisServer, Reply};
 use support::{Answer, Backend, Client, Start, Tollgate, tally, wait_until};
@@ -153,7 +155,7 @@ impl Traffic {
                 let mut client = Client::connect(address);
                 let (mut answers, mut longest) = (Vec::new(), Duration::ZERO);
                 while !stop.load(Ordering::Relaxed) {
-                    let started = Instant::now();
+                    let started = monotonic();
                     answers.push(client.get("/"));
                     longest = longest.max(started.elapsed());
                     sent.fetch_add(1, Ordering::Relaxed);
@@ -233,7 +235,7 @@ fn two_processes_on_one_redis_share_one_bucket() {
     let first = start(&backend, &server.url(), WIDE, "closed", &limits);
     let second = start(&backend, &server.url(), WIDE, "closed", &limits);
     [&first, &second].into_iter().for_each(wait_recovered);
-    let started = Instant::now();
+    let started = monotonic();
     let answers = at_once(&[&first, &second], 1_000);
     // One token comes back each second: ten where all is over within the first.
     let most = 10 + started.elapsed().as_secs() as usize;
