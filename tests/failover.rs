@@ -31,7 +31,7 @@ fn start(backend: &Backend, url: &str, timeout: &str, on_failure: &str, tiers: &
     let config = format!(
         "server: {{ workers: 2 }}
 store: {{ redis: {{ url: '{url}', timeout: {timeout}, on_failure: {on_failure} }} }}
-log: {{ level: debug }}
+log: {{ level: trace }}
 "
     );
     Start::default().upstream(backend.address).config(&config).tiers(tiers).run()
