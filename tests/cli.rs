@@ -12,7 +12,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
-use std::time::Instant;
+
+use tollgate::clock::monotonic;
 
 use support::{Backend, Client, PATIENCE, Tollgate, nobody, signal, tally, wait_until};
 
@@ -55,11 +56,11 @@ fn end_of(mut command: Command) -> Ended {
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let output = collected(child.stdout.take().unwrap());
     let errors = collected(child.stderr.take().unwrap());
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = monotonic() + PATIENCE;
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break Some(status);
-        } else if Instant::now() > deadline {
+        } else if monotonic() > deadline {
             child.kill().unwrap();
             child.wait().unwrap();
             break None;
@@ -302,7 +303,7 @@ fn bad_input_ends_with_2_and_one_clear_line() {
         "",
         "",
         &["--upstream", "backend:8081"],
-        "--upstream: \"backend:8081\", expected http://HOST:PORT",
+        "--upstream: \"backend:8081\" has no scheme, expected http://HOST:PORT",
     );
     check(
         "",
