@@ -452,6 +452,30 @@ fn check_accepts_the_shipped_files() {
     }
 }
 
+/// The policy that the README tells to save, and what it says of it.
+#[test]
+fn the_readme_s_policy_is_one() {
+    let readme = std::fs::read_to_string(repository("README.md")).unwrap();
+    let policy =
+        readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let ended = run_with_files("", policy, &["check"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.output);
+    assert!(
+        readme.contains(&format!("check --tiers tiers.yaml\n{}", ended.output)),
+        "{}",
+        ended.output
+    );
+
+    let wrong = policy.replacen("burst: 10", "burts: 10", 1);
+    let ended = run_with_files("", &wrong, &["check"]);
+    assert_eq!(ended.code, Some(2));
+    assert!(
+        readme.contains(&format!("check --tiers tiers.yaml\n{}", ended.output)),
+        "{}",
+        ended.output
+    );
+}
+
 #[test]
 fn check_tells_programs_the_same_in_json() {
     let parsed = |ended: &Ended| -> serde_json::Value {
