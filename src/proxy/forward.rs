@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::header::{CONNECTION, HOST, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, request};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
@@ -17,22 +17,13 @@ use crate::policy::plan::RuleId;
 
 use super::body::{Download, ProxyBody, UploadBody, UploadState};
 use super::gate::Active;
-use super::headers;
+use super::headers::{self, Present};
 use super::io::ConnState;
 use super::pool::{ConnectError, Lease};
 use super::reply::Refusal;
 use super::timer::Tick;
 use super::tunnel;
 use super::worker::Worker;
-
-/// An answer of the upstream's.
-#[derive(Debug)]
-pub struct Forwarded {
-    /// Its head, made fit for the downstream, and its body, which streams.
-    pub response: Response<ProxyBody>,
-    /// From the request's sending to the answer's head.
-    pub took: Duration,
-}
 
 /// One call of the upstream, for one request.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +36,8 @@ pub struct Call<'a> {
     pub active: &'a Active,
     /// The rule that names the request.
     pub endpoint: Option<RuleId>,
+    /// Which fields the request has.
+    pub present: Present,
 }
 
 impl Call<'_> {
@@ -54,57 +47,58 @@ impl Call<'_> {
     /// not be sent at all goes out on another, and so does, as often as is configured, what was
     /// sent but may be sent twice (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
     ///
+    /// Returns the answer, made fit for the downstream, and the time from the request's sending to
+    /// its head.
+    ///
     /// # Errors
     /// The upstream cannot be reached, breaks off or takes too long; or the request's body does.
     /// Dropping the future cancels the exchange and closes the connection to the upstream.
     pub async fn forward(
         self,
-        mut parts: request::Parts,
-        body: Incoming,
-    ) -> Result<Forwarded, Refusal> {
+        mut request: Request<Incoming>,
+    ) -> Result<(Response<ProxyBody>, Duration), Refusal> {
         let settings = &self.worker.gate.settings;
-        let upgrade = headers::wanted_upgrade(&parts);
-        let on_upgrade = upgrade
-            .is_some()
-            .then(|| parts.extensions.remove::<hyper::upgrade::OnUpgrade>())
-            .flatten();
-        parts.extensions.clear();
+        let upgrade = headers::wanted_upgrade(&request, self.present);
+        let on_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        request.extensions_mut().clear();
         let is_trusted = self.active.policy.is_trusted(self.conn.peer.ip());
-        headers::to_upstream(&mut parts, self.conn, is_trusted, upgrade.as_ref());
+        headers::to_upstream(&mut request, self.present, self.conn, is_trusted, upgrade.as_ref());
         if let Some(host) = &settings.host_override {
-            parts.headers.insert(HOST, host.clone());
+            request.headers_mut().insert(HOST, host.clone());
         }
-        let (body, upload) = if body.is_end_stream() {
-            (UploadBody::empty(), None)
-        } else {
+        let mut upload = None;
+        let request = request.map(|body| {
+            if body.is_end_stream() {
+                return UploadBody::empty();
+            }
             let (timeout, limit) = (settings.body_timeout, settings.body_bytes_max);
             let (body, state) = UploadBody::new(body, self.conn, timeout, limit);
-            (body, Some(state))
-        };
+            upload = Some(state);
+            body
+        });
         let started = clock::monotonic();
-        let request = Request::from_parts(parts, body);
-        let (response, lease) = self.exchange(request, upload.as_deref()).await?;
+        let (mut response, lease) = self.exchange(request, upload.as_deref()).await?;
         let took = clock::monotonic().saturating_duration_since(started);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // Only what was asked for, and by whom it was asked for.
             let wanted = upgrade.zip(on_upgrade).ok_or(Refusal::UpstreamBroken)?;
             let response = self.switch(response, wanted, lease).ok_or(Refusal::UpstreamBroken)?;
-            return Ok(Forwarded { response, took });
+            return Ok((response, took));
         }
-        let (mut parts, inner) = response.into_parts();
-        headers::to_downstream(&mut parts.headers);
-        parts.version = http::Version::HTTP_11;
-        parts.extensions.clear();
-        let download = Download {
-            inner,
-            lease: Some(lease),
-            upload,
-            conn: Arc::clone(self.conn),
-            timeout: settings.upstream_idle_timeout,
-            due: Tick::NEVER,
-        };
-        let body = ProxyBody::upstream(download);
-        Ok(Forwarded { response: Response::from_parts(parts, body), took })
+        headers::to_downstream(response.headers_mut());
+        *response.version_mut() = Version::HTTP_11;
+        response.extensions_mut().clear();
+        let response = response.map(|inner| {
+            ProxyBody::upstream(Download {
+                inner,
+                lease: Some(lease),
+                upload,
+                conn: Arc::clone(self.conn),
+                timeout: settings.upstream_idle_timeout,
+                due: Tick::NEVER,
+            })
+        });
+        Ok((response, took))
     }
 
     /// Finds a connection and gets an answer's head on it.

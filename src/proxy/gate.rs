@@ -94,11 +94,11 @@ pub struct Gate {
 
 impl Gate {
     /// The answer of an exposed page, if this is a request for one.
-    pub fn exposed(&self, parts: &http::request::Parts) -> Option<http::Response<ProxyBody>> {
-        if self.exposed.is_empty() || !matches!(parts.method, Method::GET | Method::HEAD) {
+    pub fn exposed<B>(&self, request: &http::Request<B>) -> Option<http::Response<ProxyBody>> {
+        if self.exposed.is_empty() || !matches!(*request.method(), Method::GET | Method::HEAD) {
             return None;
         }
-        let (_, page) = self.exposed.iter().find(|(path, _)| *path == parts.uri.path())?;
+        let (_, page) = self.exposed.iter().find(|(path, _)| *path == request.uri().path())?;
         Some(page().map(ProxyBody::own))
     }
 }

@@ -2,10 +2,10 @@
 
 use http::header::{
     ACCESS_CONTROL_EXPOSE_HEADERS, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName,
-    HeaderValue, ORIGIN, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::Authority;
-use http::{Method, Uri, Version, request};
+use http::{Method, Request, Uri, Version};
 
 use crate::limiter::decision::LimitStatus;
 use crate::limiter::time::Timestamp;
@@ -46,85 +46,152 @@ pub struct ResponseFields {
     pub expose_cors: bool,
 }
 
+/// Which of the fields that a proxy has to look at a message has. Found in one pass over the names:
+/// asking the map for each of them, most of which are not there, costs ten times as much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Present(u16);
+
+impl Present {
+    const CONNECTION: Present = Present(1);
+    const HOP_BY_HOP: Present = Present(1 << 1);
+    const TRANSFER_ENCODING: Present = Present(1 << 2);
+    const TE: Present = Present(1 << 3);
+    const UPGRADE: Present = Present(1 << 4);
+    const EXPECT: Present = Present(1 << 5);
+    const FORWARDING: Present = Present(1 << 6);
+    const UNDERSCORE: Present = Present(1 << 7);
+    const ORIGIN: Present = Present(1 << 8);
+
+    /// Looks through the names.
+    pub fn in_fields(headers: &HeaderMap) -> Self {
+        headers.keys().fold(Present::default(), |present, name| {
+            let found = match name.as_str() {
+                "connection" => Present::CONNECTION,
+                "keep-alive" | "proxy-connection" | "http2-settings" => Present::HOP_BY_HOP,
+                "transfer-encoding" => Present::TRANSFER_ENCODING,
+                "te" => Present::TE,
+                "upgrade" => Present::UPGRADE,
+                "expect" => Present::EXPECT,
+                "forwarded" | "x-real-ip" => Present::FORWARDING,
+                "origin" => Present::ORIGIN,
+                other if other.as_bytes().contains(&b'_') => Present::UNDERSCORE,
+                _ => Present::default(),
+            };
+            Present(present.0 | found.0)
+        })
+    }
+
+    /// Whether a browser's script on another origin asks.
+    pub fn is_cross_origin(self) -> bool {
+        self.has(Present::ORIGIN)
+    }
+
+    fn has(self, any: Present) -> bool {
+        self.0 & any.0 != 0
+    }
+}
+
 /// Checks what hyper leaves to the proxy, and settles the request's one authority in `Host`.
 ///
 /// # Errors
 /// What RFC 9112 wants refused: no `Host`, two of them, one that is no authority (§3.2), a
 /// `Transfer-Encoding` other than `chunked` or in HTTP/1.0 (§6.1); CONNECT and TRACE, which are
 /// no business of a reverse proxy.
-pub fn check_request(parts: &mut request::Parts) -> Result<(), Refusal> {
-    if parts.method == Method::CONNECT || parts.method == Method::TRACE {
+pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<(), Refusal> {
+    if *request.method() == Method::CONNECT || *request.method() == Method::TRACE {
         return Err(Refusal::MethodNotAllowed);
     }
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() || (host.is_none() && parts.version == Version::HTTP_11) {
+    let version = request.version();
+    let headers = request.headers();
+    let has_repeated = headers.len() != headers.keys_len();
+    match headers.get(HOST) {
+        Some(host) => check_authority(host)?,
+        None if version == Version::HTTP_11 => return Err(Refusal::BadRequest),
+        None => {}
+    }
+    if has_repeated && headers.get_all(HOST).iter().count() > 1 {
         return Err(Refusal::BadRequest);
     }
-    if let Some(host) = host {
-        check_authority(host)?;
+    if present.has(Present::TRANSFER_ENCODING) {
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let is_chunked = codings
+            .next()
+            .is_some_and(|it| it.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+        if !is_chunked || codings.next().is_some() || version != Version::HTTP_11 {
+            return Err(Refusal::BadRequest);
+        }
     }
     // RFC 9112 §3.2.2: the authority of an absolute-form target replaces Host.
-    if let Some(authority) = parts.uri.authority() {
+    if let Some(authority) = request.uri().authority() {
         if authority.as_str().contains('@') || authority.host().is_empty() {
             return Err(Refusal::BadRequest);
         }
         let host = HeaderValue::try_from(authority.as_str()).map_err(|_| Refusal::BadRequest)?;
-        parts.headers.insert(HOST, host);
-    }
-    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
-        let is_chunked = coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-        if !is_chunked || codings.next().is_some() || parts.version != Version::HTTP_11 {
-            return Err(Refusal::BadRequest);
-        }
+        request.headers_mut().insert(HOST, host);
     }
     Ok(())
 }
 
 fn check_authority(host: &HeaderValue) -> Result<(), Refusal> {
     let bytes = host.as_bytes();
-    // Nearly every Host is letters, digits, dots, and perhaps a port: no need to parse it.
+    // Nearly every Host is letters, digits and dots, and perhaps a port: no need to parse it.
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
-    if bytes.first().is_some_and(u8::is_ascii_alphanumeric) && bytes.iter().all(is_plain) {
-        return Ok(());
+    let (name, port) = match bytes.iter().position(|byte| *byte == b':') {
+        Some(colon) => bytes.split_at(colon),
+        None => (bytes, &b":"[..]),
+    };
+    let port = port.get(1..).unwrap_or_default();
+    if name.first().is_some_and(u8::is_ascii_alphanumeric) && name.iter().all(is_plain) {
+        return if is_port(port) { Ok(()) } else { Err(Refusal::BadRequest) };
     }
     let authority = Authority::try_from(bytes).map_err(|_| Refusal::BadRequest)?;
-    let port = authority.as_str().get(authority.host().len()..).unwrap_or_default();
-    let port_is_fine = port.is_empty()
-        || port == ":"
-        || port.strip_prefix(':').is_some_and(|it| it.parse::<u16>().is_ok());
+    let port = authority.as_str().get(authority.host().len()..).unwrap_or_default().as_bytes();
+    let port_is_fine = port.is_empty() || port.strip_prefix(b":").is_some_and(is_port);
     if authority.host().is_empty() || bytes.contains(&b'@') || !port_is_fine {
         return Err(Refusal::BadRequest);
     }
     Ok(())
 }
 
+/// Digits of a number below 65,536, or none (RFC 3986 §3.2.3).
+fn is_port(digits: &[u8]) -> bool {
+    let number = digits.iter().try_fold(0_u32, |number, digit| {
+        let digit = digit.is_ascii_digit().then(|| u32::from(digit - b'0'))?;
+        Some(number.saturating_mul(10).saturating_add(digit))
+    });
+    number.is_some_and(|number| number <= u32::from(u16::MAX))
+}
+
 /// The protocol that the request asks to upgrade to, if it may (RFC 9110 §7.8): HTTP/1.1, and the
 /// `Connection` option with it.
-pub fn wanted_upgrade(parts: &request::Parts) -> Option<HeaderValue> {
-    let upgrade = parts.headers.get(UPGRADE)?;
+pub fn wanted_upgrade<B>(request: &Request<B>, present: Present) -> Option<HeaderValue> {
+    if !present.has(Present::UPGRADE) {
+        return None;
+    }
+    let upgrade = request.headers().get(UPGRADE)?;
     // A change to HTTP/2 is never the origin's to accept through a proxy.
     let is_h2c = upgrade.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
-    let asked = connection_options(&parts.headers).any(|it| it.eq_ignore_ascii_case("upgrade"));
-    (parts.version == Version::HTTP_11 && asked && !is_h2c).then(|| upgrade.clone())
+    let asked = connection_options(request.headers()).any(|it| it.eq_ignore_ascii_case("upgrade"));
+    (request.version() == Version::HTTP_11 && asked && !is_h2c).then(|| upgrade.clone())
 }
 
 /// Makes a downstream's fields fit for the upstream: takes out what belongs to the connection it
 /// came on, then adds tollgate's own, so that no `Connection` option can name those.
-pub fn to_upstream(
-    parts: &mut request::Parts,
+pub fn to_upstream<B>(
+    request: &mut Request<B>,
+    present: Present,
     conn: &ConnState,
     peer_is_trusted: bool,
     upgrade: Option<&HeaderValue>,
 ) {
-    let headers = &mut parts.headers;
-    let had_chunked = headers.contains_key(TRANSFER_ENCODING);
-    let wants_trailers = headers.get(TE).is_some_and(names_trailers);
-    strip_hop_by_hop(headers);
-    headers.remove(EXPECT);
-    headers.remove(HTTP2_SETTINGS);
-    if had_chunked {
+    let version = request.version();
+    let headers = request.headers_mut();
+    let wants_trailers = present.has(Present::TE) && headers.get(TE).is_some_and(names_trailers);
+    strip_hop_by_hop(headers, present);
+    if present.has(Present::EXPECT) {
+        headers.remove(EXPECT);
+    }
+    if present.has(Present::TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
@@ -135,41 +202,47 @@ pub fn to_upstream(
         headers.insert(UPGRADE, protocol.clone());
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
-    drop_shadowing(headers);
+    if present.has(Present::UNDERSCORE) {
+        drop_shadowing(headers);
+    }
+    let host = headers.get(HOST).cloned();
     if peer_is_trusted {
         append_forwarded_for(headers, &conn.peer_field);
         if !headers.contains_key(X_FORWARDED_PROTO) {
             headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
         }
-        if !headers.contains_key(X_FORWARDED_HOST)
-            && let Some(host) = headers.get(HOST).cloned()
-        {
+        if let (false, Some(host)) = (headers.contains_key(X_FORWARDED_HOST), host) {
             headers.insert(X_FORWARDED_HOST, host);
         }
     } else {
-        headers.remove(FORWARDED);
-        headers.remove(X_REAL_IP);
+        if present.has(Present::FORWARDING) {
+            headers.remove(FORWARDED);
+            headers.remove(X_REAL_IP);
+        }
         headers.insert(X_FORWARDED_FOR, conn.peer_field.clone());
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-        match headers.get(HOST).cloned() {
+        match host {
             Some(host) => headers.insert(X_FORWARDED_HOST, host),
             None => headers.remove(X_FORWARDED_HOST),
         };
     }
-    let via = if parts.version == Version::HTTP_10 { "1.0 tollgate" } else { "1.1 tollgate" };
+    let via = if version == Version::HTTP_10 { "1.0 tollgate" } else { "1.1 tollgate" };
     headers.append(VIA, HeaderValue::from_static(via));
-    parts.version = Version::HTTP_11;
-    parts.uri = origin_form(&parts.uri);
+    *request.version_mut() = Version::HTTP_11;
+    if request.uri().scheme().is_some() || request.uri().authority().is_some() {
+        *request.uri_mut() = origin_form(request.uri());
+    }
 }
 
 /// Takes out of an answer what belongs to the upstream's connection. Its framing is decided anew
 /// for the downstream's.
 pub fn to_downstream(headers: &mut HeaderMap) {
-    if headers.contains_key(TRANSFER_ENCODING) {
+    let present = Present::in_fields(headers);
+    if present.has(Present::TRANSFER_ENCODING) {
         // RFC 9112 §6.3: where both are there, Transfer-Encoding framed the body.
         headers.remove(CONTENT_LENGTH);
     }
-    strip_hop_by_hop(headers);
+    strip_hop_by_hop(headers, present);
 }
 
 /// Shows the state of one limit in an answer, in place of what the upstream said of its own.
@@ -199,29 +272,40 @@ pub fn expose_to_scripts(headers: &mut HeaderMap, fields: ResponseFields) {
     }
 }
 
-/// Whether a browser's script on another origin asks.
-pub fn is_cross_origin(headers: &HeaderMap) -> bool {
-    headers.contains_key(ORIGIN)
-}
-
 /// Removes the fields of one connection (RFC 9110 §7.6.1): those that `Connection` names, on any
 /// of its lines, and those that always are.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = connection_options(headers)
-            .filter_map(|option| HeaderName::try_from(option).ok())
-            .filter(|name| !is_end_to_end(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
+fn strip_hop_by_hop(headers: &mut HeaderMap, present: Present) {
+    if present.has(Present::CONNECTION) {
+        // One line that names nothing else is what nearly everybody sends.
+        let is_plain = |line: &HeaderValue| {
+            let line = line.as_bytes();
+            line.eq_ignore_ascii_case(b"keep-alive") || line.eq_ignore_ascii_case(b"close")
+        };
+        if !headers.get_all(CONNECTION).iter().all(is_plain) {
+            let named: Vec<HeaderName> = connection_options(headers)
+                .filter_map(|option| HeaderName::try_from(option).ok())
+                .filter(|name| !is_end_to_end(name))
+                .collect();
+            for name in named {
+                headers.remove(name);
+            }
         }
         headers.remove(CONNECTION);
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(TRANSFER_ENCODING);
-    headers.remove(TE);
-    headers.remove(UPGRADE);
+    if present.has(Present::HOP_BY_HOP) {
+        headers.remove(KEEP_ALIVE);
+        headers.remove(PROXY_CONNECTION);
+        headers.remove(HTTP2_SETTINGS);
+    }
+    if present.has(Present::TRANSFER_ENCODING) {
+        headers.remove(TRANSFER_ENCODING);
+    }
+    if present.has(Present::TE) {
+        headers.remove(TE);
+    }
+    if present.has(Present::UPGRADE) {
+        headers.remove(UPGRADE);
+    }
 }
 
 /// Fields that no `Connection` option may take away: they say what the message is, for whom, and
@@ -258,9 +342,6 @@ fn names_trailers(te: &HeaderValue) -> bool {
 /// Drops fields whose names differ from ones that tollgate vouches for in `_` for `-` only: many
 /// backends read both as one (`X_Forwarded_For`, `Content_Length`).
 fn drop_shadowing(headers: &mut HeaderMap) {
-    if !headers.keys().any(|name| name.as_str().as_bytes().contains(&b'_')) {
-        return;
-    }
     let shadowing: Vec<HeaderName> = headers
         .keys()
         .filter(|name| name.as_str().contains('_'))
@@ -302,9 +383,6 @@ fn append_forwarded_for(headers: &mut HeaderMap, peer: &HeaderValue) {
 
 /// The target as an origin server wants it: path and query, byte for byte (RFC 9112 §3.2.1).
 fn origin_form(uri: &Uri) -> Uri {
-    if uri.scheme().is_none() && uri.authority().is_none() {
-        return uri.clone();
-    }
     let mut parts = http::uri::Parts::default();
     parts.path_and_query = uri.path_and_query().cloned();
     Uri::from_parts(parts).unwrap_or_default()

@@ -20,6 +20,10 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::clock;
+use crate::metrics::cells::LevelGuard;
+use crate::metrics::series::{PoolSeries, UpstreamSeries};
+
 use super::body::UploadBody;
 use super::resolve::Addresses;
 use super::timer::{Tick, Timers};
@@ -54,7 +58,17 @@ pub struct Pool {
     idle: RefCell<Vec<Idle>>,
     addresses: Arc<Addresses>,
     timers: Arc<Timers>,
+    signals: PoolSignals,
     settings: PoolSettings,
+}
+
+/// Where a pool counts.
+#[derive(Clone, Debug)]
+pub struct PoolSignals {
+    /// Its connections.
+    pub pool: Arc<PoolSeries>,
+    /// How long making one took.
+    pub upstream: Arc<UpstreamSeries>,
 }
 
 #[derive(Debug)]
@@ -62,6 +76,7 @@ struct Idle {
     sender: http1::SendRequest<UploadBody>,
     socket: Arc<UpstreamSocket>,
     until: Tick,
+    _counted: LevelGuard,
 }
 
 /// A connection to the upstream, lent to one exchange. Dropping it closes the connection.
@@ -73,6 +88,7 @@ pub struct Lease {
     pub is_reused: bool,
     socket: Arc<UpstreamSocket>,
     pool: Rc<Pool>,
+    _counted: LevelGuard,
 }
 
 /// The socket, reachable from beside hyper's connection task.
@@ -84,8 +100,13 @@ struct UpstreamSocket {
 
 impl Pool {
     /// An empty pool.
-    pub fn new(addresses: Arc<Addresses>, timers: Arc<Timers>, settings: PoolSettings) -> Rc<Self> {
-        Rc::new(Pool { idle: RefCell::new(Vec::new()), addresses, timers, settings })
+    pub fn new(
+        addresses: Arc<Addresses>,
+        timers: Arc<Timers>,
+        signals: PoolSignals,
+        settings: PoolSettings,
+    ) -> Rc<Self> {
+        Rc::new(Pool { idle: RefCell::new(Vec::new()), addresses, timers, signals, settings })
     }
 
     /// The idle connection used last, if there is one that still stands.
@@ -105,6 +126,7 @@ impl Pool {
                     is_reused: true,
                     socket: candidate.socket,
                     pool: Rc::clone(self),
+                    _counted: self.signals.pool.active(),
                 });
             }
         }
@@ -117,10 +139,12 @@ impl Pool {
     /// No address took it, or none in time.
     pub async fn connect(self: &Rc<Self>) -> Result<Lease, ConnectError> {
         let limit = self.settings.connect_timeout;
+        let started = clock::monotonic();
         let stream = match tokio::time::timeout(limit, self.connect_any()).await {
             Ok(stream) => stream.map_err(ConnectError::Unreachable)?,
             Err(_elapsed) => return Err(ConnectError::Timeout),
         };
+        self.signals.upstream.connected(clock::monotonic().saturating_duration_since(started));
         let socket =
             Arc::new(UpstreamSocket { stream: Mutex::new(stream), bytes_read: AtomicU64::new(0) });
         let io = TokioIo::new(UpstreamIo(Arc::clone(&socket)));
@@ -131,7 +155,8 @@ impl Pool {
             .map_err(|error| ConnectError::Unreachable(io::Error::other(error)))?;
         // Its errors reach the exchange through `sender` and the body.
         tokio::task::spawn_local(async move { connection.with_upgrades().await.ok() });
-        Ok(Lease { sender, is_reused: false, socket, pool: Rc::clone(self) })
+        let counted = self.signals.pool.active();
+        Ok(Lease { sender, is_reused: false, socket, pool: Rc::clone(self), _counted: counted })
     }
 
     /// Closes what has been idle for too long, and what the upstream has closed.
@@ -175,7 +200,9 @@ impl Lease {
         let mut idle = pool.idle.borrow_mut();
         if idle.len() < pool.settings.idle_max {
             let until = pool.timers.after(pool.settings.idle_timeout);
-            idle.push(Idle { sender: self.sender, socket: self.socket, until });
+            let counted = pool.signals.pool.idle();
+            let Lease { sender, socket, .. } = self;
+            idle.push(Idle { sender, socket, until, _counted: counted });
         }
     }
 

@@ -5,21 +5,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response, request};
+use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 
 use crate::clock;
-use crate::limiter::decision::{Decision, Verdict};
+use crate::limiter::decision::{Decision, LimitStatus, Verdict};
+use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{Ending, LimiterBackend};
 use crate::policy::facts::RequestFacts;
-use crate::policy::plan::{Disposition, Plan};
+use crate::policy::plan::{Disposition, Plan, RuleId};
 use crate::store::{Backend, Checked};
 
 use super::body::ProxyBody;
 use super::exchange::Exchange;
-use super::forward::{Call, Forwarded};
+use super::forward::Call;
 use super::gate::Active;
-use super::headers;
+use super::headers::{self, Present};
 use super::io::ConnState;
 use super::reply::{self, Refusal};
 use super::worker::Worker;
@@ -32,90 +33,103 @@ use super::worker::Worker;
 pub async fn handle(
     worker: Rc<Worker>,
     conn: Arc<ConnState>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<ProxyBody>, Infallible> {
     let started = clock::monotonic();
     let active = worker.gate.active.load_full();
-    let (parts, body) = request.into_parts();
-    let mut exchange = Exchange::begin(&worker, &conn, &active, &parts.method, started);
-    let is_cross_origin = headers::is_cross_origin(&parts.headers);
-    let mut response = answer(&worker, &conn, &active, &mut exchange, parts, body).await;
-    if is_cross_origin {
+    let mut exchange = Exchange::begin(&worker, &conn, &active, request.method(), started);
+    let present = Present::in_fields(request.headers());
+    let mut response = match decide(&worker, &conn, &mut exchange, &mut request, present).await {
+        Next::Answer(response) => response,
+        Next::Forward { endpoint, shown } => {
+            let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
+            let mut response = match call.forward(request).await {
+                Ok((response, took)) => {
+                    let ending = ending_of(response.status());
+                    exchange.answered(response.status(), ending, Some(took));
+                    response
+                }
+                Err(refusal) => refused(&mut exchange, refusal),
+            };
+            if let Some((shown, now)) = &shown {
+                let fields = worker.gate.settings.fields;
+                headers::add_limit(response.headers_mut(), fields, shown, *now);
+            }
+            response
+        }
+    };
+    if present.is_cross_origin() {
         headers::expose_to_scripts(response.headers_mut(), worker.gate.settings.fields);
     }
-    if worker.gate.drain.is_draining() && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
-    {
+    if worker.gate.drain.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response.body_mut().attach(exchange);
     Ok(response)
 }
 
-async fn answer(
+/// What is to be done with a request.
+enum Next {
+    /// It is answered without the upstream.
+    Answer(Response<ProxyBody>),
+    /// It goes to the upstream. `shown` is the limit that the answer will speak of.
+    Forward { endpoint: Option<RuleId>, shown: Option<(LimitStatus, Timestamp)> },
+}
+
+async fn decide(
     worker: &Rc<Worker>,
     conn: &Arc<ConnState>,
-    active: &Arc<Active>,
     exchange: &mut Exchange,
-    mut parts: request::Parts,
-    body: Incoming,
-) -> Response<ProxyBody> {
+    request: &mut Request<Incoming>,
+    present: Present,
+) -> Next {
     let settings = &worker.gate.settings;
-    if let Err(refusal) = headers::check_request(&mut parts) {
-        return refused(exchange, refusal);
+    if let Err(refusal) = headers::check_request(request, present) {
+        return Next::Answer(refused(exchange, refusal));
     }
-    if let Some(response) = worker.gate.exposed(&parts) {
+    if let Some(response) = worker.gate.exposed(request) {
         exchange.keep_quiet();
-        return response;
+        return Next::Answer(response);
     }
-    let facts = facts_of(&parts, conn);
+    let active = Arc::clone(exchange.active());
+    let facts = facts_of(request, conn);
     let Ok(plan) = active.policy.plan(&facts, None) else {
-        return refused(exchange, Refusal::BadRequest);
+        return Next::Answer(refused(exchange, Refusal::BadRequest));
     };
     exchange.planned(&plan);
-    let is_too_large = |limit: u64| limit > 0 && body.size_hint().lower() > limit;
-    if is_too_large(settings.body_bytes_max) {
-        return refused(exchange, Refusal::ContentTooLarge);
+    let limit = settings.body_bytes_max;
+    if limit > 0 && request.body().size_hint().lower() > limit {
+        return Next::Answer(refused(exchange, Refusal::ContentTooLarge));
     }
-    let decision = match plan.disposition {
-        Disposition::Refused => return refused(exchange, Refusal::Forbidden),
-        Disposition::Exempt => None,
+    let endpoint = plan.endpoint;
+    match plan.disposition {
+        Disposition::Refused => Next::Answer(refused(exchange, Refusal::Forbidden)),
+        Disposition::Exempt => Next::Forward { endpoint, shown: None },
         Disposition::Unlimited => {
             exchange.evaluated(&plan);
-            None
+            Next::Forward { endpoint, shown: None }
         }
         Disposition::Limited => {
             exchange.evaluated(&plan);
-            match check(worker, active, &plan).await {
-                Checked::FailedOpen => None,
-                Checked::FailedClosed => return refused(exchange, Refusal::StoreUnavailable),
+            match check(worker, &active, &plan).await {
+                Checked::FailedOpen => Next::Forward { endpoint, shown: None },
+                Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
                 Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
                     let response = denied(worker, &decision);
                     exchange.answered(response.status(), Ending::RateLimited, None);
-                    return response;
+                    Next::Answer(response)
                 }
-                Checked::Decided { decision, .. } => Some(decision),
+                Checked::Decided { decision, .. } => {
+                    let shown = decision.shown().map(|shown| (*shown, decision.now));
+                    Next::Forward { endpoint, shown }
+                }
             }
         }
-    };
-    let call = Call { worker, conn, active, endpoint: plan.endpoint };
-    let mut response = match call.forward(parts, body).await {
-        Ok(Forwarded { response, took }) => {
-            let ending = if response.status().is_server_error() {
-                Ending::Upstream5xx
-            } else {
-                Ending::Answered
-            };
-            exchange.answered(response.status(), ending, Some(took));
-            response
-        }
-        Err(refusal) => refused(exchange, refusal),
-    };
-    if let Some(decision) = &decision
-        && let Some(shown) = decision.shown()
-    {
-        headers::add_limit(response.headers_mut(), settings.fields, shown, decision.now);
     }
-    response
+}
+
+fn ending_of(status: StatusCode) -> Ending {
+    if status.is_server_error() { Ending::Upstream5xx } else { Ending::Answered }
 }
 
 /// Checks and charges the plan's limits, wherever their state is kept.
@@ -171,12 +185,13 @@ fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
     reply::refuse(refusal)
 }
 
-fn facts_of<'a>(parts: &'a request::Parts, conn: &ConnState) -> RequestFacts<'a> {
+fn facts_of<'a>(request: &'a Request<Incoming>, conn: &ConnState) -> RequestFacts<'a> {
+    let headers = request.headers();
     RequestFacts {
-        method: &parts.method,
-        path: parts.uri.path(),
-        host: parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()),
+        method: request.method(),
+        path: request.uri().path(),
+        host: headers.get(http::header::HOST).and_then(|host| host.to_str().ok()),
         peer: conn.peer.ip(),
-        headers: &parts.headers,
+        headers,
     }
 }

@@ -21,7 +21,7 @@ use crate::store::redis::RedisStore;
 use super::gate::Gate;
 use super::io::{ConnState, DownstreamIo, Phase};
 use super::listener::Accepted;
-use super::pool::Pool;
+use super::pool::{Pool, PoolSignals};
 use super::service;
 use super::timer::{TICK, Timers};
 
@@ -79,7 +79,15 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
     crate::metrics::cells::use_shard(index);
     let timers = Timers::new();
     let worker = Rc::new(Worker {
-        pool: Pool::new(Arc::clone(&gate.addresses), Arc::clone(&timers), gate.settings.pool),
+        pool: Pool::new(
+            Arc::clone(&gate.addresses),
+            Arc::clone(&timers),
+            PoolSignals {
+                pool: gate.metrics.pool("upstream"),
+                upstream: Arc::clone(&gate.upstream_series),
+            },
+            gate.settings.pool,
+        ),
         redis: gate.redis.as_ref().map(|shared| RedisStore::connect(Arc::clone(shared))),
         timers,
         gate,
