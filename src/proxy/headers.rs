@@ -121,13 +121,23 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
             return Err(Refusal::BadRequest);
         }
     }
+    check_target(request)?;
     // RFC 9112 §3.2.2: the authority of an absolute-form target replaces Host.
     if let Some(authority) = request.uri().authority() {
-        if authority.as_str().contains('@') || authority.host().is_empty() {
-            return Err(Refusal::BadRequest);
-        }
         let host = HeaderValue::try_from(authority.as_str()).map_err(|_| Refusal::BadRequest)?;
+        check_authority(&host)?;
         request.headers_mut().insert(HOST, host);
+    }
+    Ok(())
+}
+
+/// A path or a whole URI; `*` is for OPTIONS alone, an authority alone for CONNECT (RFC 9112 §3.2).
+fn check_target<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let uri = request.uri();
+    let is_asterisk = uri.path() == "*" && *request.method() == Method::OPTIONS;
+    let is_authority = uri.scheme().is_none() && uri.authority().is_some();
+    if is_authority || !(uri.path().starts_with('/') || is_asterisk) {
+        return Err(Refusal::BadRequest);
     }
     Ok(())
 }

@@ -1,0 +1,56 @@
+//! What a caller or an upstream that means harm sends, byte by byte, and what must come of it. Each
+//! test names the rule, and the text or the incident behind it.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use support::{Backend, GENEROUS, Start, Tollgate};
+
+fn proxy(backend: &Backend) -> Tollgate {
+    Start::default().upstream(backend.address).tiers(GENEROUS).run()
+}
+
+/// Answers every request with these bytes.
+fn answering(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Backend {
+    Backend::spawn(
+        move |mut connection| {
+            while connection.request().is_some() && connection.send(bytes.as_ref()) {}
+        },
+    )
+}
+
+/// RFC 9112 §3.2: an authority alone is CONNECT's, `*` alone is OPTIONS', and the authority of a
+/// whole URI has to be one. Forwarded, `GET foo` became a request line without a target.
+#[test]
+fn a_target_that_is_neither_a_path_nor_a_uri_is_refused() {
+    let backend = Backend::ok();
+    let tollgate = proxy(&backend);
+    for target in [
+        "foo",
+        "foo:80",
+        "*",
+        "?q",
+        "#",
+        "foo/bar",
+        "http://r:+80/",
+        "http://r:99999/",
+        "http:///p",
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(tollgate.connect().send(request).answer().status, 400, "{target}");
+    }
+    assert_eq!(backend.seen().len(), 0);
+    for (request, line, host) in [
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS * HTTP/1.1", "a"),
+        ("GET http://r HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1", "r"),
+        ("GET http://r?q HTTP/1.1\r\nHost: a\r\n\r\n", "GET /?q HTTP/1.1", "r"),
+        ("GET //x//y? HTTP/1.1\r\nHost: a\r\n\r\n", "GET //x//y? HTTP/1.1", "a"),
+        // CVE-2023-45539: a fragment is cut, never forwarded.
+        ("GET /a?q#b HTTP/1.1\r\nHost: a\r\n\r\n", "GET /a?q HTTP/1.1", "a"),
+    ] {
+        assert_eq!(tollgate.connect().send(request).answer().status, 200, "{request}");
+        let seen = backend.last();
+        assert_eq!((seen.line.as_str(), seen.all("host")), (line, vec![host]));
+    }
+}
