@@ -54,3 +54,15 @@ fn a_target_that_is_neither_a_path_nor_a_uri_is_refused() {
         assert_eq!((seen.line.as_str(), seen.all("host")), (line, vec![host]));
     }
 }
+
+/// RFC 9112 §3.2: what goes out as HTTP/1.1 has a Host, whatever came in.
+#[test]
+fn a_request_of_http_1_0_without_host_gets_the_upstream_s() {
+    let backend = Backend::ok();
+    let tollgate = proxy(&backend);
+    assert_eq!(tollgate.connect().send("GET / HTTP/1.0\r\n\r\n").answer().status, 200);
+    let seen = backend.last();
+    assert_eq!(seen.all("host"), [backend.address.to_string()]);
+    assert_eq!(seen.field("x-forwarded-host"), None);
+    assert_eq!(seen.all("via"), ["1.0 tollgate"]);
+}

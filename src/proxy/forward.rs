@@ -62,9 +62,16 @@ impl Call<'_> {
         let on_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         request.extensions_mut().clear();
         let is_trusted = self.active.policy.is_trusted(self.conn.peer.ip());
+        let may_lack_host = request.version() == Version::HTTP_10;
         headers::to_upstream(&mut request, self.present, self.conn, is_trusted, upgrade.as_ref());
         if let Some(host) = &settings.host_override {
             request.headers_mut().insert(HOST, host.clone());
+        } else if may_lack_host
+            && !request.headers().contains_key(HOST)
+            && let Some(host) = self.worker.gate.addresses.authority()
+        {
+            // What goes out is HTTP/1.1, which has to have one (RFC 9112 §3.2).
+            request.headers_mut().insert(HOST, host);
         }
         let mut upload = None;
         let request = request.map(|body| {
