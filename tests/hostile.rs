@@ -66,3 +66,32 @@ fn a_request_of_http_1_0_without_host_gets_the_upstream_s() {
     assert_eq!(seen.field("x-forwarded-host"), None);
     assert_eq!(seen.all("via"), ["1.0 tollgate"]);
 }
+
+/// RFC 9110 §7.8, and the h2c smuggling of 2020: no place in the list hides it.
+#[test]
+fn h2c_never_reaches_the_upstream_and_http_1_0_upgrades_nothing() {
+    let backend = Backend::ok();
+    let tollgate = proxy(&backend);
+    for (version, fields) in [
+        ("1.1", "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n"),
+        ("1.1", "Connection: upgrade\r\nUpgrade: H2C\r\n"),
+        ("1.1", "Connection: upgrade\r\nUpgrade: foo ,\th2c\r\n"),
+        ("1.1", "Connection: upgrade\r\nConnection: http2-settings\r\nUpgrade: h2c\r\n"),
+        ("1.1", "Upgrade: websocket\r\n"),
+        ("1.1", "Connection: keep-alive\r\nUpgrade: websocket\r\n"),
+        ("1.0", "Connection: upgrade\r\nUpgrade: websocket\r\n"),
+    ] {
+        let request =
+            format!("GET / HTTP/{version}\r\nHost: a\r\n{fields}HTTP2-Settings: AAA\r\n\r\n");
+        assert_eq!(tollgate.connect().send(request).answer().status, 200, "{fields}");
+        let seen = backend.last();
+        for gone in ["upgrade", "connection", "http2-settings"] {
+            assert_eq!(seen.field(gone), None, "{version} {fields}");
+        }
+    }
+    // Of two lines, the second counts for nothing.
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+        Upgrade: h2c\r\n\r\n";
+    assert_eq!(tollgate.connect().send(request).answer().status, 200);
+    assert!(!backend.last().all("upgrade").concat().contains("h2c"));
+}

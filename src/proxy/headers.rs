@@ -179,8 +179,11 @@ pub fn wanted_upgrade<B>(request: &Request<B>, present: Present) -> Option<Heade
         return None;
     }
     let upgrade = request.headers().get(UPGRADE)?;
-    // A change to HTTP/2 is never the origin's to accept through a proxy.
-    let is_h2c = upgrade.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
+    // A change to HTTP/2 is never the origin's to accept through a proxy, wherever in the list.
+    let is_h2c = upgrade.as_bytes().split(|byte| *byte == b',').any(|protocol| {
+        let name = protocol.trim_ascii().get(..3);
+        name.is_some_and(|name| name.eq_ignore_ascii_case(b"h2c"))
+    });
     let asked = connection_options(request.headers()).any(|it| it.eq_ignore_ascii_case("upgrade"));
     (request.version() == Version::HTTP_11 && asked && !is_h2c).then(|| upgrade.clone())
 }
