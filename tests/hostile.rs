@@ -95,3 +95,33 @@ fn h2c_never_reaches_the_upstream_and_http_1_0_upgrades_nothing() {
     assert_eq!(tollgate.connect().send(request).answer().status, 200);
     assert!(!backend.last().all("upgrade").concat().contains("h2c"));
 }
+
+/// RFC 9110 §6.5.1: nothing in a trailer may frame, route, authenticate or vouch.
+#[test]
+fn trailers_that_frame_route_or_vouch_are_dropped() {
+    const TRAILERS: &str = "Content-Length: 5\r\nTransfer-Encoding: x\r\nHost: b\r\n\
+        Authorization: c\r\nX-Forwarded-For: 6.6.6.6\r\nX_Forwarded_For: 6.6.6.6\r\n\
+        X-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nCookie: s\r\nSet-Cookie: s\r\n\
+        Connection: close\r\nKeep-Alive: x\r\nUpgrade: h2c\r\nTE: x\r\nVia: x\r\nX-API-Key: k\r\n\
+        Expect: 100-continue\r\nX-RateLimit-Limit: 1\r\nRetry-After: 1\r\nX-Sum: 42\r\n";
+    let names: Vec<&str> = TRAILERS.lines().map(|line| line.split(':').next().unwrap()).collect();
+    let names = names.join(", ");
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: {names}\r\n\r\n\
+         2\r\nhi\r\n0\r\n{TRAILERS}\r\n"
+    );
+    let backend = answering(answer);
+    let tollgate = proxy(&backend);
+    let mut client = tollgate.connect();
+    let answer = client
+        .send(format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\
+             Trailer: {names}\r\n\r\n2\r\nhi\r\n0\r\n{TRAILERS}\r\n"
+        ))
+        .answer();
+    assert_eq!(answer.trailers, [("x-sum".to_owned(), "42".to_owned())]);
+    assert_eq!(backend.last().trailers, [("x-sum".to_owned(), "42".to_owned())]);
+    // Nor do they end up among the fields.
+    assert_eq!(backend.last().all("host"), ["a"]);
+    assert_eq!(answer.field("x-sum"), None);
+}

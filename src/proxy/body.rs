@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::exchange::{End, Exchange};
+use super::headers;
 use super::io::ConnState;
 use super::pool::Lease;
 use super::reply::Refusal;
@@ -140,7 +141,10 @@ impl Body for UploadBody {
                 state.failure.set(Some(Refusal::BadRequest));
                 Poll::Ready(Some(Err(BodyError::Broken(error))))
             }
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::strip_trailers(trailers);
+                }
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 let length = u64::try_from(length).unwrap_or(u64::MAX);
                 state.bytes.set(state.bytes.get().saturating_add(length));
@@ -251,8 +255,11 @@ impl Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.inner).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 self.due = Tick::NEVER;
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::strip_trailers(trailers);
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(BodyError::Broken(error)))),

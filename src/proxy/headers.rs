@@ -258,6 +258,48 @@ pub fn to_downstream(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers, present);
 }
 
+/// Takes out of a trailer what frames a message, routes it, says who sends it or belongs to tollgate
+/// (RFC 9110 §6.5.1): an upstream that merges trailers into its fields would believe it.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    let unfit: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str();
+            name.contains('_')
+                || name.starts_with("x-forwarded-")
+                || name.starts_with("x-ratelimit-")
+                || name.starts_with("proxy-")
+                || matches!(
+                    name,
+                    "authorization"
+                        | "connection"
+                        | "content-encoding"
+                        | "content-length"
+                        | "content-type"
+                        | "cookie"
+                        | "expect"
+                        | "forwarded"
+                        | "host"
+                        | "http2-settings"
+                        | "keep-alive"
+                        | "retry-after"
+                        | "set-cookie"
+                        | "te"
+                        | "trailer"
+                        | "transfer-encoding"
+                        | "upgrade"
+                        | "via"
+                        | "x-api-key"
+                        | "x-real-ip"
+                )
+        })
+        .cloned()
+        .collect();
+    for name in unfit {
+        trailers.remove(name);
+    }
+}
+
 /// Shows the state of one limit in an answer, in place of what the upstream said of its own.
 pub fn add_limit(
     headers: &mut HeaderMap,
