@@ -125,3 +125,40 @@ fn trailers_that_frame_route_or_vouch_are_dropped() {
     assert_eq!(backend.last().all("host"), ["a"]);
     assert_eq!(answer.field("x-sum"), None);
 }
+
+/// RFC 9112 §6.3, rules 3 to 5: an answer whose length can be read in two ways is none.
+#[test]
+fn an_answer_framed_in_two_ways_is_502_and_equal_lengths_become_one() {
+    for fields in [
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked, chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: identity\r\nContent-Length: 2",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding:",
+        "Content-Length: 2, 3",
+        "Content-Length: 2\r\nContent-Length: 3",
+        "Content-Length: +2",
+        "Content-Length: 0x2",
+        "Content-Length:",
+        "Content-Length: 18446744073709551616",
+    ] {
+        for method in ["GET", "HEAD"] {
+            let backend = answering(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\nok"));
+            let tollgate = proxy(&backend);
+            let request = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+            let answer = tollgate.connect().send(request).answer_to(method);
+            assert_eq!(answer.status, 502, "{method} {fields:?}");
+        }
+    }
+    for fields in ["Content-Length: 2, 2", "Content-Length: 2\r\nContent-Length: 2"] {
+        for (method, body) in [("GET", "ok"), ("HEAD", "")] {
+            let backend = answering(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{body}"));
+            let tollgate = proxy(&backend);
+            let request = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+            let answer = tollgate.connect().send(request).answer_to(method);
+            assert_eq!((answer.status, answer.all("content-length")), (200, vec!["2"]), "{fields}");
+            assert_eq!(answer.text(), body);
+        }
+    }
+}

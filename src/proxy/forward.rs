@@ -92,7 +92,7 @@ impl Call<'_> {
             let response = self.switch(response, wanted, lease).ok_or(Refusal::UpstreamBroken)?;
             return Ok((response, took));
         }
-        headers::to_downstream(response.headers_mut());
+        headers::to_downstream(response.headers_mut())?;
         *response.version_mut() = Version::HTTP_11;
         response.extensions_mut().clear();
         let response = response.map(|inner| {
@@ -155,11 +155,11 @@ impl Call<'_> {
         if !agreed.as_bytes().eq_ignore_ascii_case(wanted.as_bytes()) {
             return None;
         }
+        headers::to_downstream(response.headers_mut()).ok()?;
         let upstream = hyper::upgrade::on(&mut response);
         let guard = self.active.metrics.websocket_opened(self.endpoint);
         tunnel::spawn(self.worker, self.conn, (downstream, upstream), &agreed, (lease, guard));
         let (mut parts, _) = response.into_parts();
-        headers::to_downstream(&mut parts.headers);
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(UPGRADE, agreed);
         parts.version = http::Version::HTTP_11;

@@ -113,11 +113,7 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
         return Err(Refusal::BadRequest);
     }
     if present.has(Present::TRANSFER_ENCODING) {
-        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-        let is_chunked = codings
-            .next()
-            .is_some_and(|it| it.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
-        if !is_chunked || codings.next().is_some() || version != Version::HTTP_11 {
+        if !is_chunked_alone(headers) || version != Version::HTTP_11 {
             return Err(Refusal::BadRequest);
         }
     }
@@ -249,13 +245,57 @@ pub fn to_upstream<B>(
 
 /// Takes out of an answer what belongs to the upstream's connection. Its framing is decided anew
 /// for the downstream's.
-pub fn to_downstream(headers: &mut HeaderMap) {
+///
+/// # Errors
+/// It frames the body in a coding other than `chunked`, or says two lengths (RFC 9112 §6.3).
+pub fn to_downstream(headers: &mut HeaderMap) -> Result<(), Refusal> {
     let present = Present::in_fields(headers);
     if present.has(Present::TRANSFER_ENCODING) {
+        if !is_chunked_alone(headers) {
+            return Err(Refusal::UpstreamBroken);
+        }
         // RFC 9112 §6.3: where both are there, Transfer-Encoding framed the body.
         headers.remove(CONTENT_LENGTH);
+    } else {
+        settle_content_length(headers)?;
     }
     strip_hop_by_hop(headers, present);
+    Ok(())
+}
+
+/// Whether `Transfer-Encoding` is `chunked`, once. hyper looks only at the end of each line, and
+/// takes the chunks apart but no coding below them.
+fn is_chunked_alone(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let first = codings.next().is_some_and(|coding| {
+        let coding = coding.as_bytes().trim_ascii();
+        coding.eq_ignore_ascii_case(b"chunked")
+    });
+    first && codings.next().is_none()
+}
+
+/// Makes one length of several equal ones: hyper would pass a list on as it came, and cannot send
+/// two lines in answer to HEAD.
+fn settle_content_length(headers: &mut HeaderMap) -> Result<(), Refusal> {
+    let mut lines = headers.iter().filter(|(name, _)| *name == CONTENT_LENGTH);
+    let Some((_, first)) = lines.next() else { return Ok(()) };
+    // No more digits than a u64 surely holds.
+    let is_digits = |it: &[u8]| (1..20).contains(&it.len()) && it.iter().all(u8::is_ascii_digit);
+    if lines.next().is_none() && is_digits(first.as_bytes()) {
+        return Ok(());
+    }
+    let mut lengths = headers
+        .get_all(CONTENT_LENGTH)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii);
+    let length = lengths.next().unwrap_or_default();
+    if !is_digits(length) || lengths.any(|other| other != length) {
+        return Err(Refusal::UpstreamBroken);
+    }
+    let length = HeaderValue::from_bytes(length).map_err(|_| Refusal::UpstreamBroken)?;
+    headers.insert(CONTENT_LENGTH, length);
+    Ok(())
 }
 
 /// Takes out of a trailer what frames a message, routes it, says who sends it or belongs to tollgate
