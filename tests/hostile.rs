@@ -5,6 +5,8 @@
 
 mod support;
 
+use std::io::Write;
+
 use support::{Backend, GENEROUS, Start, Tollgate};
 
 fn proxy(backend: &Backend) -> Tollgate {
@@ -161,4 +163,102 @@ fn an_answer_framed_in_two_ways_is_502_and_equal_lengths_become_one() {
             assert_eq!(answer.text(), body);
         }
     }
+}
+
+/// One request of each minute passes, the others are refused.
+const ONE: &str = "default_tier: t\ntiers: { t: { per_minute: 1 } }";
+
+/// RFC 9112 §9.6: the connection is not reset under a client that still sends, so it sees why.
+#[test]
+fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let backend = Backend::ok();
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .tiers(ONE)
+        .config("server: { max_body_bytes: 100MiB }")
+        .run();
+    assert_eq!(tollgate.get("/").status, 200);
+    let megabyte = vec![b'x'; 1 << 20];
+    for (head, status) in [
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8388608\r\n\r\n", 429),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n800000\r\n", 429),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n", 413),
+        ("POST /%zz HTTP/1.1\r\nHost: a\r\nContent-Length: 8388608\r\n\r\n", 400),
+    ] {
+        let mut client = tollgate.connect();
+        client.send(head);
+        for _ in 0..8 {
+            client.stream.write_all(&megabyte).unwrap();
+        }
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.is_complete), (status, true), "{head}");
+        assert_eq!(answer.field("connection"), Some("close"), "{head}");
+        assert!(client.read_to_end().is_empty(), "{head}");
+    }
+}
+
+/// CVE-2025-4366 (Pingora): what a refused request brought along is no next request.
+#[test]
+fn a_small_refused_body_is_read_and_the_connection_kept() {
+    let backend = Backend::ok();
+    let tollgate = Start::default().upstream(backend.address).tiers(ONE).run();
+    let mut client = tollgate.connect();
+    assert_eq!(client.get("/").status, 200);
+    let inner = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let length = inner.len();
+    let whole = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{inner}");
+    let chunked = format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{inner}\r\n\
+         0\r\n\r\n"
+    );
+    for request in [&whole, &chunked, &whole] {
+        let answer = client.send(request).answer();
+        assert_eq!((answer.status, answer.field("connection")), (429, None), "{request}");
+    }
+    // Behind one that waits for a sign nothing can be told apart: the connection ends.
+    let expecting = whole.replace("Content-Length", "Expect: 100-continue\r\nContent-Length");
+    let answer = client.send(expecting).send(&whole).answer();
+    assert_eq!((answer.status, answer.field("connection")), (429, Some("close")));
+    assert!(client.read_to_end().is_empty());
+    assert_eq!(backend.seen().len(), 1);
+}
+
+/// RFC 9112 §6.1: after faulty framing the connection ends, whatever was behind it.
+#[test]
+fn nothing_behind_a_request_that_was_not_understood_is_read() {
+    let backend = Backend::ok();
+    let tollgate = proxy(&backend);
+    let behind = "GET /behind HTTP/1.1\r\nHost: a\r\n\r\n";
+    for fields in [
+        "Transfer-Encoding: ,chunked",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding:\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: \x0bchunked",
+        "Transfer-Encoding : chunked",
+        "Transfer-Encoding:\r\n chunked",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: 5, 5",
+        "Content-Length: 5 5",
+        "Content-Length: 0x5",
+        "Content-Length: 1_0",
+        "Content-Length: -1",
+        "Content-Length:",
+        "Content-Length: 18446744073709551616",
+        "Content-Length: \x0b5",
+        "Host: b",
+        "X: a\rb",
+        "X: a\0b",
+        "X\0: a",
+        " X: a",
+        ": a",
+        "X",
+    ] {
+        let mut client = tollgate.connect();
+        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n0\r\n\r\n{behind}"));
+        let answer = client.answer();
+        assert_eq!(answer.status, 400, "{fields:?}");
+        assert_eq!(answer.field("connection"), Some("close"), "{fields:?}");
+        assert!(client.read_to_end().is_empty(), "{fields:?}");
+    }
+    assert_eq!(backend.seen().len(), 0);
 }

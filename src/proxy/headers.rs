@@ -81,6 +81,11 @@ impl Present {
         })
     }
 
+    /// Whether the sender waits for a sign before it sends its body.
+    pub fn expects(self) -> bool {
+        self.has(Present::EXPECT)
+    }
+
     /// Whether a browser's script on another origin asks.
     pub fn is_cross_origin(self) -> bool {
         self.has(Present::ORIGIN)

@@ -57,6 +57,7 @@ pub struct ConnState {
     phase: AtomicU8,
     due: AtomicU64,
     has_read: AtomicBool,
+    may_have_unread: AtomicBool,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
@@ -81,6 +82,7 @@ impl ConnState {
             phase: AtomicU8::new(Phase::Idle as u8),
             due: AtomicU64::new(u64::MAX),
             has_read: AtomicBool::new(false),
+            may_have_unread: AtomicBool::new(false),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
         };
@@ -107,6 +109,16 @@ impl ConnState {
     pub fn enter_idle(&self) {
         self.phase.store(Phase::Idle as u8, Relaxed);
         self.set_due(self.timers.after(self.timeouts.idle));
+    }
+
+    /// Notes that the connection is about to end while its peer may still be sending.
+    pub fn leave_unread(&self) {
+        self.may_have_unread.store(true, Relaxed);
+    }
+
+    /// Whether the peer may still be sending what nobody will read.
+    pub fn may_have_unread(&self) -> bool {
+        self.may_have_unread.load(Relaxed)
     }
 
     /// Whether the phase has lasted too long.
