@@ -262,3 +262,50 @@ fn nothing_behind_a_request_that_was_not_understood_is_read() {
     }
     assert_eq!(backend.seen().len(), 0);
 }
+
+/// RFC 6585 §5, RFC 9110 §15.5.15: the limits of a head answer like every other refusal.
+#[test]
+fn a_head_that_cannot_be_read_is_refused_in_json() {
+    let backend = Backend::ok();
+    let tollgate = proxy(&backend);
+    let many: String = (0..200).map(|n| format!("X-{n}: x\r\n")).collect();
+    let long = "x".repeat(200_000);
+    for (request, status, error) in [
+        ("BAD\r\n\r\n".to_owned(), 400, "Bad request"),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n".to_owned(), 400, "Bad request"),
+        ("GET / HTTP/3.0\r\nHost: a\r\n\r\n".to_owned(), 400, "Bad request"),
+        (
+            format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n"),
+            431,
+            "Request header fields too large",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n"),
+            431,
+            "Request header fields too large",
+        ),
+    ] {
+        // As a first request, and as a later one.
+        for before in [false, true] {
+            let mut client = tollgate.connect();
+            if before {
+                assert_eq!(client.get("/").status, 200);
+            }
+            let answer = client.send(&request).answer();
+            assert_eq!(answer.status, status);
+            assert_eq!(answer.text(), format!("{{\"error\":\"{error}\"}}"));
+            assert_eq!(answer.field("connection"), Some("close"));
+            assert_eq!(answer.field("proxy-status"), Some("tollgate; error=http_request_error"));
+            assert!(client.read_to_end().is_empty());
+        }
+    }
+    // What an upstream says is left as it is, even if it says the same.
+    let same = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+    let backend = answering(same);
+    let tollgate = proxy(&backend);
+    let mut client = tollgate.connect();
+    for _ in 0..2 {
+        let answer = client.get("/");
+        assert_eq!((answer.status, answer.text().as_str()), (400, ""));
+    }
+}

@@ -157,6 +157,7 @@ impl Call<'_> {
         }
         headers::to_downstream(response.headers_mut()).ok()?;
         let upstream = hyper::upgrade::on(&mut response);
+        self.conn.switch();
         let guard = self.active.metrics.websocket_opened(self.endpoint);
         tunnel::spawn(self.worker, self.conn, (downstream, upstream), &agreed, (lease, guard));
         let (mut parts, _) = response.into_parts();

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::listener::ConnectionGuard;
+use super::reply;
 use super::timer::{Alarm, Tick, Timers};
 
 /// Where a connection stands between two requests or in one.
@@ -58,6 +59,8 @@ pub struct ConnState {
     due: AtomicU64,
     has_read: AtomicBool,
     may_have_unread: AtomicBool,
+    is_settled: AtomicBool,
+    is_switched: AtomicBool,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
@@ -83,6 +86,8 @@ impl ConnState {
             due: AtomicU64::new(u64::MAX),
             has_read: AtomicBool::new(false),
             may_have_unread: AtomicBool::new(false),
+            is_settled: AtomicBool::new(true),
+            is_switched: AtomicBool::new(false),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
         };
@@ -102,6 +107,7 @@ impl ConnState {
     /// A whole head is there; from here on the request's own deadlines hold.
     pub fn enter_request(&self) {
         self.phase.store(Phase::Request as u8, Relaxed);
+        self.is_settled.store(false, Relaxed);
         self.due.store(u64::MAX, Relaxed);
     }
 
@@ -109,6 +115,16 @@ impl ConnState {
     pub fn enter_idle(&self) {
         self.phase.store(Phase::Idle as u8, Relaxed);
         self.set_due(self.timers.after(self.timeouts.idle));
+    }
+
+    /// Notes that the connection will speak another protocol from here on.
+    pub fn switch(&self) {
+        self.is_switched.store(true, Relaxed);
+    }
+
+    /// Whether every answer has been written out: what is written next is hyper's own.
+    pub fn is_settled(&self) -> bool {
+        self.is_settled.load(Relaxed) && !self.is_switched.load(Relaxed)
     }
 
     /// Notes that the connection is about to end while its peer may still be sending.
@@ -167,6 +183,12 @@ impl ConnState {
         }
     }
 
+    fn on_flush(&self) {
+        if self.phase() != Phase::Request {
+            self.is_settled.store(true, Relaxed);
+        }
+    }
+
     fn on_write_blocked(&self) {
         if self.phase() == Phase::Request && self.due.load(Relaxed) == u64::MAX {
             self.set_due(self.timers.after(self.timeouts.idle));
@@ -185,12 +207,14 @@ fn add(counter: &AtomicU64, count: usize) {
 pub struct DownstreamIo {
     stream: TcpStream,
     state: Arc<ConnState>,
+    /// What is left to write in place of an answer that hyper makes itself.
+    instead: Option<&'static [u8]>,
 }
 
 impl DownstreamIo {
     /// Wraps an accepted socket.
     pub fn new(stream: TcpStream, state: Arc<ConnState>) -> Self {
-        DownstreamIo { stream, state }
+        DownstreamIo { stream, state, instead: None }
     }
 
     /// The socket itself.
@@ -213,6 +237,30 @@ impl AsyncRead for DownstreamIo {
 }
 
 impl DownstreamIo {
+    /// Writes tollgate's own words where hyper answers a head that it could not read.
+    fn poll_write_instead(
+        &mut self,
+        cx: &mut Context<'_>,
+        replaced: &[u8],
+    ) -> Option<Poll<io::Result<()>>> {
+        if self.instead.is_none() {
+            if !self.state.is_settled() {
+                return None;
+            }
+            self.instead = Some(reply::unreadable_head(replaced)?);
+            self.state.leave_unread();
+        }
+        while let Some(left) = self.instead.filter(|left| !left.is_empty()) {
+            match Pin::new(&mut self.stream).poll_write(cx, left) {
+                Poll::Ready(Ok(count)) => self.instead = left.get(count..),
+                Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(error))),
+                Poll::Pending => return Some(Poll::Pending),
+            }
+        }
+        self.instead = None;
+        Some(Poll::Ready(Ok(())))
+    }
+
     fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &result {
             Poll::Ready(Ok(count)) => self.state.on_write(*count),
@@ -229,6 +277,9 @@ impl AsyncWrite for DownstreamIo {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Some(instead) = self.poll_write_instead(cx, buf) {
+            return instead.map_ok(|()| buf.len());
+        }
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.wrote(result)
     }
@@ -238,6 +289,10 @@ impl AsyncWrite for DownstreamIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let first = bufs.first().map_or(&[][..], |first| first);
+        if let Some(instead) = self.poll_write_instead(cx, first) {
+            return instead.map_ok(|()| bufs.iter().map(|it| it.len()).sum());
+        }
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.wrote(result)
     }
@@ -247,7 +302,9 @@ impl AsyncWrite for DownstreamIo {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.state.on_flush();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

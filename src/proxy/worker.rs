@@ -177,8 +177,9 @@ impl Worker {
         // Nothing is left of a connection that was upgraded.
         let Some(parts) = connection.into_parts() else { return };
         let mut stream = parts.io.into_inner();
-        if ended == Some(Phase::Head) {
-            // hyper has seen no request, so the answer is written by hand.
+        if ended == Some(Phase::Head) && state.is_settled() {
+            // hyper has seen no request, so the answer is written by hand: not into the middle of
+            // one that its reader is slow to take.
             let answer = super::reply::REQUEST_TIMEOUT_RAW.as_bytes();
             let _ = tokio::time::timeout(TICK, stream.write_all(answer)).await;
             let _ = stream.shutdown().await;
