@@ -6,8 +6,10 @@
 mod support;
 
 use std::io::Write;
+use std::sync::mpsc;
+use std::time::Duration;
 
-use support::{Backend, GENEROUS, Start, Tollgate};
+use support::{Backend, GENEROUS, PATIENCE, Start, Tollgate};
 
 fn proxy(backend: &Backend) -> Tollgate {
     Start::default().upstream(backend.address).tiers(GENEROUS).run()
@@ -308,4 +310,60 @@ fn a_head_that_cannot_be_read_is_refused_in_json() {
         let answer = client.get("/");
         assert_eq!((answer.status, answer.text().as_str()), (400, ""));
     }
+}
+
+/// RFC 9112 §9.3: an answer may come before the request has ended; the rest of the request then has
+/// its own time, not a head's.
+#[test]
+fn an_upload_that_outlives_its_answer_is_no_slow_head() {
+    let (body, bodies) = mpsc::channel();
+    let backend = Backend::spawn(move |mut connection| {
+        connection.head().unwrap();
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        let pieces = std::iter::from_fn(|| Some(connection.read_some(64)));
+        let length: usize = pieces.map(|it| it.len()).take_while(|it| *it > 0).sum();
+        body.send(length).ok();
+    });
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .tiers(GENEROUS)
+        .config("server: { workers: 1, header_timeout: 200ms, idle_timeout: 10s }")
+        .run();
+    let mut client = tollgate.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 30\r\n\r\n0123456789");
+    assert_eq!(client.answer().text(), "ok");
+    client.send("0123456789");
+    // Well above the head's limit, which must not count here.
+    std::thread::sleep(Duration::from_millis(700));
+    client.send("0123456789");
+    assert_eq!(bodies.recv_timeout(PATIENCE).unwrap(), 30);
+    assert_eq!(client.get("/").text(), "ok");
+}
+
+/// The upstream's time runs while the upstream is waited for, not while the client is.
+#[test]
+fn a_client_that_pauses_in_its_upload_is_not_the_upstream_s_fault() {
+    let backend = Backend::ok();
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .config("upstream: { response_timeout: 200ms }\nserver: { body_timeout: 10s }")
+        .run();
+    let mut client = tollgate.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nha");
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(client.send("lf").answer().status, 200);
+
+    // But once the upstream has it all, its own time runs.
+    let silent = Backend::spawn(|mut connection| {
+        connection.request();
+        connection.read_some(1);
+    });
+    let tollgate = Start::default()
+        .upstream(silent.address)
+        .config("upstream: { response_timeout: 200ms }\nserver: { body_timeout: 10m }")
+        .run();
+    let mut client = tollgate.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nha");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(client.send("lf").answer().status, 504);
 }

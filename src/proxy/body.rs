@@ -45,6 +45,7 @@ pub struct UploadState {
     bytes: Cell<u64>,
     failure: Cell<Option<Refusal>>,
     is_finished: Cell<bool>,
+    is_awaited: Cell<bool>,
     last_progress: Cell<Tick>,
 }
 
@@ -63,6 +64,11 @@ impl UploadState {
     /// Whether the upstream has been given all of it.
     pub fn is_finished(&self) -> bool {
         self.is_finished.get()
+    }
+
+    /// Whether it is the downstream that everybody waits for.
+    pub fn is_awaited(&self) -> bool {
+        self.is_awaited.get()
     }
 
     /// When something of it last went to the upstream.
@@ -103,9 +109,22 @@ impl UploadBody {
             bytes: Cell::new(0),
             failure: Cell::new(None),
             is_finished: Cell::new(false),
+            is_awaited: Cell::new(false),
             last_progress: Cell::new(conn.timers.now()),
         });
+        conn.set_uploading(true);
         (UploadBody { inner: Some((inner, Rc::clone(&state))), bytes_max }, state)
+    }
+}
+
+impl Drop for UploadBody {
+    fn drop(&mut self) {
+        if let Some((_, state)) = &self.inner {
+            state.conn.set_uploading(false);
+            if !state.is_finished.get() {
+                state.conn.leave_unread();
+            }
+        }
     }
 }
 
@@ -122,6 +141,7 @@ impl Body for UploadBody {
         let frame = match Pin::new(&mut *inner).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
+                state.is_awaited.set(true);
                 if state.due.get() == Tick::NEVER {
                     let due = state.conn.timers.after(state.timeout);
                     state.due.set(due);
@@ -130,6 +150,10 @@ impl Body for UploadBody {
                 return Poll::Pending;
             }
         };
+        if state.is_awaited.replace(false) {
+            // From now on the downstream's task has to look at the upstream's time too.
+            state.conn.alarm.arm(state.conn.timers.now());
+        }
         state.due.set(Tick::NEVER);
         state.last_progress.set(state.conn.timers.now());
         match frame {

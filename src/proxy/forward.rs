@@ -204,6 +204,10 @@ async fn answer_head(
         if let Some(refusal) = upload.and_then(UploadState::failure) {
             return Poll::Ready(Head::UploadFailed(refusal));
         }
+        if upload.is_some_and(UploadState::is_awaited) {
+            // The downstream has its own time, which `failure` keeps.
+            return Poll::Pending;
+        }
         // The upstream's time runs from the last of the request that it took.
         let since = upload.map_or(began, |upload| began.max(upload.last_progress()));
         let due = since.plus(worker.gate.settings.response_timeout);

@@ -61,6 +61,7 @@ pub struct ConnState {
     may_have_unread: AtomicBool,
     is_settled: AtomicBool,
     is_switched: AtomicBool,
+    is_uploading: AtomicBool,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
@@ -88,6 +89,7 @@ impl ConnState {
             may_have_unread: AtomicBool::new(false),
             is_settled: AtomicBool::new(true),
             is_switched: AtomicBool::new(false),
+            is_uploading: AtomicBool::new(false),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
         };
@@ -115,6 +117,11 @@ impl ConnState {
     pub fn enter_idle(&self) {
         self.phase.store(Phase::Idle as u8, Relaxed);
         self.set_due(self.timers.after(self.timeouts.idle));
+    }
+
+    /// Notes that a request's body is read, or that this has ended. It can outlive the answer.
+    pub fn set_uploading(&self, is_uploading: bool) {
+        self.is_uploading.store(is_uploading, Relaxed);
     }
 
     /// Notes that the connection will speak another protocol from here on.
@@ -164,8 +171,15 @@ impl ConnState {
 
     fn on_read(&self, count: usize) {
         add(&self.bytes_in, count);
-        // The first head's time runs from the accept: a connection that says nothing gets no more.
-        if self.phase() == Phase::Idle && count > 0 {
+        if self.phase() != Phase::Idle || count == 0 || self.is_switched.load(Relaxed) {
+            return;
+        }
+        if self.is_uploading.load(Relaxed) || !self.is_settled() {
+            // The rest of an answered request, or what follows it while the answer is still being
+            // taken: no head that is waited for.
+            self.set_due(self.timers.after(self.timeouts.idle));
+        } else {
+            // The first head's time runs from the accept: who says nothing gets no more.
             self.phase.store(Phase::Head as u8, Relaxed);
             if self.has_read.swap(true, Relaxed) {
                 self.set_due(self.timers.after(self.timeouts.header));
