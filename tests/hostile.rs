@@ -367,3 +367,56 @@ fn a_client_that_pauses_in_its_upload_is_not_the_upstream_s_fault() {
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(client.send("lf").answer().status, 504);
 }
+
+/// A connection is made only where none is free: as many as there are requests at a time.
+#[test]
+fn connections_to_the_upstream_are_reused_under_load() {
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+    let large = format!("HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n{}", "x".repeat(300_000));
+    let small = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+    let chunked_post =
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let head = "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let none = "HTTP/1.1 204 No Content\r\n\r\n";
+    for (request, answer) in [
+        (get, small.to_owned()),
+        (get, chunked.to_owned()),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n\
+             2\r\nok\r\n0\r\nX: 1\r\n\r\n"
+                .to_owned(),
+        ),
+        (get, large),
+        (post, small.to_owned()),
+        (chunked_post, chunked.to_owned()),
+        (get, none.to_owned()),
+        (head, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n".to_owned()),
+    ] {
+        let what = format!("{} {}", &request[..4], &answer[..60.min(answer.len())]);
+        let backend = answering(answer);
+        for clients in [1, 32] {
+            let tollgate = Start::default()
+                .upstream(backend.address)
+                .tiers(GENEROUS)
+                .config("server: { workers: 1 }")
+                .run();
+            let before = backend.connections();
+            std::thread::scope(|scope| {
+                for _ in 0..clients {
+                    scope.spawn(|| {
+                        let mut client = tollgate.connect();
+                        for _ in 0..640 / clients {
+                            let answer = client.send(request).answer_to(&request[..4].trim_end());
+                            assert!(answer.is_complete);
+                        }
+                    });
+                }
+            });
+            let made = backend.connections() - before;
+            assert!(made <= clients, "{what:?}: {made} connections for {clients} clients");
+        }
+    }
+}

@@ -219,6 +219,8 @@ pub struct Download {
     pub timeout: Duration,
     /// When the present silence is too long.
     pub due: Tick,
+    /// Whether its end has arrived.
+    pub has_ended: bool,
 }
 
 impl ProxyBody {
@@ -264,14 +266,17 @@ impl Drop for ProxyBody {
 impl Download {
     /// Gives the upstream connection back if nothing of the answer is left on it.
     fn release(&mut self) -> bool {
-        let has_ended = self.inner.is_end_stream();
-        if has_ended && let Some(lease) = self.lease.take() {
+        // Of a body in chunks only its end tells that it has ended.
+        self.has_ended |= self.inner.is_end_stream();
+        if self.has_ended
+            && let Some(lease) = self.lease.take()
+        {
             // With some of the request still unsent the connection is of no use to another.
             if self.upload.as_ref().is_none_or(|upload| upload.is_finished()) {
                 lease.give_back();
             }
         }
-        has_ended
+        self.has_ended
     }
 
     fn poll_frame(
@@ -283,11 +288,16 @@ impl Download {
                 self.due = Tick::NEVER;
                 if let Some(trailers) = frame.trailers_mut() {
                     headers::strip_trailers(trailers);
+                    // Nothing follows, and nobody will ask.
+                    self.has_ended = true;
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(BodyError::Broken(error)))),
-            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(None) => {
+                self.has_ended = true;
+                Poll::Ready(None)
+            }
             Poll::Pending => {
                 if self.upload.as_ref().is_some_and(|upload| upload.failure().is_some()) {
                     return Poll::Ready(Some(Err(BodyError::UploadFailed)));

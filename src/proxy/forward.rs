@@ -103,6 +103,7 @@ impl Call<'_> {
                 conn: Arc::clone(self.conn),
                 timeout: settings.upstream_idle_timeout,
                 due: Tick::NEVER,
+                has_ended: false,
             })
         });
         Ok((response, took))
