@@ -65,8 +65,8 @@ pub fn serve(loaded: Loaded, announce: impl FnOnce(&Addresses)) -> Result<(), Fa
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    raise_file_limit();
     let settings = &loaded.settings;
+    raise_file_limit(settings.server.max_connections);
     let listeners = bind_all(&settings.server.listen, "--listen, server.listen")
         .map_err(anyhow::Error::from)?;
     let admin = bind_all(&[settings.admin_listen], "--admin, admin.listen")
@@ -192,8 +192,8 @@ fn start_log(log: &LogSettings) {
     };
 }
 
-/// Every connection is two descriptors: the soft limit of 1024 would be met first of all limits.
-fn raise_file_limit() {
+/// Raises the limit of open files: the soft one of 1024 would be met first of all limits.
+fn raise_file_limit(connections_max: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
@@ -201,5 +201,14 @@ fn raise_file_limit() {
         if let Err(error) = setrlimit(Resource::Nofile, raised) {
             tracing::warn!(%error, "the limit of open files cannot be raised");
         }
+    }
+    // One for the caller, one for the upstream.
+    let wanted = u64::try_from(connections_max).unwrap_or(u64::MAX).saturating_mul(2);
+    if let Some(files) = getrlimit(Resource::Nofile).current.filter(|files| *files < wanted) {
+        tracing::warn!(
+            "{files} open files are allowed, which is enough for about {} connections; \
+             server.max_connections is {connections_max}",
+            files / 2
+        );
     }
 }
