@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::exchange::{End, Exchange};
+use super::headers;
 use super::io::ConnState;
 use super::pool::Lease;
 use super::reply::Refusal;
@@ -44,6 +45,7 @@ pub struct UploadState {
     bytes: Cell<u64>,
     failure: Cell<Option<Refusal>>,
     is_finished: Cell<bool>,
+    is_awaited: Cell<bool>,
     last_progress: Cell<Tick>,
 }
 
@@ -62,6 +64,11 @@ impl UploadState {
     /// Whether the upstream has been given all of it.
     pub fn is_finished(&self) -> bool {
         self.is_finished.get()
+    }
+
+    /// Whether it is the downstream that everybody waits for.
+    pub fn is_awaited(&self) -> bool {
+        self.is_awaited.get()
     }
 
     /// When something of it last went to the upstream.
@@ -102,9 +109,22 @@ impl UploadBody {
             bytes: Cell::new(0),
             failure: Cell::new(None),
             is_finished: Cell::new(false),
+            is_awaited: Cell::new(false),
             last_progress: Cell::new(conn.timers.now()),
         });
+        conn.set_uploading(true);
         (UploadBody { inner: Some((inner, Rc::clone(&state))), bytes_max }, state)
+    }
+}
+
+impl Drop for UploadBody {
+    fn drop(&mut self) {
+        if let Some((_, state)) = &self.inner {
+            state.conn.set_uploading(false);
+            if !state.is_finished.get() {
+                state.conn.leave_unread();
+            }
+        }
     }
 }
 
@@ -121,6 +141,7 @@ impl Body for UploadBody {
         let frame = match Pin::new(&mut *inner).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
+                state.is_awaited.set(true);
                 if state.due.get() == Tick::NEVER {
                     let due = state.conn.timers.after(state.timeout);
                     state.due.set(due);
@@ -129,6 +150,10 @@ impl Body for UploadBody {
                 return Poll::Pending;
             }
         };
+        if state.is_awaited.replace(false) {
+            // From now on the downstream's task has to look at the upstream's time too.
+            state.conn.alarm.arm(state.conn.timers.now());
+        }
         state.due.set(Tick::NEVER);
         state.last_progress.set(state.conn.timers.now());
         match frame {
@@ -140,7 +165,10 @@ impl Body for UploadBody {
                 state.failure.set(Some(Refusal::BadRequest));
                 Poll::Ready(Some(Err(BodyError::Broken(error))))
             }
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::strip_trailers(trailers);
+                }
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 let length = u64::try_from(length).unwrap_or(u64::MAX);
                 state.bytes.set(state.bytes.get().saturating_add(length));
@@ -191,6 +219,8 @@ pub struct Download {
     pub timeout: Duration,
     /// When the present silence is too long.
     pub due: Tick,
+    /// Whether its end has arrived.
+    pub has_ended: bool,
 }
 
 impl ProxyBody {
@@ -236,14 +266,17 @@ impl Drop for ProxyBody {
 impl Download {
     /// Gives the upstream connection back if nothing of the answer is left on it.
     fn release(&mut self) -> bool {
-        let has_ended = self.inner.is_end_stream();
-        if has_ended && let Some(lease) = self.lease.take() {
+        // Of a body in chunks only its end tells that it has ended.
+        self.has_ended |= self.inner.is_end_stream();
+        if self.has_ended
+            && let Some(lease) = self.lease.take()
+        {
             // With some of the request still unsent the connection is of no use to another.
             if self.upload.as_ref().is_none_or(|upload| upload.is_finished()) {
                 lease.give_back();
             }
         }
-        has_ended
+        self.has_ended
     }
 
     fn poll_frame(
@@ -251,12 +284,20 @@ impl Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.inner).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 self.due = Tick::NEVER;
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::strip_trailers(trailers);
+                    // Nothing follows, and nobody will ask.
+                    self.has_ended = true;
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(BodyError::Broken(error)))),
-            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(None) => {
+                self.has_ended = true;
+                Poll::Ready(None)
+            }
             Poll::Pending => {
                 if self.upload.as_ref().is_some_and(|upload| upload.failure().is_some()) {
                     return Poll::Ready(Some(Err(BodyError::UploadFailed)));

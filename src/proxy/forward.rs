@@ -62,9 +62,16 @@ impl Call<'_> {
         let on_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         request.extensions_mut().clear();
         let is_trusted = self.active.policy.is_trusted(self.conn.peer.ip());
+        let may_lack_host = request.version() == Version::HTTP_10;
         headers::to_upstream(&mut request, self.present, self.conn, is_trusted, upgrade.as_ref());
         if let Some(host) = &settings.host_override {
             request.headers_mut().insert(HOST, host.clone());
+        } else if may_lack_host
+            && !request.headers().contains_key(HOST)
+            && let Some(host) = self.worker.gate.addresses.authority()
+        {
+            // What goes out is HTTP/1.1, which has to have one (RFC 9112 §3.2).
+            request.headers_mut().insert(HOST, host);
         }
         let mut upload = None;
         let request = request.map(|body| {
@@ -85,7 +92,7 @@ impl Call<'_> {
             let response = self.switch(response, wanted, lease).ok_or(Refusal::UpstreamBroken)?;
             return Ok((response, took));
         }
-        headers::to_downstream(response.headers_mut());
+        headers::to_downstream(response.headers_mut())?;
         *response.version_mut() = Version::HTTP_11;
         response.extensions_mut().clear();
         let response = response.map(|inner| {
@@ -96,6 +103,7 @@ impl Call<'_> {
                 conn: Arc::clone(self.conn),
                 timeout: settings.upstream_idle_timeout,
                 due: Tick::NEVER,
+                has_ended: false,
             })
         });
         Ok((response, took))
@@ -148,11 +156,12 @@ impl Call<'_> {
         if !agreed.as_bytes().eq_ignore_ascii_case(wanted.as_bytes()) {
             return None;
         }
+        headers::to_downstream(response.headers_mut()).ok()?;
         let upstream = hyper::upgrade::on(&mut response);
+        self.conn.switch();
         let guard = self.active.metrics.websocket_opened(self.endpoint);
         tunnel::spawn(self.worker, self.conn, (downstream, upstream), &agreed, (lease, guard));
         let (mut parts, _) = response.into_parts();
-        headers::to_downstream(&mut parts.headers);
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(UPGRADE, agreed);
         parts.version = http::Version::HTTP_11;
@@ -195,6 +204,10 @@ async fn answer_head(
         }
         if let Some(refusal) = upload.and_then(UploadState::failure) {
             return Poll::Ready(Head::UploadFailed(refusal));
+        }
+        if upload.is_some_and(UploadState::is_awaited) {
+            // The downstream has its own time, which `failure` keeps.
+            return Poll::Pending;
         }
         // The upstream's time runs from the last of the request that it took.
         let since = upload.map_or(began, |upload| began.max(upload.last_progress()));

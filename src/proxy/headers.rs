@@ -89,6 +89,11 @@ impl Present {
         }
     }
 
+    /// Whether the sender waits for a sign before it sends its body.
+    pub fn expects(self) -> bool {
+        self.has(Present::EXPECT)
+    }
+
     /// Whether a browser's script on another origin asks.
     pub fn is_cross_origin(self) -> bool {
         self.has(Present::ORIGIN)
@@ -121,21 +126,27 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
         return Err(Refusal::BadRequest);
     }
     if present.has(Present::TRANSFER_ENCODING) {
-        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-        let is_chunked = codings
-            .next()
-            .is_some_and(|it| it.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
-        if !is_chunked || codings.next().is_some() || version != Version::HTTP_11 {
+        if !is_chunked_alone(headers) || version != Version::HTTP_11 {
             return Err(Refusal::BadRequest);
         }
     }
+    check_target(request)?;
     // RFC 9112 §3.2.2: the authority of an absolute-form target replaces Host.
     if let Some(authority) = request.uri().authority() {
-        if authority.as_str().contains('@') || authority.host().is_empty() {
-            return Err(Refusal::BadRequest);
-        }
         let host = HeaderValue::try_from(authority.as_str()).map_err(|_| Refusal::BadRequest)?;
+        check_authority(&host)?;
         request.headers_mut().insert(HOST, host);
+    }
+    Ok(())
+}
+
+/// A path or a whole URI; `*` is for OPTIONS alone, an authority alone for CONNECT (RFC 9112 §3.2).
+fn check_target<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let uri = request.uri();
+    let is_asterisk = uri.path() == "*" && *request.method() == Method::OPTIONS;
+    let is_authority = uri.scheme().is_none() && uri.authority().is_some();
+    if is_authority || !(uri.path().starts_with('/') || is_asterisk) {
+        return Err(Refusal::BadRequest);
     }
     Ok(())
 }
@@ -177,8 +188,11 @@ pub fn wanted_upgrade<B>(request: &Request<B>, present: Present) -> Option<Heade
         return None;
     }
     let upgrade = request.headers().get(UPGRADE)?;
-    // A change to HTTP/2 is never the origin's to accept through a proxy.
-    let is_h2c = upgrade.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
+    // A change to HTTP/2 is never the origin's to accept through a proxy, wherever in the list.
+    let is_h2c = upgrade.as_bytes().split(|byte| *byte == b',').any(|protocol| {
+        let name = protocol.trim_ascii().get(..3);
+        name.is_some_and(|name| name.eq_ignore_ascii_case(b"h2c"))
+    });
     let asked = connection_options(request.headers()).any(|it| it.eq_ignore_ascii_case("upgrade"));
     (request.version() == Version::HTTP_11 && asked && !is_h2c).then(|| upgrade.clone())
 }
@@ -244,13 +258,99 @@ pub fn to_upstream<B>(
 
 /// Takes out of an answer what belongs to the upstream's connection. Its framing is decided anew
 /// for the downstream's.
-pub fn to_downstream(headers: &mut HeaderMap) {
+///
+/// # Errors
+/// It frames the body in a coding other than `chunked`, or says two lengths (RFC 9112 §6.3).
+pub fn to_downstream(headers: &mut HeaderMap) -> Result<(), Refusal> {
     let present = Present::in_fields(headers);
     if present.has(Present::TRANSFER_ENCODING) {
+        if !is_chunked_alone(headers) {
+            return Err(Refusal::UpstreamBroken);
+        }
         // RFC 9112 §6.3: where both are there, Transfer-Encoding framed the body.
         headers.remove(CONTENT_LENGTH);
+    } else {
+        settle_content_length(headers)?;
     }
     strip_hop_by_hop(headers, present);
+    Ok(())
+}
+
+/// Whether `Transfer-Encoding` is `chunked`, once. hyper looks only at the end of each line, and
+/// takes the chunks apart but no coding below them.
+fn is_chunked_alone(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let first = codings.next().is_some_and(|coding| {
+        let coding = coding.as_bytes().trim_ascii();
+        coding.eq_ignore_ascii_case(b"chunked")
+    });
+    first && codings.next().is_none()
+}
+
+/// Makes one length of several equal ones: hyper would pass a list on as it came, and cannot send
+/// two lines in answer to HEAD.
+fn settle_content_length(headers: &mut HeaderMap) -> Result<(), Refusal> {
+    let mut lines = headers.iter().filter(|(name, _)| *name == CONTENT_LENGTH);
+    let Some((_, first)) = lines.next() else { return Ok(()) };
+    // No more digits than a u64 surely holds.
+    let is_digits = |it: &[u8]| (1..20).contains(&it.len()) && it.iter().all(u8::is_ascii_digit);
+    if lines.next().is_none() && is_digits(first.as_bytes()) {
+        return Ok(());
+    }
+    let mut lengths = headers
+        .get_all(CONTENT_LENGTH)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii);
+    let length = lengths.next().unwrap_or_default();
+    if !is_digits(length) || lengths.any(|other| other != length) {
+        return Err(Refusal::UpstreamBroken);
+    }
+    let length = HeaderValue::from_bytes(length).map_err(|_| Refusal::UpstreamBroken)?;
+    headers.insert(CONTENT_LENGTH, length);
+    Ok(())
+}
+
+/// Takes out of a trailer what frames a message, routes it, says who sends it or belongs to tollgate
+/// (RFC 9110 §6.5.1): an upstream that merges trailers into its fields would believe it.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    let unfit: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str();
+            name.contains('_')
+                || name.starts_with("x-forwarded-")
+                || name.starts_with("x-ratelimit-")
+                || name.starts_with("proxy-")
+                || matches!(
+                    name,
+                    "authorization"
+                        | "connection"
+                        | "content-encoding"
+                        | "content-length"
+                        | "content-type"
+                        | "cookie"
+                        | "expect"
+                        | "forwarded"
+                        | "host"
+                        | "http2-settings"
+                        | "keep-alive"
+                        | "retry-after"
+                        | "set-cookie"
+                        | "te"
+                        | "trailer"
+                        | "transfer-encoding"
+                        | "upgrade"
+                        | "via"
+                        | "x-api-key"
+                        | "x-real-ip"
+                )
+        })
+        .cloned()
+        .collect();
+    for name in unfit {
+        trailers.remove(name);
+    }
 }
 
 /// Shows the state of one limit in an answer, in place of what the upstream said of its own.

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::listener::ConnectionGuard;
+use super::reply;
 use super::timer::{Alarm, Tick, Timers};
 
 /// Where a connection stands between two requests or in one.
@@ -57,6 +58,10 @@ pub struct ConnState {
     phase: AtomicU8,
     due: AtomicU64,
     has_read: AtomicBool,
+    may_have_unread: AtomicBool,
+    is_settled: AtomicBool,
+    is_switched: AtomicBool,
+    is_uploading: AtomicBool,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
@@ -81,6 +86,10 @@ impl ConnState {
             phase: AtomicU8::new(Phase::Idle as u8),
             due: AtomicU64::new(u64::MAX),
             has_read: AtomicBool::new(false),
+            may_have_unread: AtomicBool::new(false),
+            is_settled: AtomicBool::new(true),
+            is_switched: AtomicBool::new(false),
+            is_uploading: AtomicBool::new(false),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
         };
@@ -100,6 +109,7 @@ impl ConnState {
     /// A whole head is there; from here on the request's own deadlines hold.
     pub fn enter_request(&self) {
         self.phase.store(Phase::Request as u8, Relaxed);
+        self.is_settled.store(false, Relaxed);
         self.due.store(u64::MAX, Relaxed);
     }
 
@@ -107,6 +117,31 @@ impl ConnState {
     pub fn enter_idle(&self) {
         self.phase.store(Phase::Idle as u8, Relaxed);
         self.set_due(self.timers.after(self.timeouts.idle));
+    }
+
+    /// Notes that a request's body is read, or that this has ended. It can outlive the answer.
+    pub fn set_uploading(&self, is_uploading: bool) {
+        self.is_uploading.store(is_uploading, Relaxed);
+    }
+
+    /// Notes that the connection will speak another protocol from here on.
+    pub fn switch(&self) {
+        self.is_switched.store(true, Relaxed);
+    }
+
+    /// Whether every answer has been written out: what is written next is hyper's own.
+    pub fn is_settled(&self) -> bool {
+        self.is_settled.load(Relaxed) && !self.is_switched.load(Relaxed)
+    }
+
+    /// Notes that the connection is about to end while its peer may still be sending.
+    pub fn leave_unread(&self) {
+        self.may_have_unread.store(true, Relaxed);
+    }
+
+    /// Whether the peer may still be sending what nobody will read.
+    pub fn may_have_unread(&self) -> bool {
+        self.may_have_unread.load(Relaxed)
     }
 
     /// Whether the phase has lasted too long.
@@ -136,8 +171,15 @@ impl ConnState {
 
     fn on_read(&self, count: usize) {
         add(&self.bytes_in, count);
-        // The first head's time runs from the accept: a connection that says nothing gets no more.
-        if self.phase() == Phase::Idle && count > 0 {
+        if self.phase() != Phase::Idle || count == 0 || self.is_switched.load(Relaxed) {
+            return;
+        }
+        if self.is_uploading.load(Relaxed) || !self.is_settled() {
+            // The rest of an answered request, or what follows it while the answer is still being
+            // taken: no head that is waited for.
+            self.set_due(self.timers.after(self.timeouts.idle));
+        } else {
+            // The first head's time runs from the accept: who says nothing gets no more.
             self.phase.store(Phase::Head as u8, Relaxed);
             if self.has_read.swap(true, Relaxed) {
                 self.set_due(self.timers.after(self.timeouts.header));
@@ -152,6 +194,12 @@ impl ConnState {
             // The tail of an answer: the reader is slow, not gone.
             Phase::Idle => self.set_due(self.timers.after(self.timeouts.idle)),
             Phase::Head => {}
+        }
+    }
+
+    fn on_flush(&self) {
+        if self.phase() != Phase::Request {
+            self.is_settled.store(true, Relaxed);
         }
     }
 
@@ -173,12 +221,14 @@ fn add(counter: &AtomicU64, count: usize) {
 pub struct DownstreamIo {
     stream: TcpStream,
     state: Arc<ConnState>,
+    /// What is left to write in place of an answer that hyper makes itself.
+    instead: Option<&'static [u8]>,
 }
 
 impl DownstreamIo {
     /// Wraps an accepted socket.
     pub fn new(stream: TcpStream, state: Arc<ConnState>) -> Self {
-        DownstreamIo { stream, state }
+        DownstreamIo { stream, state, instead: None }
     }
 
     /// The socket itself.
@@ -201,6 +251,30 @@ impl AsyncRead for DownstreamIo {
 }
 
 impl DownstreamIo {
+    /// Writes tollgate's own words where hyper answers a head that it could not read.
+    fn poll_write_instead(
+        &mut self,
+        cx: &mut Context<'_>,
+        replaced: &[u8],
+    ) -> Option<Poll<io::Result<()>>> {
+        if self.instead.is_none() {
+            if !self.state.is_settled() {
+                return None;
+            }
+            self.instead = Some(reply::unreadable_head(replaced)?);
+            self.state.leave_unread();
+        }
+        while let Some(left) = self.instead.filter(|left| !left.is_empty()) {
+            match Pin::new(&mut self.stream).poll_write(cx, left) {
+                Poll::Ready(Ok(count)) => self.instead = left.get(count..),
+                Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(error))),
+                Poll::Pending => return Some(Poll::Pending),
+            }
+        }
+        self.instead = None;
+        Some(Poll::Ready(Ok(())))
+    }
+
     fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &result {
             Poll::Ready(Ok(count)) => self.state.on_write(*count),
@@ -217,6 +291,9 @@ impl AsyncWrite for DownstreamIo {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Some(instead) = self.poll_write_instead(cx, buf) {
+            return instead.map_ok(|()| buf.len());
+        }
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.wrote(result)
     }
@@ -226,6 +303,10 @@ impl AsyncWrite for DownstreamIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let first = bufs.first().map_or(&[][..], |first| first);
+        if let Some(instead) = self.poll_write_instead(cx, first) {
+            return instead.map_ok(|()| bufs.iter().map(|it| it.len()).sum());
+        }
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.wrote(result)
     }
@@ -235,7 +316,9 @@ impl AsyncWrite for DownstreamIo {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.state.on_flush();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -14,6 +14,28 @@ pub const REQUEST_TIMEOUT_RAW: &str = "HTTP/1.1 408 Request Timeout\r\n\
     proxy-status: tollgate; error=http_request_error\r\n\r\n{\"error\":\"Request timeout\"}";
 /// Fields of an own answer, `date` included.
 const FIELDS: usize = 12;
+/// Whole answers to heads that hyper could not read.
+const UNREADABLE: [(&[u8], &str); 3] = [
+    (
+        b"HTTP/1.1 400 ",
+        "HTTP/1.1 400 Bad Request\r\n\
+        content-type: application/json\r\ncontent-length: 23\r\nconnection: close\r\n\
+        proxy-status: tollgate; error=http_request_error\r\n\r\n{\"error\":\"Bad request\"}",
+    ),
+    (
+        b"HTTP/1.1 414 ",
+        "HTTP/1.1 414 URI Too Long\r\n\
+        content-type: application/json\r\ncontent-length: 24\r\nconnection: close\r\n\
+        proxy-status: tollgate; error=http_request_error\r\n\r\n{\"error\":\"URI too long\"}",
+    ),
+    (
+        b"HTTP/1.1 431 ",
+        "HTTP/1.1 431 Request Header Fields Too Large\r\n\
+        content-type: application/json\r\ncontent-length: 43\r\nconnection: close\r\n\
+        proxy-status: tollgate; error=http_request_error\r\n\r\n\
+        {\"error\":\"Request header fields too large\"}",
+    ),
+];
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Why tollgate answers a request itself.
@@ -92,6 +114,12 @@ impl Refusal {
     }
 }
 
+/// What to say in place of the bodiless answer that hyper gives to a head that it cannot read.
+pub fn unreadable_head(answer: &[u8]) -> Option<&'static [u8]> {
+    let (_, whole) = UNREADABLE.iter().find(|(line, _)| answer.starts_with(line))?;
+    Some(whole.as_bytes())
+}
+
 /// The answer to a refused request.
 pub fn refuse(refusal: Refusal) -> Response<ProxyBody> {
     let (status, body, proxy_status) = refusal.parts();
@@ -156,6 +184,14 @@ pub fn json(status: StatusCode, body: Bytes) -> Response<ProxyBody> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_answers_written_by_hand_have_the_length_that_they_say() {
+        for whole in UNREADABLE.map(|(_, whole)| whole).iter().chain([&REQUEST_TIMEOUT_RAW]) {
+            let (head, body) = whole.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("\r\ncontent-length: {}\r\n", body.len())), "{whole}");
+        }
+    }
 
     #[test]
     fn every_refusal_is_json_and_names_its_cause() {

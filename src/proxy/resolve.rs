@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use tokio::sync::Notify;
 
 /// Shortest time between two look-ups of a name, whatever asks for them.
@@ -35,6 +36,14 @@ impl Addresses {
             next: AtomicUsize::new(0),
             wanted: Notify::new(),
         })
+    }
+
+    /// The upstream as `Host` names it.
+    pub fn authority(&self) -> Option<HeaderValue> {
+        let (host, port) = (&self.host, self.port);
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_string() };
+        let authority = if port == 80 { host } else { format!("{host}:{port}") };
+        HeaderValue::try_from(authority).ok()
     }
 
     /// The addresses as last known; looked up here and now if none ever were.

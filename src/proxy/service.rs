@@ -1,8 +1,11 @@
 //! One request, branch by branch.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode};
@@ -25,6 +28,12 @@ use super::io::ConnState;
 use super::reply::{self, Refusal};
 use super::worker::Worker;
 
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+/// How much of a refused request's body is read for the sake of its connection, and for how long:
+/// what came along with the head.
+const FORGET_BYTES_MAX: u64 = 16 * 1024;
+const FORGET_PATIENCE: Duration = Duration::from_millis(50);
+
 /// Answers a request: refuses it, or forwards it and streams the answer. Every exit tells of the
 /// exchange once, a downstream that leaves included.
 ///
@@ -39,8 +48,16 @@ pub async fn handle(
     let active = worker.gate.active.load_full();
     let mut exchange = Exchange::begin(&worker, &conn, &active, request.method(), started);
     let present = Present::in_fields(request.headers());
+    let has_body = !request.body().is_end_stream();
     let mut response = match decide(&worker, &conn, &mut exchange, &mut request, present).await {
-        Next::Answer(response) => response,
+        Next::Answer(mut response) => {
+            // Where a request that was not understood ends is anybody's guess.
+            let is_unclear = response.status() == StatusCode::BAD_REQUEST;
+            if is_unclear || has_body && !is_forgotten(&mut request, present).await {
+                close_after(&mut response, &conn);
+            }
+            response
+        }
         Next::Forward { endpoint, shown } => {
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
             let mut response = match call.forward(request).await {
@@ -49,7 +66,14 @@ pub async fn handle(
                     exchange.answered(response.status(), ending, Some(took));
                     response
                 }
-                Err(refusal) => refused(&mut exchange, refusal),
+                Err(refusal) => {
+                    let mut response = refused(&mut exchange, refusal);
+                    if has_body {
+                        // How much of it was read is not known here.
+                        close_after(&mut response, &conn);
+                    }
+                    response
+                }
             };
             if let Some((shown, now)) = &shown {
                 let fields = worker.gate.settings.fields;
@@ -62,10 +86,40 @@ pub async fn handle(
         headers::expose_to_scripts(response.headers_mut(), worker.gate.settings.fields);
     }
     if worker.gate.drain.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(CONNECTION, CLOSE);
     }
     response.body_mut().attach(exchange);
     Ok(response)
+}
+
+/// Ends the connection with this answer, however much of the request is still to come.
+fn close_after(response: &mut Response<ProxyBody>, conn: &ConnState) {
+    response.headers_mut().insert(CONNECTION, CLOSE);
+    conn.leave_unread();
+}
+
+/// Reads a refused request's body to its end, so that the connection can be kept; gives up on one
+/// that is large or slow, and says so. It must not be what the next request is read from.
+async fn is_forgotten(request: &mut Request<Incoming>, present: Present) -> bool {
+    let body = request.body_mut();
+    // To read a body that is still held back would be to ask for it.
+    if present.expects() || body.size_hint().lower() > FORGET_BYTES_MAX {
+        return false;
+    }
+    let to_end = async {
+        let mut bytes: u64 = 0;
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+            let Ok(frame) = frame else { return false };
+            let length = frame.data_ref().map_or(0, bytes::Bytes::len);
+            bytes = bytes.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+            if bytes > FORGET_BYTES_MAX {
+                return false;
+            }
+        }
+        true
+    };
+    // Boxed, so that not every request is as large as this one.
+    Box::pin(tokio::time::timeout(FORGET_PATIENCE, to_end)).await.unwrap_or(false)
 }
 
 /// What is to be done with a request.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -29,6 +29,9 @@ use super::timer::{TICK, Timers};
 /// How long a connection that is idle when a drain begins may still bring a request: whoever is
 /// about to send one gets an answer that says goodbye instead of a reset.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long a peer that was refused may go on sending before the connection is reset.
+const LINGER: Duration = Duration::from_secs(3);
 
 /// How long a starting worker waits for its first connection to Redis.
 const REDIS_AT_START: Duration = Duration::from_millis(500);
@@ -181,13 +184,28 @@ impl Worker {
             }
         })
         .await;
-        if ended == Some(Phase::Head) {
-            // hyper has seen no request, so the answer is written by hand.
-            if let Some(parts) = connection.into_parts() {
-                let mut stream = parts.io.into_inner();
-                let answer = super::reply::REQUEST_TIMEOUT_RAW.as_bytes();
-                let _ = tokio::time::timeout(TICK, stream.write_all(answer)).await;
-            }
+        // Nothing is left of a connection that was upgraded.
+        let Some(parts) = connection.into_parts() else { return };
+        let mut stream = parts.io.into_inner();
+        if ended == Some(Phase::Head) && state.is_settled() {
+            // hyper has seen no request, so the answer is written by hand: not into the middle of
+            // one that its reader is slow to take.
+            let answer = super::reply::REQUEST_TIMEOUT_RAW.as_bytes();
+            let _ = tokio::time::timeout(TICK, stream.write_all(answer)).await;
+            let _ = stream.shutdown().await;
+            state.leave_unread();
+        }
+        if state.may_have_unread() {
+            linger(stream).await;
         }
     }
+}
+
+/// Reads and forgets until the peer closes, for a while. To close a socket with something unread
+/// resets the connection, and that can take the answer away before the peer has read it
+/// (RFC 9112 §9.6).
+async fn linger(mut stream: impl AsyncRead + Unpin) {
+    let mut forgotten = vec![0; 16 * 1024];
+    let until_end = async { while let Ok(1..) = stream.read(&mut forgotten).await {} };
+    let _ = tokio::time::timeout(LINGER, until_end).await;
 }

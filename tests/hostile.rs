@@ -1,0 +1,422 @@
+//! What a caller or an upstream that means harm sends, byte by byte, and what must come of it. Each
+//! test names the rule, and the text or the incident behind it.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::io::Write;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use support::{Backend, GENEROUS, PATIENCE, Start, Tollgate};
+
+fn proxy(backend: &Backend) -> Tollgate {
+    Start::default().upstream(backend.address).tiers(GENEROUS).run()
+}
+
+/// Answers every request with these bytes.
+fn answering(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Backend {
+    Backend::spawn(
+        move |mut connection| {
+            while connection.request().is_some() && connection.send(bytes.as_ref()) {}
+        },
+    )
+}
+
+/// RFC 9112 §3.2: an authority alone is CONNECT's, `*` alone is OPTIONS', and the authority of a
+/// whole URI has to be one. Forwarded, `GET foo` became a request line without a target.
+#[test]
+fn a_target_that_is_neither_a_path_nor_a_uri_is_refused() {
+    let backend = Backend::ok();
+    let tollgate = proxy(&backend);
+    for target in [
+        "foo",
+        "foo:80",
+        "*",
+        "?q",
+        "#",
+        "foo/bar",
+        "http://r:+80/",
+        "http://r:99999/",
+        "http:///p",
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(tollgate.connect().send(request).answer().status, 400, "{target}");
+    }
+    assert_eq!(backend.seen().len(), 0);
+    for (request, line, host) in [
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS * HTTP/1.1", "a"),
+        ("GET http://r HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1", "r"),
+        ("GET http://r?q HTTP/1.1\r\nHost: a\r\n\r\n", "GET /?q HTTP/1.1", "r"),
+        ("GET //x//y? HTTP/1.1\r\nHost: a\r\n\r\n", "GET //x//y? HTTP/1.1", "a"),
+        // CVE-2023-45539: a fragment is cut, never forwarded.
+        ("GET /a?q#b HTTP/1.1\r\nHost: a\r\n\r\n", "GET /a?q HTTP/1.1", "a"),
+    ] {
+        assert_eq!(tollgate.connect().send(request).answer().status, 200, "{request}");
+        let seen = backend.last();
+        assert_eq!((seen.line.as_str(), seen.all("host")), (line, vec![host]));
+    }
+}
+
+/// RFC 9112 §3.2: what goes out as HTTP/1.1 has a Host, whatever came in.
+#[test]
+fn a_request_of_http_1_0_without_host_gets_the_upstream_s() {
+    let backend = Backend::ok();
+    let tollgate = proxy(&backend);
+    assert_eq!(tollgate.connect().send("GET / HTTP/1.0\r\n\r\n").answer().status, 200);
+    let seen = backend.last();
+    assert_eq!(seen.all("host"), [backend.address.to_string()]);
+    assert_eq!(seen.field("x-forwarded-host"), None);
+    assert_eq!(seen.all("via"), ["1.0 tollgate"]);
+}
+
+/// RFC 9110 §7.8, and the h2c smuggling of 2020: no place in the list hides it.
+#[test]
+fn h2c_never_reaches_the_upstream_and_http_1_0_upgrades_nothing() {
+    let backend = Backend::ok();
+    let tollgate = proxy(&backend);
+    for (version, fields) in [
+        ("1.1", "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n"),
+        ("1.1", "Connection: upgrade\r\nUpgrade: H2C\r\n"),
+        ("1.1", "Connection: upgrade\r\nUpgrade: foo ,\th2c\r\n"),
+        ("1.1", "Connection: upgrade\r\nConnection: http2-settings\r\nUpgrade: h2c\r\n"),
+        ("1.1", "Upgrade: websocket\r\n"),
+        ("1.1", "Connection: keep-alive\r\nUpgrade: websocket\r\n"),
+        ("1.0", "Connection: upgrade\r\nUpgrade: websocket\r\n"),
+    ] {
+        let request =
+            format!("GET / HTTP/{version}\r\nHost: a\r\n{fields}HTTP2-Settings: AAA\r\n\r\n");
+        assert_eq!(tollgate.connect().send(request).answer().status, 200, "{fields}");
+        let seen = backend.last();
+        for gone in ["upgrade", "connection", "http2-settings"] {
+            assert_eq!(seen.field(gone), None, "{version} {fields}");
+        }
+    }
+    // Of two lines, the second counts for nothing.
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+        Upgrade: h2c\r\n\r\n";
+    assert_eq!(tollgate.connect().send(request).answer().status, 200);
+    assert!(!backend.last().all("upgrade").concat().contains("h2c"));
+}
+
+/// RFC 9110 §6.5.1: nothing in a trailer may frame, route, authenticate or vouch.
+#[test]
+fn trailers_that_frame_route_or_vouch_are_dropped() {
+    const TRAILERS: &str = "Content-Length: 5\r\nTransfer-Encoding: x\r\nHost: b\r\n\
+        Authorization: c\r\nX-Forwarded-For: 6.6.6.6\r\nX_Forwarded_For: 6.6.6.6\r\n\
+        X-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nCookie: s\r\nSet-Cookie: s\r\n\
+        Connection: close\r\nKeep-Alive: x\r\nUpgrade: h2c\r\nTE: x\r\nVia: x\r\nX-API-Key: k\r\n\
+        Expect: 100-continue\r\nX-RateLimit-Limit: 1\r\nRetry-After: 1\r\nX-Sum: 42\r\n";
+    let names: Vec<&str> = TRAILERS.lines().map(|line| line.split(':').next().unwrap()).collect();
+    let names = names.join(", ");
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: {names}\r\n\r\n\
+         2\r\nhi\r\n0\r\n{TRAILERS}\r\n"
+    );
+    let backend = answering(answer);
+    let tollgate = proxy(&backend);
+    let mut client = tollgate.connect();
+    let answer = client
+        .send(format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\
+             Trailer: {names}\r\n\r\n2\r\nhi\r\n0\r\n{TRAILERS}\r\n"
+        ))
+        .answer();
+    assert_eq!(answer.trailers, [("x-sum".to_owned(), "42".to_owned())]);
+    assert_eq!(backend.last().trailers, [("x-sum".to_owned(), "42".to_owned())]);
+    // Nor do they end up among the fields.
+    assert_eq!(backend.last().all("host"), ["a"]);
+    assert_eq!(answer.field("x-sum"), None);
+}
+
+/// RFC 9112 §6.3, rules 3 to 5: an answer whose length can be read in two ways is none.
+#[test]
+fn an_answer_framed_in_two_ways_is_502_and_equal_lengths_become_one() {
+    for fields in [
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked, chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: identity\r\nContent-Length: 2",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding:",
+        "Content-Length: 2, 3",
+        "Content-Length: 2\r\nContent-Length: 3",
+        "Content-Length: +2",
+        "Content-Length: 0x2",
+        "Content-Length:",
+        "Content-Length: 18446744073709551616",
+    ] {
+        for method in ["GET", "HEAD"] {
+            let backend = answering(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\nok"));
+            let tollgate = proxy(&backend);
+            let request = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+            let answer = tollgate.connect().send(request).answer_to(method);
+            assert_eq!(answer.status, 502, "{method} {fields:?}");
+        }
+    }
+    for fields in ["Content-Length: 2, 2", "Content-Length: 2\r\nContent-Length: 2"] {
+        for (method, body) in [("GET", "ok"), ("HEAD", "")] {
+            let backend = answering(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{body}"));
+            let tollgate = proxy(&backend);
+            let request = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+            let answer = tollgate.connect().send(request).answer_to(method);
+            assert_eq!((answer.status, answer.all("content-length")), (200, vec!["2"]), "{fields}");
+            assert_eq!(answer.text(), body);
+        }
+    }
+}
+
+/// One request of each minute passes, the others are refused.
+const ONE: &str = "default_tier: t\ntiers: { t: { per_minute: 1 } }";
+
+/// RFC 9112 §9.6: the connection is not reset under a client that still sends, so it sees why.
+#[test]
+fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let backend = Backend::ok();
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .tiers(ONE)
+        .config("server: { max_body_bytes: 100MiB }")
+        .run();
+    assert_eq!(tollgate.get("/").status, 200);
+    let megabyte = vec![b'x'; 1 << 20];
+    for (head, status) in [
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8388608\r\n\r\n", 429),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n800000\r\n", 429),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n", 413),
+        ("POST /%zz HTTP/1.1\r\nHost: a\r\nContent-Length: 8388608\r\n\r\n", 400),
+    ] {
+        let mut client = tollgate.connect();
+        client.send(head);
+        for _ in 0..8 {
+            client.stream.write_all(&megabyte).unwrap();
+        }
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.is_complete), (status, true), "{head}");
+        assert_eq!(answer.field("connection"), Some("close"), "{head}");
+        assert!(client.read_to_end().is_empty(), "{head}");
+    }
+}
+
+/// CVE-2025-4366 (Pingora): what a refused request brought along is no next request.
+#[test]
+fn a_small_refused_body_is_read_and_the_connection_kept() {
+    let backend = Backend::ok();
+    let tollgate = Start::default().upstream(backend.address).tiers(ONE).run();
+    let mut client = tollgate.connect();
+    assert_eq!(client.get("/").status, 200);
+    let inner = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let length = inner.len();
+    let whole = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{inner}");
+    let chunked = format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{inner}\r\n\
+         0\r\n\r\n"
+    );
+    for request in [&whole, &chunked, &whole] {
+        let answer = client.send(request).answer();
+        assert_eq!((answer.status, answer.field("connection")), (429, None), "{request}");
+    }
+    // Behind one that waits for a sign nothing can be told apart: the connection ends.
+    let expecting = whole.replace("Content-Length", "Expect: 100-continue\r\nContent-Length");
+    let answer = client.send(expecting).send(&whole).answer();
+    assert_eq!((answer.status, answer.field("connection")), (429, Some("close")));
+    assert!(client.read_to_end().is_empty());
+    assert_eq!(backend.seen().len(), 1);
+}
+
+/// RFC 9112 §6.1: after faulty framing the connection ends, whatever was behind it.
+#[test]
+fn nothing_behind_a_request_that_was_not_understood_is_read() {
+    let backend = Backend::ok();
+    let tollgate = proxy(&backend);
+    let behind = "GET /behind HTTP/1.1\r\nHost: a\r\n\r\n";
+    for fields in [
+        "Transfer-Encoding: ,chunked",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding:\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: \x0bchunked",
+        "Transfer-Encoding : chunked",
+        "Transfer-Encoding:\r\n chunked",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: 5, 5",
+        "Content-Length: 5 5",
+        "Content-Length: 0x5",
+        "Content-Length: 1_0",
+        "Content-Length: -1",
+        "Content-Length:",
+        "Content-Length: 18446744073709551616",
+        "Content-Length: \x0b5",
+        "Host: b",
+        "X: a\rb",
+        "X: a\0b",
+        "X\0: a",
+        " X: a",
+        ": a",
+        "X",
+    ] {
+        let mut client = tollgate.connect();
+        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n0\r\n\r\n{behind}"));
+        let answer = client.answer();
+        assert_eq!(answer.status, 400, "{fields:?}");
+        assert_eq!(answer.field("connection"), Some("close"), "{fields:?}");
+        assert!(client.read_to_end().is_empty(), "{fields:?}");
+    }
+    assert_eq!(backend.seen().len(), 0);
+}
+
+/// RFC 6585 §5, RFC 9110 §15.5.15: the limits of a head answer like every other refusal.
+#[test]
+fn a_head_that_cannot_be_read_is_refused_in_json() {
+    let backend = Backend::ok();
+    let tollgate = proxy(&backend);
+    let many: String = (0..200).map(|n| format!("X-{n}: x\r\n")).collect();
+    let long = "x".repeat(200_000);
+    for (request, status, error) in [
+        ("BAD\r\n\r\n".to_owned(), 400, "Bad request"),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n".to_owned(), 400, "Bad request"),
+        ("GET / HTTP/3.0\r\nHost: a\r\n\r\n".to_owned(), 400, "Bad request"),
+        (
+            format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n"),
+            431,
+            "Request header fields too large",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n"),
+            431,
+            "Request header fields too large",
+        ),
+    ] {
+        // As a first request, and as a later one.
+        for before in [false, true] {
+            let mut client = tollgate.connect();
+            if before {
+                assert_eq!(client.get("/").status, 200);
+            }
+            let answer = client.send(&request).answer();
+            assert_eq!(answer.status, status);
+            assert_eq!(answer.text(), format!("{{\"error\":\"{error}\"}}"));
+            assert_eq!(answer.field("connection"), Some("close"));
+            assert_eq!(answer.field("proxy-status"), Some("tollgate; error=http_request_error"));
+            assert!(client.read_to_end().is_empty());
+        }
+    }
+    // What an upstream says is left as it is, even if it says the same.
+    let same = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+    let backend = answering(same);
+    let tollgate = proxy(&backend);
+    let mut client = tollgate.connect();
+    for _ in 0..2 {
+        let answer = client.get("/");
+        assert_eq!((answer.status, answer.text().as_str()), (400, ""));
+    }
+}
+
+/// RFC 9112 §9.3: an answer may come before the request has ended; the rest of the request then has
+/// its own time, not a head's.
+#[test]
+fn an_upload_that_outlives_its_answer_is_no_slow_head() {
+    let (body, bodies) = mpsc::channel();
+    let backend = Backend::spawn(move |mut connection| {
+        connection.head().unwrap();
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        let pieces = std::iter::from_fn(|| Some(connection.read_some(64)));
+        let length: usize = pieces.map(|it| it.len()).take_while(|it| *it > 0).sum();
+        body.send(length).ok();
+    });
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .tiers(GENEROUS)
+        .config("server: { workers: 1, header_timeout: 200ms, idle_timeout: 10s }")
+        .run();
+    let mut client = tollgate.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 30\r\n\r\n0123456789");
+    assert_eq!(client.answer().text(), "ok");
+    client.send("0123456789");
+    // Well above the head's limit, which must not count here.
+    std::thread::sleep(Duration::from_millis(700));
+    client.send("0123456789");
+    assert_eq!(bodies.recv_timeout(PATIENCE).unwrap(), 30);
+    assert_eq!(client.get("/").text(), "ok");
+}
+
+/// The upstream's time runs while the upstream is waited for, not while the client is.
+#[test]
+fn a_client_that_pauses_in_its_upload_is_not_the_upstream_s_fault() {
+    let backend = Backend::ok();
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .config("upstream: { response_timeout: 200ms }\nserver: { body_timeout: 10s }")
+        .run();
+    let mut client = tollgate.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nha");
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(client.send("lf").answer().status, 200);
+
+    // But once the upstream has it all, its own time runs.
+    let silent = Backend::spawn(|mut connection| {
+        connection.request();
+        connection.read_some(1);
+    });
+    let tollgate = Start::default()
+        .upstream(silent.address)
+        .config("upstream: { response_timeout: 200ms }\nserver: { body_timeout: 10m }")
+        .run();
+    let mut client = tollgate.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nha");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(client.send("lf").answer().status, 504);
+}
+
+/// A connection is made only where none is free: as many as there are requests at a time.
+#[test]
+fn connections_to_the_upstream_are_reused_under_load() {
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+    let large = format!("HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n{}", "x".repeat(300_000));
+    let small = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+    let chunked_post =
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let head = "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let none = "HTTP/1.1 204 No Content\r\n\r\n";
+    for (request, answer) in [
+        (get, small.to_owned()),
+        (get, chunked.to_owned()),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n\
+             2\r\nok\r\n0\r\nX: 1\r\n\r\n"
+                .to_owned(),
+        ),
+        (get, large),
+        (post, small.to_owned()),
+        (chunked_post, chunked.to_owned()),
+        (get, none.to_owned()),
+        (head, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n".to_owned()),
+    ] {
+        let what = format!("{} {}", &request[..4], &answer[..60.min(answer.len())]);
+        let backend = answering(answer);
+        for clients in [1, 32] {
+            let tollgate = Start::default()
+                .upstream(backend.address)
+                .tiers(GENEROUS)
+                .config("server: { workers: 1 }")
+                .run();
+            let before = backend.connections();
+            std::thread::scope(|scope| {
+                for _ in 0..clients {
+                    scope.spawn(|| {
+                        let mut client = tollgate.connect();
+                        for _ in 0..640 / clients {
+                            let answer = client.send(request).answer_to(&request[..4].trim_end());
+                            assert!(answer.is_complete);
+                        }
+                    });
+                }
+            });
+            let made = backend.connections() - before;
+            assert!(made <= clients, "{what:?}: {made} connections for {clients} clients");
+        }
+    }
+}
