@@ -623,6 +623,32 @@ fn the_demo_has_the_backend_that_it_promises() {
     assert_eq!(flaky, tally([500, 200, 200]));
 }
 
+/// A pipe whose reader has gone: `tollgate check | true`.
+#[test]
+fn nobody_reading_is_no_reason_to_panic() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for arguments in [&["check"][..], &["check", "--format", "json"], &["run"], &["--nope"]] {
+        let mut command = tollgate(arguments);
+        command.stdin(Stdio::null()).stdout(full()).stderr(full());
+        let code = command.status().unwrap().code();
+        assert!(matches!(code, Some(0 | 2)), "{arguments:?}: {code:?}");
+    }
+    let backend = Backend::ok();
+    let listen = nobody().to_string();
+    let upstream = format!("http://{}", backend.address);
+    let mut command = tollgate(["run", "--upstream", &upstream, "--listen", &listen]);
+    command.args(["--admin", "127.0.0.1:0"]).stdout(full()).stderr(full());
+    let mut child = command.spawn().unwrap();
+    wait_until("it serves all the same", || {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended");
+        std::net::TcpStream::connect(&listen).is_ok()
+    });
+    // The kernel takes connections before tollgate is ready; an answer says that it is.
+    assert_eq!(Client::connect(listen.parse().unwrap()).get("/").status, 200);
+    signal(child.id(), "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
 fn has_curl() -> bool {
     Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_ok()
 }

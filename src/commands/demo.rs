@@ -6,7 +6,7 @@ use crate::config::compile::UpstreamNeed;
 use crate::config::load::{LoadRequest, Overrides, load};
 
 use super::run::{Addresses, serve};
-use super::{DemoArgs, Failure, example_backend};
+use super::{DemoArgs, Failure, example_backend, print};
 
 /// Serves the built-in tiers in front of an example backend until a signal ends it.
 ///
@@ -27,8 +27,8 @@ pub fn demo(args: &DemoArgs) -> Result<(), Failure> {
         env: &|_| None,
     })?;
     serve(loaded, |addresses| {
-        println!("An example backend listens on {backend}.");
-        println!("{}", invitation(addresses));
+        print(format_args!("An example backend listens on {backend}."));
+        print(invitation(addresses));
     })
 }
 
