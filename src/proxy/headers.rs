@@ -125,10 +125,10 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
     if has_repeated && headers.get_all(HOST).iter().count() > 1 {
         return Err(Refusal::BadRequest);
     }
-    if present.has(Present::TRANSFER_ENCODING) {
-        if !is_chunked_alone(headers) || version != Version::HTTP_11 {
-            return Err(Refusal::BadRequest);
-        }
+    if present.has(Present::TRANSFER_ENCODING)
+        && (!is_chunked_alone(headers) || version != Version::HTTP_11)
+    {
+        return Err(Refusal::BadRequest);
     }
     check_target(request)?;
     // RFC 9112 §3.2.2: the authority of an absolute-form target replaces Host.
