@@ -1,5 +1,8 @@
 //! What callers are told: the real binary, its fields, its refusals, its exactness.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+#![allow(clippy::disallowed_methods, reason = "tests wait by the real time, and end")]
+
 mod support;
 
 use std::sync::{Arc, Barrier};

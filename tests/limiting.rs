@@ -123,10 +123,13 @@ fn any_set() -> impl Strategy<Value = LimitSet> {
     (bucket, window(), window()).prop_map(|(bucket, minute, hour)| limit_set(bucket, minute, hour))
 }
 
-fn any_scopes() -> impl Strategy<Value = Vec<Limits>> {
+fn any_limits() -> impl Strategy<Value = Limits> {
     let mode = prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)];
-    let limits = (any_set(), mode).prop_map(|(set, mode)| Limits { set, mode });
-    prop::collection::vec(limits, 1..=SCOPES_MAX)
+    (any_set(), mode).prop_map(|(set, mode)| Limits { set, mode })
+}
+
+fn any_scopes() -> impl Strategy<Value = Vec<Limits>> {
+    prop::collection::vec(any_limits(), 1..=SCOPES_MAX)
 }
 
 /// Microseconds until the next request: bursts, paces, borders of sub-buckets, silence.
@@ -233,29 +236,35 @@ proptest! {
 
     #[test]
     fn a_denial_and_a_peek_change_no_later_answer(
-        scopes in any_scopes(),
+        // Other limits come with a reload, and their number stays.
+        reloads in prop::collection::vec([any_limits(), any_limits(), any_limits()], 1..4),
+        scopes in 1..=SCOPES_MAX,
         start in any_start(),
-        requests in prop::collection::vec((any_gap(), any_cost(), any_cost()), 1..80),
+        requests in prop::collection::vec((any_step(), any_cost(), any_cost()), 1..80),
     ) {
         let (mut disturbed, mut quiet) = (Pure::default(), Pure::default());
         let mut now = start;
-        for (gap, cost, other_cost) in requests {
-            // In between, the one is asked for what it refuses, and what it would say.
-            for offset in [0, gap / 3, gap / 2] {
-                let peeked = peek(&mut disturbed.clone(), &scopes, other_cost, at(now + offset));
-                peek(&mut disturbed, &scopes, other_cost, at(now + offset));
+        for (index, (step, cost, other_cost)) in requests.into_iter().enumerate() {
+            let other_scopes = &reloads[index / 5 % reloads.len()][..scopes];
+            let scopes = &reloads[(index + 2) / 5 % reloads.len()][..scopes];
+            // In between, the one is asked for what it refuses, and what it would say: then, and
+            // in years to come. Not in the past: the states would have to follow.
+            for offset in [0, step.unsigned_abs() / 3, step.unsigned_abs() * 1_000] {
+                let then = at(now + offset);
+                let peeked = peek(&mut disturbed, other_scopes, other_cost, then);
                 let mut tried = disturbed.clone();
-                let decision = check(&mut tried, &scopes, other_cost, at(now + offset));
+                let decision = check(&mut tried, other_scopes, other_cost, then);
                 prop_assert_eq!(peeked.verdict, decision.verdict);
                 let waits = |it: &Decision| it.statuses().iter().map(|it| it.wait).collect::<Vec<_>>();
                 prop_assert_eq!(waits(&peeked), waits(&decision));
                 if decision.verdict == Verdict::Deny {
+                    prop_assert_eq!(&peeked, &decision);
                     disturbed = tried;
                 }
             }
-            now += gap;
-            let decision = check(&mut disturbed, &scopes, cost, at(now));
-            prop_assert_eq!(decision, check(&mut quiet, &scopes, cost, at(now)));
+            now = now.saturating_add_signed(step);
+            let decision = check(&mut disturbed, scopes, cost, at(now));
+            prop_assert_eq!(decision, check(&mut quiet, scopes, cost, at(now)));
         }
     }
 

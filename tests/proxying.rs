@@ -1,5 +1,8 @@
 //! Forwarding, byte by byte: the real binary between a client and a backend that are sockets.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+#![allow(clippy::disallowed_methods, reason = "tests wait by the real time, and end")]
+
 mod support;
 
 use std::io::Read;

@@ -331,7 +331,7 @@ async fn a_server_that_talks_nonsense_decides_nothing() {
 async fn a_password_is_used_and_a_wrong_one_is_an_outage() {
     let Some(server) = RedisServer::spawn_with(&["--requirepass", "s3cret"]) else { return };
     let with = |password: &str| {
-        server.url().replace("redis+unix://", &format!("redis+unix://default:{password}@local"))
+        server.url().replace("redis+unix://", &format!("redis+unix://default:{password}@"))
     };
     let store = connected(&with("s3cret"), FailureMode::Closed).await;
     recovered(&store).await;

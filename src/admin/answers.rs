@@ -73,6 +73,8 @@ pub fn readyz_response(state: &AdminState) -> Answer {
 
 /// `/health`: 200 for healthy and degraded, 503 when tollgate cannot serve.
 pub fn health_response(state: &AdminState) -> Answer {
+    // Where nobody scrapes, nobody else asks the stores for what they have counted.
+    (state.before_scrape)();
     let upstream = state.upstream_view();
     let redis = state.redis.as_ref().map(|view| view());
     let limiter = (state.limiter)();

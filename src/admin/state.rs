@@ -40,7 +40,7 @@ pub struct AdminState {
     pub redis: Option<View<DependencyView>>,
     /// How limits are decided.
     pub limiter: View<LimiterView>,
-    /// Sets gauges whose sources are asked at a scrape, such as the size of the store.
+    /// Sets gauges whose sources are asked when somebody looks, such as the size of the store.
     pub before_scrape: View<()>,
 }
 

@@ -170,7 +170,8 @@ fn redis_view(redis: &RedisShared) -> DependencyView {
         failover::BreakerState::Open => BreakerState::Open,
     };
     let status = match breaker {
-        BreakerState::Closed if redis.connected() > 0 => DependencyStatus::Healthy,
+        BreakerState::Closed if redis.is_connected() => DependencyStatus::Healthy,
+        BreakerState::Closed if redis.connected() > 0 => DependencyStatus::Degraded,
         BreakerState::HalfOpen => DependencyStatus::Degraded,
         BreakerState::Closed | BreakerState::Open => DependencyStatus::Unhealthy,
     };

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 
-use crate::limiter::quota::{Bucket, LimitSet, Mode};
+use crate::limiter::quota::{Bucket, LIMIT_MAX, LimitSet, Mode};
 
 use super::compile::not_defined;
 use super::report::{Path, Problem, Report, Step};
@@ -53,10 +53,12 @@ pub fn mode(mode: ModeSpec) -> Mode {
 pub fn limit_set(path: &[Step], spec: &LimitSpec, report: &mut Report<'_>) -> LimitSet {
     let below = |key: &str| [path, &[Step::from(key)]].concat();
     let mut window = |key: &str, number: Option<u32>| {
-        if number == Some(0) {
-            report.value(below(key), Problem::new("0").expected("at least 1"));
+        match number {
+            Some(0) => report.value(below(key), Problem::new("0").expected("at least 1")),
+            Some(number) if number > LIMIT_MAX => report.value(below(key), too_large(number)),
+            _ => {}
         }
-        number.and_then(NonZeroU32::new)
+        number.filter(|number| *number <= LIMIT_MAX).and_then(NonZeroU32::new)
     };
     let rate = window("per_second", spec.per_second);
     let burst = window("burst", spec.burst);
@@ -73,6 +75,11 @@ pub fn limit_set(path: &[Step], spec: &LimitSpec, report: &mut Report<'_>) -> Li
     let set = LimitSet { second, minute, hour };
     warn_of_odd_limits(path, &set, report);
     set
+}
+
+/// What is wrong with a limit or a cost above [`LIMIT_MAX`].
+pub fn too_large(number: u32) -> Problem {
+    Problem::new(number.to_string()).expected(format!("at most {LIMIT_MAX}"))
 }
 
 /// Limits that are no errors, and hardly what was meant.

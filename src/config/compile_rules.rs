@@ -8,13 +8,13 @@ use std::collections::HashMap;
 use http::{HeaderName, HeaderValue, Method};
 
 use crate::config_path;
-use crate::limiter::quota::LimitSet;
+use crate::limiter::quota::{LIMIT_MAX, LimitSet};
 use crate::policy::compiled::{NO_RULE, Rule, Tier};
 use crate::policy::pattern::{PathPattern, parse_host};
 use crate::policy::route::{Pattern, Router};
 
 use super::compile::{failure_mode, not_defined};
-use super::compile_limits::{Names, bad_name, limit_set, mode};
+use super::compile_limits::{Names, bad_name, limit_set, mode, too_large};
 use super::report::{Problem, Report, Step, nearest};
 use super::schema_tiers::{Endpoint, Matching};
 use super::url::quoted;
@@ -161,6 +161,8 @@ fn check_cost(
         let whose = if is_own { "the rule's limits for tier" } else { "the limits of tier" };
         let expected = format!("at most {most}, the least of {whose} \"{tier}\"");
         report.value(path(), Problem::new(cost.to_string()).expected(expected));
+    } else if cost > LIMIT_MAX {
+        report.value(path(), too_large(cost));
     }
 }
 

@@ -6,7 +6,7 @@ use super::bucket;
 use super::decision::{Decision, LimitStatus, SCOPES_MAX, Verdict};
 use super::quota::{LimitSet, Mode, Period};
 use super::time::{Micros, Timestamp};
-use super::window::{SUB_BUCKETS, Window};
+use super::window::{Aged, SUB_BUCKETS, Window};
 
 /// What one identity has used of one scope.
 ///
@@ -44,42 +44,78 @@ pub trait States {
 /// Checks every limit of every scope and charges `cost` to all of them, or to none.
 ///
 /// A scope in shadow mode never refuses: where it has no room it is not charged, and the others
-/// are. A denial changes no later answer.
+/// are. A state that is not charged stays as it is, so that a denial changes no later answer,
+/// whatever becomes of limits and clock until then; but it moves with a clock that steps back, for
+/// else it would stay where it is until that clock has caught up.
 pub fn check(states: &mut impl States, scopes: &[Limits], cost: u32, now: Timestamp) -> Decision {
-    let mut waits = [Waits::default(); SCOPES_MAX];
-    let mut verdict = Verdict::Allow;
-    for ((index, limits), waits) in scopes.iter().enumerate().zip(&mut waits) {
-        let state = states.state(index);
-        state.advance(&limits.set, now);
-        *waits = state.waits(&limits.set, cost, now);
-        if limits.mode == Mode::Enforce && !waits.longest().is_zero() {
-            verdict = Verdict::Deny;
-        }
-    }
+    let mut looks = [Look::default(); SCOPES_MAX];
+    let verdict = look(states, scopes, cost, now, &mut looks);
     let mut decision = Decision::new(verdict, now);
-    for ((index, limits), waits) in scopes.iter().enumerate().zip(&waits) {
+    for ((index, limits), look) in scopes.iter().enumerate().zip(&looks) {
         let state = states.state(index);
-        if verdict == Verdict::Allow && waits.longest().is_zero() {
+        let mut present = look.present;
+        if verdict == Verdict::Allow && look.waits.longest().is_zero() {
+            state.settle(&present);
             state.spend(&limits.set, cost);
+            present = state.as_left();
+        } else if present.now < state.last {
+            state.settle(&present);
         }
-        state.report(limits, index, waits, &mut decision);
+        state.report(limits, index, &Look { present, ..*look }, &mut decision);
     }
     decision
 }
 
 /// The state of every limit, with nothing charged: what `check` would say of a request of `cost`.
 pub fn peek(states: &mut impl States, scopes: &[Limits], cost: u32, now: Timestamp) -> Decision {
-    let mut decision = Decision::new(Verdict::Allow, now);
-    for (index, limits) in scopes.iter().enumerate() {
-        let state = states.state(index);
-        state.advance(&limits.set, now);
-        let waits = state.waits(&limits.set, cost, now);
-        if limits.mode == Mode::Enforce && !waits.longest().is_zero() {
-            decision.verdict = Verdict::Deny;
-        }
-        state.report(limits, index, &waits, &mut decision);
+    let mut looks = [Look::default(); SCOPES_MAX];
+    let verdict = look(states, scopes, cost, now, &mut looks);
+    let mut decision = Decision::new(verdict, now);
+    for ((index, limits), look) in scopes.iter().enumerate().zip(&looks) {
+        states.state(index).report(limits, index, look, &mut decision);
     }
     decision
+}
+
+/// Looks at every scope, and says what comes of it.
+fn look(
+    states: &mut impl States,
+    scopes: &[Limits],
+    cost: u32,
+    now: Timestamp,
+    looks: &mut [Look; SCOPES_MAX],
+) -> Verdict {
+    let mut verdict = Verdict::Allow;
+    for ((index, limits), look) in scopes.iter().enumerate().zip(looks) {
+        let state = states.state(index);
+        let present = state.present(&limits.set, now);
+        let waits = state.waits(&limits.set, &present, cost, now);
+        if limits.mode == Mode::Enforce && !waits.longest().is_zero() {
+            verdict = Verdict::Deny;
+        }
+        *look = Look { present, waits };
+    }
+    verdict
+}
+
+/// What was found of one scope.
+#[derive(Clone, Copy, Default)]
+struct Look {
+    present: Present,
+    waits: Waits,
+}
+
+/// How a state stands at a later time; the state itself stays as it is.
+#[derive(Clone, Copy, Default)]
+struct Present {
+    /// The time, by the state's own clock.
+    now: Timestamp,
+    /// What is left of the debt.
+    debt: u64,
+    /// Sub-buckets by which the window of a minute is older.
+    minute: u64,
+    /// The same for the hour's.
+    hour: u64,
 }
 
 /// How long a cost would have to wait, by period.
@@ -101,8 +137,8 @@ impl State {
     /// may forget it after. Windows that `set` has no limit for count as long as they hold anything.
     pub fn expires_at(&self, set: &LimitSet) -> Timestamp {
         let bucket = set.second.map_or(Micros::ZERO, |it| bucket::until_whole(self.debt, it));
-        let minute = self.minute.whole_at(self.last, Period::Minute.sub_bucket());
-        let hour = self.hour.whole_at(self.last, Period::Hour.sub_bucket());
+        let minute = self.minute.aged(0).whole_at(self.last, Period::Minute.sub_bucket());
+        let hour = self.hour.aged(0).whole_at(self.last, Period::Hour.sub_bucket());
         self.last.plus(bucket).max(minute).max(hour)
     }
 
@@ -116,50 +152,64 @@ impl State {
         }
     }
 
-    /// Brings the state to `now`: pays debt back, drops what has left its window.
+    /// How the state stands at `now`: debt paid back, what has left its window not counted.
     ///
     /// A clock up to [`STANDSTILL`] behind stands still until it has caught up. One that stepped
     /// back further takes the windows with it and pays nothing: it neither resets nor locks out.
-    fn advance(&mut self, set: &LimitSet, now: Timestamp) {
+    fn present(&self, set: &LimitSet, now: Timestamp) -> Present {
         let behind = self.last.since(now);
         // A state that holds nothing is like no state at all, and has no time of its own.
         let stands_still = behind <= STANDSTILL && !self.is_whole();
         let now = if stands_still { now.max(self.last) } else { now };
-        // Without a rate nothing could ever pay it back.
-        self.debt = set
-            .second
-            .map_or(0, |bucket| bucket::refilled(self.debt, bucket, now.since(self.last)));
-        self.minute.advance(steps(self.last, now, Period::Minute));
-        self.hour.advance(steps(self.last, now, Period::Hour));
-        self.last = now;
+        let refilled = |bucket| bucket::refilled(self.debt, bucket, now.since(self.last));
+        Present {
+            now,
+            // Without a rate nothing could ever pay it back.
+            debt: set.second.map_or(0, refilled),
+            minute: steps(self.last, now, Period::Minute),
+            hour: steps(self.last, now, Period::Hour),
+        }
+    }
+
+    /// Brings the state to the present.
+    fn settle(&mut self, present: &Present) {
+        self.last = present.now;
+        self.debt = present.debt;
+        self.minute.advance(present.minute);
+        self.hour.advance(present.hour);
+    }
+
+    /// How the state stands at the time that it was brought to.
+    fn as_left(&self) -> Present {
+        Present { now: self.last, debt: self.debt, minute: 0, hour: 0 }
     }
 
     fn is_whole(&self) -> bool {
         self.debt == 0 && self.minute.is_empty() && self.hour.is_empty()
     }
 
-    /// How long `cost` would have to wait from `now` on. [`State::advance`] has been called with
-    /// this very time.
-    fn waits(&self, set: &LimitSet, cost: u32, now: Timestamp) -> Waits {
+    /// How long `cost` would have to wait from `now` on, whose [`Present`] this is.
+    fn waits(&self, set: &LimitSet, present: &Present, cost: u32, now: Timestamp) -> Waits {
         // What a standing clock has to catch up with before any time passes for the state.
-        let behind = self.last.since(now);
+        let behind = present.now.since(now);
         let from_now = |wait: Micros| match wait {
             Micros::ZERO | Micros::NEVER => wait,
             wait => Micros::from_micros(wait.as_micros().saturating_add(behind.as_micros())),
         };
-        let bucket_wait = |bucket| from_now(bucket::wait(self.debt, bucket, cost));
-        let window_wait = |window: &Window, limit: NonZeroU32, period: Period| {
+        let bucket_wait = |bucket| from_now(bucket::wait(present.debt, bucket, cost));
+        let window_wait = |window: Aged<'_>, limit: NonZeroU32, period: Period| {
             if cost > limit.get() {
                 return Micros::NEVER;
             }
             let wanted = u64::from(window.sum()).saturating_add(u64::from(cost));
             match wanted.saturating_sub(u64::from(limit.get())) {
                 0 => Micros::ZERO,
-                over => from_now(window.wait_for(over, self.last, period.sub_bucket())),
+                over => from_now(window.wait_for(over, present.now, period.sub_bucket())),
             }
         };
-        let minute_wait = |limit| window_wait(&self.minute, limit, Period::Minute);
-        let hour_wait = |limit| window_wait(&self.hour, limit, Period::Hour);
+        let minute_wait =
+            |limit| window_wait(self.minute.aged(present.minute), limit, Period::Minute);
+        let hour_wait = |limit| window_wait(self.hour.aged(present.hour), limit, Period::Hour);
         Waits {
             second: set.second.map_or(Micros::ZERO, bucket_wait),
             minute: set.minute.map_or(Micros::ZERO, minute_wait),
@@ -179,8 +229,9 @@ impl State {
         }
     }
 
-    fn report(&self, limits: &Limits, scope: usize, waits: &Waits, decision: &mut Decision) {
-        let now = self.last;
+    fn report(&self, limits: &Limits, scope: usize, look: &Look, decision: &mut Decision) {
+        let Look { present, waits } = look;
+        let now = present.now;
         let scope = u8::try_from(scope).unwrap_or(u8::MAX);
         let mode = limits.mode;
         let mut push = |period, quota, limit, remaining, wait: Micros, whole_at| {
@@ -192,14 +243,14 @@ impl State {
             decision.push(status);
         };
         if let Some(bucket) = limits.set.second {
-            let whole_at = now.plus(bucket::until_whole(self.debt, bucket));
-            let remaining = bucket::remaining(self.debt, bucket);
+            let whole_at = now.plus(bucket::until_whole(present.debt, bucket));
+            let remaining = bucket::remaining(present.debt, bucket);
             let (rate, burst) = (bucket.rate.get(), bucket.burst.get());
             push(Period::Second, rate, burst, remaining, waits.second, whole_at);
         }
         let windows = [
-            (Period::Minute, limits.set.minute, &self.minute, waits.minute),
-            (Period::Hour, limits.set.hour, &self.hour, waits.hour),
+            (Period::Minute, limits.set.minute, self.minute.aged(present.minute), waits.minute),
+            (Period::Hour, limits.set.hour, self.hour.aged(present.hour), waits.hour),
         ];
         for (period, limit, window, wait) in windows {
             if let Some(limit) = limit.map(NonZeroU32::get) {

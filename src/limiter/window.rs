@@ -81,20 +81,14 @@ impl Window {
         }
     }
 
-    /// Everything that is still in the window.
-    pub fn sum(&self) -> u32 {
-        match self {
-            // At most three 24-bit counts.
-            Window::Sparse(entries) => {
-                entries.iter().fold(0, |sum, entry| sum.saturating_add(entry.count()))
-            }
-            Window::Dense(ring) => ring.sum,
-        }
+    /// The window as it will be after so many more sub-buckets; itself it stays as it is.
+    pub fn aged(&self, steps: u64) -> Aged<'_> {
+        Aged { window: self, steps: u8::try_from(steps).unwrap_or(u8::MAX) }
     }
 
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
-        self.sum() == 0
+        self.aged(0).sum() == 0
     }
 
     /// Counts `cost` in the current sub-bucket.
@@ -115,26 +109,53 @@ impl Window {
             ring.add(cost);
         }
     }
+}
+
+/// A window seen at a later time.
+#[derive(Clone, Copy, Debug)]
+pub struct Aged<'w> {
+    window: &'w Window,
+    steps: u8,
+}
+
+impl Aged<'_> {
+    /// Everything that is still in the window.
+    pub fn sum(self) -> u32 {
+        match self.window {
+            // At most three 24-bit counts.
+            Window::Sparse(entries) => entries
+                .iter()
+                .filter(|entry| self.age(entry.age()) <= SUB_BUCKETS)
+                .fold(0, |sum, entry| sum.saturating_add(entry.count())),
+            Window::Dense(ring) => {
+                let left = ring.newest_first().rev().take(usize::from(self.steps));
+                left.fold(ring.sum, u32::saturating_sub)
+            }
+        }
+    }
 
     /// How long from `now` until `freed` requests have left the window; [`Micros::NEVER`] if it
     /// does not hold that many.
-    pub fn wait_for(&self, freed: u64, now: Timestamp, sub_bucket: Micros) -> Micros {
-        let age = match self {
+    pub fn wait_for(self, freed: u64, now: Timestamp, sub_bucket: Micros) -> Micros {
+        let age = match self.window {
             Window::Sparse(entries) => {
                 let mut oldest_first = *entries;
                 oldest_first.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.age()));
-                age_of(freed, oldest_first.iter().map(|entry| (entry.age(), entry.count())))
+                let aged = oldest_first.iter().map(|it| (self.age(it.age()), it.count()));
+                age_of(freed, aged.filter(|(age, _)| *age <= SUB_BUCKETS))
             }
             Window::Dense(ring) => {
-                age_of(freed, (0..=SUB_BUCKETS).rev().zip(ring.newest_first().rev()))
+                let left = usize::from(self.steps);
+                let aged = (0..=SUB_BUCKETS).rev().zip(ring.newest_first().rev().skip(left));
+                age_of(freed, aged)
             }
         };
         age.map_or(Micros::NEVER, |age| leaves_at(age, now, sub_bucket).since(now))
     }
 
     /// When the newest entry leaves; `now` where there is none.
-    pub fn whole_at(&self, now: Timestamp, sub_bucket: Micros) -> Timestamp {
-        let newest = match self {
+    pub fn whole_at(self, now: Timestamp, sub_bucket: Micros) -> Timestamp {
+        let newest = match self.window {
             Window::Sparse(entries) => {
                 entries.iter().filter(|entry| entry.count() > 0).map(|entry| entry.age()).min()
             }
@@ -142,7 +163,14 @@ impl Window {
                 .zip(ring.newest_first())
                 .find_map(|(age, count)| (count > 0).then_some(age)),
         };
-        newest.map_or(now, |age| leaves_at(age, now, sub_bucket))
+        match newest.map(|age| self.age(age)) {
+            Some(age @ 0..=SUB_BUCKETS) => leaves_at(age, now, sub_bucket),
+            _ => now,
+        }
+    }
+
+    fn age(self, before: u8) -> u8 {
+        before.saturating_add(self.steps)
     }
 }
 
@@ -230,10 +258,18 @@ mod tests {
     #[test]
     fn an_entry_counts_in_61_sub_buckets_and_then_leaves() {
         for mut window in both(&[(0, 7)]) {
-            assert_eq!(window.whole_at(at(5), SUB), at(66));
-            window.advance(60);
-            assert_eq!(window.sum(), 7);
-            assert_eq!(window.wait_for(7, at(65), SUB), SUB);
+            assert_eq!(window.aged(0).whole_at(at(5), SUB), at(66));
+            let mut moved = window.clone();
+            moved.advance(60);
+            for later in [window.aged(60), moved.aged(0)] {
+                assert_eq!(later.sum(), 7);
+                assert_eq!(later.wait_for(7, at(65), SUB), SUB);
+                assert_eq!(later.whole_at(at(65), SUB), at(66));
+            }
+            window = moved;
+            assert_eq!(window.aged(1).sum(), 0);
+            assert_eq!(window.aged(1).wait_for(1, at(66), SUB), Micros::NEVER);
+            assert_eq!(window.aged(u64::MAX).whole_at(at(66), SUB), at(66));
             window.advance(1);
             assert!(window.is_empty());
             assert!(matches!(window, Window::Sparse(_)), "an empty ring is given back");
@@ -244,11 +280,29 @@ mod tests {
     fn the_wait_ends_when_enough_of_the_oldest_have_left() {
         for window in both(&[(0, 2), (10, 3), (10, 4)]) {
             let now = at(120);
-            let wait = |freed| window.wait_for(freed, now, SUB).as_micros() / 1_000_000;
+            let wait = |freed| window.aged(0).wait_for(freed, now, SUB).as_micros() / 1_000_000;
             // Ages 20, 10 and 0.
             assert_eq!([1, 2, 3, 5, 6, 9].map(wait), [41, 41, 51, 51, 61, 61]);
-            assert_eq!(window.wait_for(10, now, SUB), Micros::NEVER);
-            assert_eq!(window.whole_at(now, SUB), at(181));
+            assert_eq!(window.aged(0).wait_for(10, now, SUB), Micros::NEVER);
+            assert_eq!(window.aged(0).whole_at(now, SUB), at(181));
+        }
+    }
+
+    #[test]
+    fn to_look_ahead_is_to_wait() {
+        for window in both(&[(0, 2), (10, 3), (1, 1), (10, 4), (39, 5)]) {
+            let mut moved = window.clone();
+            for steps in 0..70 {
+                let now = at(1_000 + steps);
+                let (ahead, there) = (window.aged(steps), moved.aged(0));
+                assert_eq!(ahead.sum(), there.sum());
+                assert_eq!(ahead.whole_at(now, SUB), there.whole_at(now, SUB));
+                for freed in 1..16 {
+                    let waits = [ahead, there].map(|it| it.wait_for(freed, now, SUB));
+                    assert_eq!(waits[0], waits[1], "{freed} of {moved:?}");
+                }
+                moved.advance(1);
+            }
         }
     }
 
@@ -257,7 +311,7 @@ mod tests {
         let mut window = Window::default();
         window.add(INLINE_COUNT_MAX);
         window.add(2);
-        assert_eq!(window.sum(), INLINE_COUNT_MAX + 2);
+        assert_eq!(window.aged(0).sum(), INLINE_COUNT_MAX + 2);
         window.advance(61);
         assert!(window.is_empty());
     }

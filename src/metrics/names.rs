@@ -109,7 +109,7 @@ declare! {
     QUERY_TIMEOUTS: Counter "query_timeout_count_total" ["query_type"] Count
         "Calls cut off by their deadline.";
     REDIS_DURATION: Histogram "tollgate_redis_duration_seconds" [] Seconds
-        "Time of one call to Redis, failed ones included.";
+        "Time of one check that Redis answered.";
     REDIS_ERRORS: Counter "tollgate_redis_errors_total" ["kind"] Count
         "Calls to Redis that failed.";
     REDIS_RECONNECTS: Counter "tollgate_redis_reconnects_total" [] Count

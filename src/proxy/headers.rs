@@ -1,5 +1,7 @@
 //! Header fields: what makes a request unfit, what stays on one connection, what tollgate adds.
 
+use std::cell::RefCell;
+
 use http::header::{
     ACCESS_CONTROL_EXPOSE_HEADERS, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName,
     HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
@@ -65,25 +67,31 @@ impl Present {
     /// Looks through the names.
     pub fn in_fields(headers: &HeaderMap) -> Self {
         headers.keys().fold(Present::default(), |present, name| {
-            let found = match name.as_str() {
-                "connection" => Present::CONNECTION,
-                "keep-alive" | "proxy-connection" | "http2-settings" => Present::HOP_BY_HOP,
-                "transfer-encoding" => Present::TRANSFER_ENCODING,
-                "te" => Present::TE,
-                "upgrade" => Present::UPGRADE,
-                "expect" => Present::EXPECT,
-                "forwarded" | "x-real-ip" => Present::FORWARDING,
-                "origin" => Present::ORIGIN,
-                other if other.as_bytes().contains(&b'_') => Present::UNDERSCORE,
-                _ => Present::default(),
-            };
-            Present(present.0 | found.0)
+            Present(present.0 | Self::of(name.as_str()).0)
         })
     }
 
     /// Whether the sender waits for a sign before it sends its body.
     pub fn expects(self) -> bool {
         self.has(Present::EXPECT)
+    }
+
+    fn of(name: &str) -> Present {
+        // By length first, so that nearly every name is compared with one other or none.
+        match name.len() {
+            2 if name == "te" => Present::TE,
+            6 if name == "expect" => Present::EXPECT,
+            6 if name == "origin" => Present::ORIGIN,
+            7 if name == "upgrade" => Present::UPGRADE,
+            9 if name == "forwarded" || name == "x-real-ip" => Present::FORWARDING,
+            10 if name == "connection" => Present::CONNECTION,
+            10 if name == "keep-alive" => Present::HOP_BY_HOP,
+            14 if name == "http2-settings" => Present::HOP_BY_HOP,
+            16 if name == "proxy-connection" => Present::HOP_BY_HOP,
+            17 if name == "transfer-encoding" => Present::TRANSFER_ENCODING,
+            _ if name.as_bytes().contains(&b'_') => Present::UNDERSCORE,
+            _ => Present::default(),
+        }
     }
 
     /// Whether a browser's script on another origin asks.
@@ -351,6 +359,7 @@ pub fn add_limit(
     fields: ResponseFields,
     shown: &LimitStatus,
     now: Timestamp,
+    numbers: &Numbers,
 ) {
     if !fields.x_ratelimit {
         return;
@@ -359,9 +368,31 @@ pub fn add_limit(
         Reset::Epoch => shown.whole_at.as_secs_ceil(),
         Reset::Delta => shown.whole_at.since(now).as_secs_ceil(),
     };
-    headers.insert(X_RATELIMIT_LIMIT, HeaderValue::from(shown.limit));
+    headers.insert(X_RATELIMIT_LIMIT, numbers.written(&numbers.limit, shown.limit.into()));
     headers.insert(X_RATELIMIT_REMAINING, HeaderValue::from(shown.remaining));
-    headers.insert(X_RATELIMIT_RESET, HeaderValue::from(reset));
+    headers.insert(X_RATELIMIT_RESET, numbers.written(&numbers.reset, reset));
+}
+
+/// The last limit and the last reset that a worker wrote out: most answers of one second have
+/// both in common.
+#[derive(Debug, Default)]
+pub struct Numbers {
+    limit: RefCell<Option<(u64, HeaderValue)>>,
+    reset: RefCell<Option<(u64, HeaderValue)>>,
+}
+
+impl Numbers {
+    fn written(&self, last: &RefCell<Option<(u64, HeaderValue)>>, number: u64) -> HeaderValue {
+        let mut last = last.borrow_mut();
+        match &*last {
+            Some((known, value)) if *known == number => value.clone(),
+            _ => {
+                let value = HeaderValue::from(number);
+                *last = Some((number, value.clone()));
+                value
+            }
+        }
+    }
 }
 
 /// Lets a browser's script read the limit's fields.

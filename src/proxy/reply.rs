@@ -1,10 +1,8 @@
 //! Every answer that tollgate makes itself, and the only map from an error to a status.
 
-use std::fmt::Write;
-
 use bytes::{Bytes, BytesMut};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::ProxyBody;
 
@@ -36,6 +34,8 @@ const UNREADABLE: [(&[u8], &str); 3] = [
         {\"error\":\"Request header fields too large\"}",
     ),
 ];
+/// Fields of an own answer, `date` included.
+const FIELDS: usize = 12;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Why tollgate answers a request itself.
@@ -143,17 +143,25 @@ pub fn too_many_requests(
     quota: u32,
     period: &'static str,
 ) -> Response<ProxyBody> {
-    let mut body = BytesMut::with_capacity(96);
-    let seconds = retry_after.unwrap_or(0);
-    // Writing to a buffer that grows cannot fail.
-    let _ = write!(
-        body,
-        r#"{{"error":"Rate limit exceeded","retry_after":{seconds},"limit":{quota},"period":"{period}"}}"#
-    );
+    // Put together by hand: a flood of refusals is what tollgate is there for.
+    let seconds = HeaderValue::from(retry_after.unwrap_or(0));
+    let quota = HeaderValue::from(quota);
+    let mut body = BytesMut::with_capacity(128);
+    for part in [
+        br#"{"error":"Rate limit exceeded","retry_after":"#,
+        seconds.as_bytes(),
+        br#","limit":"#,
+        quota.as_bytes(),
+        br#","period":""#,
+        period.as_bytes(),
+        br#""}"#,
+    ] {
+        body.extend_from_slice(part);
+    }
     let mut response = json(StatusCode::TOO_MANY_REQUESTS, body.freeze());
     let headers = response.headers_mut();
-    if let Some(seconds) = retry_after {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    if retry_after.is_some() {
+        headers.insert(RETRY_AFTER, seconds);
     }
     let denied = HeaderValue::from_static("tollgate; error=http_request_denied");
     headers.insert(PROXY_STATUS, denied);
@@ -165,6 +173,8 @@ pub fn json(status: StatusCode, body: Bytes) -> Response<ProxyBody> {
     let length = HeaderValue::from(body.len());
     let mut response = Response::new(ProxyBody::own(body));
     *response.status_mut() = status;
+    // Room for all that a refusal carries: a map that grows does so twice on the way there.
+    *response.headers_mut() = HeaderMap::with_capacity(FIELDS);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, JSON);
     headers.insert(CONTENT_LENGTH, length);

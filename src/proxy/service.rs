@@ -77,7 +77,7 @@ pub async fn handle(
             };
             if let Some((shown, now)) = &shown {
                 let fields = worker.gate.settings.fields;
-                headers::add_limit(response.headers_mut(), fields, shown, *now);
+                headers::add_limit(response.headers_mut(), fields, shown, *now, &worker.numbers);
             }
             response
         }
@@ -220,7 +220,7 @@ fn denied(worker: &Worker, decision: &Decision) -> Response<ProxyBody> {
     let period = shown.period.as_str();
     let mut response = reply::too_many_requests(decision.retry_after(), shown.quota, period);
     let fields = worker.gate.settings.fields;
-    headers::add_limit(response.headers_mut(), fields, shown, decision.now);
+    headers::add_limit(response.headers_mut(), fields, shown, decision.now, &worker.numbers);
     response
 }
 

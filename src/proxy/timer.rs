@@ -120,6 +120,17 @@ impl Timers {
     }
 }
 
+impl Timers {
+    /// Wakes every task, whatever it waits for: something has changed for all of them.
+    pub fn wake_all(&self) {
+        for alarm in &*self.alarms.lock() {
+            if let Some(waker) = &*alarm.waker.lock() {
+                waker.wake_by_ref();
+            }
+        }
+    }
+}
+
 impl Alarm {
     /// Has the task woken at `due` or earlier.
     pub fn arm(&self, due: Tick) {

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::store::redis::RedisStore;
 
 use super::gate::Gate;
+use super::headers::Numbers;
 use super::io::{ConnState, DownstreamIo, Phase};
 use super::listener::Accepted;
 use super::pool::{Pool, PoolSignals};
@@ -57,6 +58,8 @@ pub struct Worker {
     pub redis: Option<RedisStore>,
     /// Its coarse clock.
     pub timers: Arc<Timers>,
+    /// What it wrote into answers last.
+    pub numbers: Numbers,
 }
 
 /// Runs a worker until a drain has ended and its last connection has closed. Blocks its thread.
@@ -93,6 +96,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
         ),
         redis: gate.redis.as_ref().map(|shared| RedisStore::connect(Arc::clone(shared))),
         timers,
+        numbers: Numbers::default(),
         gate,
     });
     tokio::task::spawn_local(tick(Rc::clone(&worker), index, beat));
@@ -120,10 +124,15 @@ async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut since_pool_sweep = 0_u32;
+    let mut told_of_drain = false;
     loop {
         interval.tick().await;
         beat(index);
         worker.timers.sweep();
+        if worker.gate.drain.is_draining() && !told_of_drain {
+            told_of_drain = true;
+            worker.timers.wake_all();
+        }
         since_pool_sweep = since_pool_sweep.wrapping_add(1);
         if since_pool_sweep.is_multiple_of(20) {
             worker.pool.sweep();
@@ -156,16 +165,17 @@ impl Worker {
             .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
 
-        let mut farewell = pin!(async {
-            self.gate.drain.begun().await;
-            tokio::time::sleep(FAREWELL).await;
-        });
+        let mut farewell = None;
         let mut said_farewell = false;
         let ended = poll_fn(|cx| {
             state.alarm.register(cx.waker());
-            if !said_farewell && farewell.as_mut().poll(cx).is_ready() {
-                said_farewell = true;
-                Pin::new(&mut connection).graceful_shutdown();
+            if self.gate.drain.is_draining() && !said_farewell {
+                let due = *farewell.get_or_insert_with(|| self.timers.after(FAREWELL));
+                state.alarm.arm(due);
+                if self.timers.is_past(due) {
+                    said_farewell = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
             }
             match Pin::new(&mut connection).poll(cx) {
                 Poll::Ready(_) => Poll::Ready(None),

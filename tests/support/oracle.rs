@@ -1,6 +1,8 @@
 //! What the limiter ought to say, by the law alone: every admitted request is kept for ever, and
 //! every answer is counted anew from all of them. Slow, and simple enough to be believed.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::num::NonZeroU32;
 
 use tollgate::limiter::check::Limits;
@@ -32,9 +34,10 @@ struct Status {
     whole_at: u64,
 }
 
+#[derive(Clone)]
 struct Scope {
     limits: Limits,
-    /// The time of the last look, by the clock as it was then.
+    /// The time of the last charge, by the clock as it was then.
     last: u64,
     /// How long this scope has lived: time that has really passed, steps back left out.
     lived: u128,
@@ -57,33 +60,37 @@ impl Oracle {
     }
 
     pub fn check(&mut self, cost: u32, now: u64) -> Expected {
-        for scope in &mut self.scopes {
-            scope.live_until(now);
-        }
+        let lived = |scope: &Scope| scope.clone().lived_until(now);
+        let seen: Vec<Scope> = self.scopes.iter().map(lived).collect();
         let fits = |scope: &Scope| scope.waits(cost, now).iter().all(|wait| *wait == Some(0));
         let enforced = |scope: &&Scope| scope.limits.mode == Mode::Enforce;
-        let allow = self.scopes.iter().filter(enforced).all(fits);
+        let allow = seen.iter().filter(enforced).all(fits);
         let mut statuses = Vec::new();
-        for (index, scope) in self.scopes.iter_mut().enumerate() {
-            let waits = scope.waits(cost, now);
-            if allow && fits(scope) {
-                scope.admit(cost);
+        for (index, (mut seen, scope)) in seen.into_iter().zip(&mut self.scopes).enumerate() {
+            let waits = seen.waits(cost, now);
+            let is_charged = allow && fits(&seen);
+            if is_charged {
+                seen.admit(cost);
             }
-            let mut found = scope.statuses(index as u8);
+            let mut found = seen.statuses(index as u8);
             for (status, wait) in found.iter_mut().zip(waits) {
                 status.wait = wait;
-                if scope.limits.mode == Mode::Shadow && wait != Some(0) {
+                if seen.limits.mode == Mode::Shadow && wait != Some(0) {
                     status.remaining = 0;
                 }
             }
             statuses.extend(found);
+            // What is refused has not happened, but for the clock that stepped back.
+            if is_charged || seen.last < scope.last {
+                *scope = seen;
+            }
         }
         Expected { allow, statuses }
     }
 }
 
 impl Scope {
-    fn live_until(&mut self, now: u64) {
+    fn lived_until(mut self, now: u64) -> Self {
         if now >= self.last {
             self.lived += u128::from(now - self.last);
         } else if self.last - now > SECOND {
@@ -94,9 +101,10 @@ impl Scope {
                 admitted.minute -= minutes;
             }
         } else if self.is_used() {
-            return;
+            return self;
         }
         self.last = now;
+        self
     }
 
     fn is_used(&self) -> bool {

@@ -48,7 +48,12 @@ impl RedisServer {
 
     /// Like `spawn`, listening on a port of the loopback interface too.
     pub fn spawn_tcp() -> Option<Self> {
-        let mut server = Self::prepare(&[])?;
+        Self::spawn_tcp_with(&[])
+    }
+
+    /// Like `spawn_tcp`, with more options.
+    pub fn spawn_tcp_with(options: &[&str]) -> Option<Self> {
+        let mut server = Self::prepare(options)?;
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
         server.port = Some(port.port());
         server.start();

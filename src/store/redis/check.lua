@@ -21,8 +21,9 @@
 --          more than 60 older than the time of the last charge. Any other value counts as absent.
 --
 -- A value expires when all of it is whole, so absent and untouched are the same. A denial writes
--- nothing, but where the clock stepped back the value moves back with it. When the caller gives the
--- time, its clock need not run as this server's does, so values then stay an hour longer.
+-- nothing. A clock up to a second behind a value stands still there until it has caught up; where
+-- it stepped back further, the value moves back with it, also on a denial. When the caller gives
+-- the time, its clock need not run as this server's does, so values then stay an hour longer.
 -- Straight-line code, no closures, few strings: each call of a function costs more than arithmetic.
 
 local arg = ARGV[1]
@@ -32,15 +33,15 @@ if #ARGV ~= 1 or scopes < 1 or scopes > 3 or #arg ~= 16 + 17 * scopes then
 end
 
 local call, pack, unpack, sub = redis.call, struct.pack, struct.unpack, string.sub
-local NEVER, LIMIT = 4e15, 9007199254740992
+local NEVER, STANDSTILL = 4e15, 1000000
 local seq, given, cost = unpack('<I4dI4', arg)
 local now, linger = given, 3600000
 if given == 0 then
   local time = call('TIME')
   now, linger = time[1] * 1000000 + time[2], 0
 end
-local minute_now = (now - now % 1000000) / 1000000
-local hour_now = (now - now % 60000000) / 60000000
+local minute_of_now = (now - now % 1000000) / 1000000
+local hour_of_now = (now - now % 60000000) / 60000000
 
 -- The first round charges as it goes. A denial by a later scope takes that back: a second round
 -- then charges nothing. With one scope there is never a second round.
@@ -80,7 +81,8 @@ while again do
     end
     local h_from = m_to
 
-    -- Bring it to now.
+    -- Bring it to now: `at` by its own clock, which is `behind` ahead of ours where it stands still.
+    local at, behind, minute_now, hour_now = now, 0, minute_of_now, hour_of_now
     local minute_last = (last - last % 1000000) / 1000000
     local hour_last = (last - last % 60000000) / 60000000
     if now > last then
@@ -111,22 +113,28 @@ while again do
           end
         end
       end
-    elseif now < last then
-      -- The clock stepped back: ages stay, ids move, no debt is paid.
-      changed = true
-      if minute_now ~= minute_last or hour_now ~= hour_last then
-        local moved = { sub(raw, 1, 34) }
-        for place = 35, h_to - 5, 5 do
-          local id, count = unpack('<BI4', raw, place)
-          local by = minute_now - minute_last
-          if place >= h_from then by = hour_now - hour_last end
-          moved[#moved + 1] = pack('<BI4', (id + by) % 256, count)
+    elseif now < last and (debt > 0 or m_count > 0 or h_count > 0) then
+      if last - now <= STANDSTILL then
+        at, behind, minute_now, hour_now = last, last - now, minute_last, hour_last
+      else
+        -- Ages stay, ids move, no debt is paid.
+        changed = true
+        if minute_now ~= minute_last or hour_now ~= hour_last then
+          local moved = { sub(raw, 1, 34) }
+          for place = 35, h_to - 5, 5 do
+            local id, count = unpack('<BI4', raw, place)
+            local by = minute_now - minute_last
+            if place >= h_from then by = hour_now - hour_last end
+            moved[#moved + 1] = pack('<BI4', (id + by) % 256, count)
+          end
+          raw = table.concat(moved)
+          m_id = (m_id + minute_now - minute_last) % 256
+          h_id = (h_id + hour_now - hour_last) % 256
         end
-        raw = table.concat(moved)
-        m_id = (m_id + minute_now - minute_last) % 256
-        h_id = (h_id + hour_now - hour_last) % 256
       end
     end
+    -- Without a rate nothing could ever pay it back.
+    if rate == 0 then debt = 0 end
 
     -- How long the cost would have to wait.
     local s_wait, m_wait, h_wait = 0, 0, 0
@@ -135,7 +143,7 @@ while again do
       if cost > burst then
         s_wait = NEVER
       elseif short > 0 then
-        s_wait = (short + -short % rate) / rate
+        s_wait = (short + -short % rate) / rate + behind
       end
     end
     if minute > 0 then
@@ -204,8 +212,8 @@ while again do
     end
 
     -- When it is whole again, and the value to write.
-    local s_whole, m_whole, h_whole = now, now, now
-    if rate > 0 then s_whole = now + (debt + -debt % rate) / rate end
+    local s_whole, m_whole, h_whole = at, at, at
+    if rate > 0 then s_whole = at + (debt + -debt % rate) / rate end
     if m_count > 0 then m_whole = (minute_now - (minute_now - m_id) % 256 + 61) * 1000000 end
     if h_count > 0 then h_whole = (hour_now - (hour_now - h_id) % 256 + 61) * 60000000 end
     if changed then
@@ -217,9 +225,9 @@ while again do
       expiries[scope] = (whole + -whole % 1000) / 1000 + linger
       local value
       if m_older + h_older == 0 then
-        value = pack('<BI7I7BI4BI4', 1, now, debt, m_id, m_count, h_id, h_count)
+        value = pack('<BI7I7BI4BI4', 1, at, debt, m_id, m_count, h_id, h_count)
       else
-        value = pack('<BI7I7I4BI4BI4BI4', 1, now, debt, m_sum, m_id, m_count, m_older,
+        value = pack('<BI7I7I4BI4BI4BI4', 1, at, debt, m_sum, m_id, m_count, m_older,
           h_sum, h_id, h_count) .. sub(raw, m_from, m_to - 1) .. m_pushed
           .. sub(raw, h_from, h_to - 1) .. h_pushed
       end

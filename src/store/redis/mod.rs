@@ -39,7 +39,9 @@ pub struct RedisShared {
     stats: RedisStats,
     /// The script's hash, as the first load told it; depends on nothing but the script.
     script: OnceLock<Str>,
-    /// Workers that have a connection.
+    /// Stores, one for each worker.
+    stores: AtomicUsize,
+    /// Those of them that have a connection.
     connected: AtomicUsize,
 }
 
@@ -52,6 +54,7 @@ impl RedisShared {
             gate: Gate::default(),
             stats: RedisStats::default(),
             script: OnceLock::new(),
+            stores: AtomicUsize::new(0),
             connected: AtomicUsize::new(0),
         }
     }
@@ -79,6 +82,12 @@ impl RedisShared {
     /// Workers that have a connection to Redis.
     pub fn connected(&self) -> usize {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Whether every worker has one. One without decides by the failure mode.
+    pub fn is_connected(&self) -> bool {
+        let connected = self.connected();
+        connected > 0 && connected >= self.stores.load(Ordering::Relaxed)
     }
 
     fn decide_without(&self, plan: &Plan<'_>, now: Timestamp, reason: Reason) -> Checked {
@@ -141,6 +150,7 @@ impl RedisStore {
     /// Returns at once and connects in the background, for ever if need be. Must be called on the
     /// runtime that will check, which may be single-threaded.
     pub fn connect(shared: Arc<RedisShared>) -> Self {
+        shared.stores.fetch_add(1, Ordering::Relaxed);
         let (link, tasks) = Link::open(shared);
         RedisStore { link, _tasks: tasks }
     }
@@ -209,5 +219,6 @@ impl RedisStore {
 impl Drop for RedisStore {
     fn drop(&mut self) {
         self.link.set_up(false);
+        self.shared().stores.fetch_sub(1, Ordering::Relaxed);
     }
 }
