@@ -420,3 +420,214 @@ fn connections_to_the_upstream_are_reused_under_load() {
         }
     }
 }
+
+/// RFC 9112 §7.1; CVE-2025-22871 (Go), CVE-2026-2332 (Jetty), "funky chunks": one reading of where a
+/// chunk ends, or none.
+#[test]
+fn chunks_that_can_be_read_in_two_ways_are_refused() {
+    let backend = Backend::ok();
+    let tollgate = proxy(&backend);
+    let behind = "GET /behind HTTP/1.1\r\nHost: a\r\n\r\n";
+    let long = format!("2;{}\r\nhi\r\n0\r\n\r\n", "x".repeat(20_000));
+    for body in [
+        " 2\r\nhi\r\n0\r\n\r\n",
+        "0x2\r\nhi\r\n0\r\n\r\n",
+        "+2\r\nhi\r\n0\r\n\r\n",
+        "-2\r\nhi\r\n0\r\n\r\n",
+        "2_\r\nhi\r\n0\r\n\r\n",
+        "\r\nhi\r\n0\r\n\r\n",
+        "10000000000000002\r\nhi\r\n0\r\n\r\n",
+        "2\nhi\r\n0\r\n\r\n",
+        "2;a\nhi\r\n0\r\n\r\n",
+        "2;a\rb\r\nhi\r\n0\r\n\r\n",
+        "2\rX\nhi\r\n0\r\n\r\n",
+        "2\r\nhi0\r\n\r\n",
+        "2\r\nhi\n0\r\n\r\n",
+        "2\r\nhiXX0\r\n\r\n",
+        "2\r\nhi\r\n0\n\n",
+        "2\r\nhi\r\n0X\r\n\r\n",
+        "2\r\nhi\r\n0\r\nA b\r\n\r\n",
+        "2\r\nhi\r\n0\r\nA: b\r\n c\r\n\r\n",
+        &long,
+    ] {
+        let mut client = tollgate.connect();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}{behind}"
+        ));
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.field("connection")), (400, Some("close")), "{body:?}");
+        assert!(client.read_to_end().is_empty(), "{body:?}");
+    }
+    // None of them reached the upstream whole, nor did what was behind.
+    assert_eq!(backend.seen().len(), 0);
+    // What is odd but plain is read, and written anew.
+    for body in ["2;a=\"b c\"\r\nhi\r\n0\r\n\r\n", "0000000000000002\r\nhi\r\n00\r\n\r\n"] {
+        let mut client = tollgate.connect();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: CHUNKED\r\n\r\n{body}{behind}"
+        ));
+        assert_eq!(client.answer().status, 200, "{body:?}");
+        assert_eq!(client.answer().status, 200, "{body:?}");
+        let seen = backend.seen();
+        assert_eq!(seen[seen.len() - 2].body, b"hi");
+        assert_eq!(seen[seen.len() - 2].all("transfer-encoding"), ["chunked"]);
+        assert_eq!(seen[seen.len() - 1].target(), "/behind");
+    }
+}
+
+/// RFC 9110 §15.2: interim answers come before the final one and are no answer, however many.
+#[test]
+fn interim_answers_are_not_the_answer() {
+    let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n\
+        HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nSet-Cookie: interim\r\n\r\n";
+    let flood = format!("{}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", interim.repeat(2000));
+    let backend = answering(flood);
+    let tollgate = proxy(&backend);
+    let mut client = tollgate.connect();
+    for _ in 0..2 {
+        let answer = client.get("/");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+        assert_eq!(answer.field("set-cookie"), None);
+    }
+    // One that never comes to an end is cut like silence.
+    let endless = Backend::spawn(move |mut connection| {
+        connection.request();
+        while connection.send(interim) {}
+    });
+    let tollgate = Start::default()
+        .upstream(endless.address)
+        .config("server: { workers: 1 }\nupstream: { response_timeout: 300ms }")
+        .run();
+    let mut waiting = tollgate.connect();
+    waiting.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(waiting.answer().status, 504);
+}
+
+/// RFC 9112 §6.3 rule 1: what an upstream adds to an answer that has no body goes to nobody.
+#[test]
+fn a_body_where_none_may_be_goes_to_nobody() {
+    let poison = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
+    let backend = Backend::spawn(move |mut connection| {
+        while let Some(seen) = connection.request() {
+            let head = match seen.target() {
+                "/204" => "HTTP/1.1 204 No Content\r\nContent-Length: 52\r\n\r\n",
+                "/204chunked" => "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "/304" => "HTTP/1.1 304 Not Modified\r\nContent-Length: 52\r\n\r\n",
+                "/head" => "HTTP/1.1 200 OK\r\nContent-Length: 52\r\n\r\n",
+                _ => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            };
+            connection.send(format!("{head}{poison}"));
+        }
+    });
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .tiers(GENEROUS)
+        .config("server: { workers: 1 }")
+        .run();
+    let mut client = tollgate.connect();
+    for _ in 0..5 {
+        for target in ["/204", "/204chunked", "/304", "/200"] {
+            let answer = client.get(target);
+            assert!(!answer.text().contains("poison"), "{target}");
+            let status: u16 = target[1..4].parse().unwrap();
+            assert_eq!(answer.status, status);
+            if status == 204 {
+                assert_eq!(answer.field("content-length"), None);
+                assert_eq!(answer.field("transfer-encoding"), None);
+            }
+        }
+        let head = client.send("HEAD /head HTTP/1.1\r\nHost: a\r\n\r\n").answer_to("HEAD");
+        assert_eq!((head.status, head.field("content-length")), (200, Some("52")));
+    }
+}
+
+const UPGRADE: &str =
+    "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+/// CVE-2026-2833 (Pingora), CVE-2024-23326 (Envoy): before the 101 there is no tunnel. What was sent
+/// behind the request is the tunnel's if there is one, and else the next request.
+#[test]
+fn bytes_behind_an_upgrade_request_wait_for_the_101() {
+    let behind = "GET /behind HTTP/1.1\r\nHost: a\r\n\r\n";
+    for status in [101, 200] {
+        let backend = Backend::spawn(move |mut connection| {
+            connection.head().unwrap();
+            // Were anything relayed already, it would be here.
+            connection.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            assert!(connection.read_some(1).is_empty());
+            connection.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            if status == 101 {
+                connection.send(
+                    "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
+                     Upgrade: WebSocket\r\n\r\n",
+                );
+                let mut bytes = Vec::new();
+                while bytes.len() < behind.len() {
+                    bytes.extend(connection.read_some(1024));
+                }
+                assert_eq!(bytes, behind.as_bytes());
+                connection.send("tunnel");
+            } else {
+                connection.ok("no");
+                while let Some(seen) = connection.request() {
+                    connection.ok(seen.target());
+                }
+            }
+        });
+        let tollgate = proxy(&backend);
+        let mut client = tollgate.connect();
+        client.send(format!("{UPGRADE}{behind}"));
+        if status == 101 {
+            assert_eq!(client.head().status, 101);
+            assert_eq!(client.read_to_end(), b"tunnel");
+        } else {
+            assert_eq!(client.answer().text(), "no");
+            assert_eq!(client.answer().text(), "/behind");
+        }
+    }
+}
+
+/// RFC 9110 §7.8: only the protocol that was asked for, and only if one was.
+#[test]
+fn a_101_that_was_not_asked_for_is_502() {
+    for upgrade in ["Upgrade: other", "Upgrade: websocket, other", "X: y", "Upgrade:"] {
+        let backend = answering(format!(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n{upgrade}\r\n\r\n"
+        ));
+        let tollgate = proxy(&backend);
+        let mut client = tollgate.connect();
+        assert_eq!(client.send(UPGRADE).answer().status, 502, "{upgrade}");
+        // The client's connection is not the worse for it.
+        assert_eq!(client.get("/").status, 502);
+    }
+    let backend = answering(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+    );
+    let tollgate = proxy(&backend);
+    let unasked = UPGRADE.replace("Connection: Upgrade\r\n", "");
+    let old = UPGRADE.replace("HTTP/1.1", "HTTP/1.0");
+    for request in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", &unasked, &old] {
+        assert_eq!(tollgate.connect().send(request).answer().status, 502, "{request}");
+    }
+}
+
+/// RFC 9110 §7.8: the request ends where its framing says, tunnel or not.
+#[test]
+fn an_upgrade_with_a_body_sends_its_body_as_a_body() {
+    let backend = Backend::spawn(|mut connection| {
+        let seen = connection.request().unwrap();
+        assert_eq!(seen.body, b"hello");
+        connection.send(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        );
+        let bytes = connection.read_some(100);
+        connection.send(&bytes);
+    });
+    let tollgate = proxy(&backend);
+    let mut client = tollgate.connect();
+    let request = UPGRADE.replace("Host", "Content-Length: 5\r\nHost");
+    client.send(format!("{request}hello"));
+    assert_eq!(client.head().status, 101);
+    client.send("tunnel");
+    assert_eq!(client.read_to_end(), b"tunnel");
+}
