@@ -5,11 +5,11 @@
 
 mod support;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use support::{Backend, GENEROUS, PATIENCE, Start, Tollgate};
+use support::{Backend, GENEROUS, PATIENCE, Start, Tollgate, wait_until};
 
 fn proxy(backend: &Backend) -> Tollgate {
     Start::default().upstream(backend.address).tiers(GENEROUS).run()
@@ -630,4 +630,253 @@ fn an_upgrade_with_a_body_sends_its_body_as_a_body() {
     assert_eq!(client.head().status, 101);
     client.send("tunnel");
     assert_eq!(client.read_to_end(), b"tunnel");
+}
+
+fn descriptors(tollgate: &Tollgate) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", tollgate.pid())).unwrap().count()
+}
+
+/// The resident set, in bytes.
+fn resident(tollgate: &Tollgate) -> u64 {
+    let pages = std::fs::read_to_string(format!("/proc/{}/statm", tollgate.pid())).unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// Whoever leaves, and in the middle of what: the upstream is let go within moments, and nothing is
+/// kept.
+#[test]
+fn nothing_is_left_of_those_who_leave() {
+    const EACH: usize = 20;
+    let (gone, is_gone) = mpsc::channel();
+    let backend = Backend::spawn(move |mut connection| {
+        let Some(seen) = connection.head() else { return };
+        match seen.target() {
+            "/download" => {
+                connection.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
+                while connection.send([b'x'; 65536]) {}
+            }
+            "/reset" => {
+                connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf");
+                connection.reset();
+                return;
+            }
+            "/ws" => {
+                connection.send(
+                    "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
+                     Upgrade: websocket\r\n\r\n",
+                );
+                while !connection.read_some(65536).is_empty() {}
+            }
+            _ => while !connection.read_some(65536).is_empty() {},
+        }
+        gone.send(()).ok();
+    });
+    let tollgate = proxy(&backend);
+    let before = descriptors(&tollgate);
+    for reset in [false, true] {
+        for (request, waits_for) in [
+            ("GET /silent HTTP/1.1\r\nHost: a\r\n\r\n", 0),
+            ("GET /download HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+            ("POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nhalf", 0),
+            ("POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nha", 0),
+            (UPGRADE, 101),
+        ] {
+            let seen = backend.connections();
+            let mut clients: Vec<_> = (0..EACH).map(|_| tollgate.connect()).collect();
+            for client in &mut clients {
+                client.send(request);
+                if waits_for != 0 {
+                    assert_eq!(client.head().status, waits_for);
+                }
+            }
+            wait_until("the upstream has them all", || backend.connections() == seen + EACH);
+            for client in clients {
+                if reset {
+                    let socket = socket2::SockRef::from(&client.stream);
+                    socket.set_linger(Some(Duration::ZERO)).unwrap();
+                }
+            }
+            for _ in 0..EACH {
+                is_gone.recv_timeout(PATIENCE).unwrap();
+            }
+        }
+    }
+    for _ in 0..EACH {
+        let answer = tollgate.get("/reset");
+        assert_eq!((answer.status, answer.is_complete), (200, false));
+    }
+    wait_until("nothing is left", || {
+        tollgate.metric("tollgate_requests_in_flight") == 0.0
+            && descriptors(&tollgate) <= before + 2
+    });
+}
+
+/// The bound on connections refuses the ones above it and no other.
+#[test]
+fn connections_above_the_bound_are_refused_and_counted() {
+    let backend = Backend::ok();
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .tiers(GENEROUS)
+        .config("server: { max_connections: 3 }")
+        .run();
+    let mut served: Vec<_> = (0..3).map(|_| tollgate.connect()).collect();
+    for client in &mut served {
+        assert_eq!(client.get("/").status, 200);
+    }
+    assert!(tollgate.connect().read_to_end().is_empty());
+    assert!(tollgate.connect().read_to_end().is_empty());
+    for client in &mut served {
+        assert_eq!(client.get("/").status, 200);
+    }
+    let refused = "tollgate_connections_refused_total{reason=\"max_connections\"}";
+    assert_eq!(tollgate.metric(refused), 2.0);
+    drop(served);
+    wait_until("there is room again", || tollgate.connect().get("/").status == 200);
+}
+
+/// RFC 9112 §8: to a client that reads until the close, a break must not look like the end.
+#[test]
+fn a_break_is_no_end_for_a_client_that_reads_until_the_close() {
+    for framing in ["Transfer-Encoding: chunked", "Content-Length: 100", "X: until-close"] {
+        let backend = Backend::spawn(move |mut connection| {
+            connection.request();
+            connection.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n"));
+            connection.send("2\r\nhi\r\n");
+            // A reset may overtake what was sent.
+            std::thread::sleep(Duration::from_millis(100));
+            connection.reset();
+        });
+        let tollgate = proxy(&backend);
+        let mut client = tollgate.connect();
+        client.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+        let head = client.head();
+        assert_eq!(head.status, 200);
+        let mut rest = Vec::new();
+        let ended = client.stream.read_to_end(&mut rest);
+        let is_short = head.field("content-length").is_some();
+        assert!(is_short || ended.is_err(), "{framing}: ended like a whole answer");
+    }
+}
+
+/// A drain ends in time whatever is stuck, and an upload that is under way may end.
+#[test]
+fn a_drain_waits_for_an_upload_but_not_for_ever() {
+    let backend = Backend::ok();
+    let mut tollgate = proxy(&backend);
+    let mut uploading = tollgate.connect();
+    uploading.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nha");
+    let mut idle = tollgate.connect();
+    assert_eq!(idle.get("/").status, 200);
+    wait_until("the upload is under way", || tollgate.metric("tollgate_requests_in_flight") == 1.0);
+    tollgate.signal("TERM");
+    wait_until("it drains", || tollgate.admin("/readyz").status == 503);
+    assert!(idle.read_to_end().is_empty());
+    assert_eq!(uploading.send("lf").answer().status, 200);
+    assert!(tollgate.wait().success());
+    assert_eq!(backend.last().body, b"half");
+
+    let mut tollgate =
+        Start::default().upstream(backend.address).config("server: { drain_timeout: 300ms }").run();
+    let mut stuck = tollgate.connect();
+    stuck.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nha");
+    wait_until("the upload is under way", || tollgate.metric("tollgate_requests_in_flight") == 1.0);
+    tollgate.signal("TERM");
+    assert!(tollgate.wait().success());
+}
+
+/// With no second try configured, a connection that the upstream closed while idle still fails
+/// nobody (RFC 9112 §9.3.1).
+#[test]
+fn a_stale_connection_fails_nobody_without_retries() {
+    let (closed, is_closed) = mpsc::channel();
+    let backend = Backend::spawn(move |mut connection| {
+        connection.request();
+        connection.ok("ok");
+        connection.stream.shutdown(std::net::Shutdown::Both).ok();
+        closed.send(()).ok();
+    });
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .tiers(GENEROUS)
+        .config("server: { workers: 1 }\nupstream: { retries: 0 }")
+        .run();
+    for _ in 0..200 {
+        assert_eq!(tollgate.get("/").status, 200);
+        is_closed.recv_timeout(PATIENCE).unwrap();
+    }
+}
+
+/// An address that swallows connections is 504 in time.
+#[test]
+fn an_upstream_that_does_not_take_connections_is_504() {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    // Once its backlog is full, what else comes is not answered.
+    let filling: Vec<_> = (0..4)
+        .map(|_| {
+            let filler =
+                socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            filler.set_nonblocking(true).unwrap();
+            filler.connect(&address.into()).ok();
+            filler
+        })
+        .collect();
+    let tollgate =
+        Start::default().upstream(address).config("upstream: { connect_timeout: 200ms }").run();
+    let answer = tollgate.get("/");
+    assert_eq!((answer.status, answer.text().as_str()), (504, r#"{"error":"Gateway timeout"}"#));
+    assert_eq!(answer.field("proxy-status"), Some("tollgate; error=connection_timeout"));
+    drop(filling);
+}
+
+/// RFC 9110 §7.6.1, CVE-2024-45410 (Traefik), CVE-2025-48865 (Fabio): `Connection` takes away what
+/// belongs to the connection, and nothing that others rely on.
+#[test]
+fn connection_options_take_away_nothing_that_others_rely_on() {
+    let backend = answering(
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: Content-Length, X-A, keep-alive\r\n\
+         Connection: X-B\r\nX-A: 1\r\nX-B: 2\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\n\
+         Upgrade: h2c\r\nTE: x\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nServer: s\r\n\
+         Date: Mon, 01 Jan 2024 00:00:00 GMT\r\nVia: 1.1 o\r\nX-RateLimit-Limit: 7\r\n\
+         X-RateLimit-Policy: own\r\nRetry-After: 9\r\n\r\nok",
+    );
+    let tollgate = proxy(&backend);
+    let answer = tollgate
+        .connect()
+        .send(
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nAuthorization: b\r\nCookie: c=d\r\n\
+             Connection: Host, Content-Length, Authorization, Cookie, X-Forwarded-For, Via\r\n\
+             Connection: X-Forwarded-Proto, X-Forwarded-Host, Transfer-Encoding, X-C\r\n\
+             X-C: 1\r\nX-D: \u{e9}\r\n\r\nhi",
+        )
+        .answer();
+    let seen = backend.last();
+    for (name, value) in [
+        ("host", "a"),
+        ("content-length", "2"),
+        ("authorization", "b"),
+        ("cookie", "c=d"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-host", "a"),
+        ("via", "1.1 tollgate"),
+        ("x-d", "\u{e9}"),
+    ] {
+        assert_eq!(seen.all(name), [value], "{name}");
+    }
+    assert_eq!((seen.field("x-c"), seen.field("connection")), (None, None));
+    assert_eq!(seen.body, b"hi");
+    assert_eq!(answer.text(), "ok");
+    for gone in ["x-a", "x-b", "keep-alive", "proxy-connection", "upgrade", "te", "connection"] {
+        assert_eq!(answer.field(gone), None, "{gone}");
+    }
+    assert_eq!(answer.all("set-cookie"), ["a=1", "b=2"]);
+    assert_eq!(answer.all("date"), ["Mon, 01 Jan 2024 00:00:00 GMT"]);
+    assert_eq!((answer.field("server"), answer.field("retry-after")), (Some("s"), Some("9")));
+    // What was checked is tollgate's to tell.
+    assert_eq!(answer.all("x-ratelimit-limit"), ["1000000"]);
+    assert_eq!(answer.field("x-ratelimit-policy"), Some("own"));
 }
