@@ -6,6 +6,7 @@
 mod support;
 
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -316,7 +317,7 @@ fn a_head_that_cannot_be_read_is_refused_in_json() {
 /// its own time, not a head's.
 #[test]
 fn an_upload_that_outlives_its_answer_is_no_slow_head() {
-    let (body, bodies) = mpsc::channel();
+    let (body, bodies) = mpsc::sync_channel(1024);
     let backend = Backend::spawn(move |mut connection| {
         connection.head().unwrap();
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
@@ -409,7 +410,7 @@ fn connections_to_the_upstream_are_reused_under_load() {
                     scope.spawn(|| {
                         let mut client = tollgate.connect();
                         for _ in 0..640 / clients {
-                            let answer = client.send(request).answer_to(&request[..4].trim_end());
+                            let answer = client.send(request).answer_to(request[..4].trim_end());
                             assert!(answer.is_complete);
                         }
                     });
@@ -647,7 +648,7 @@ fn resident(tollgate: &Tollgate) -> u64 {
 #[test]
 fn nothing_is_left_of_those_who_leave() {
     const EACH: usize = 20;
-    let (gone, is_gone) = mpsc::channel();
+    let (gone, is_gone) = mpsc::sync_channel(1024);
     let backend = Backend::spawn(move |mut connection| {
         let Some(seen) = connection.head() else { return };
         match seen.target() {
@@ -789,7 +790,7 @@ fn a_drain_waits_for_an_upload_but_not_for_ever() {
 /// nobody (RFC 9112 §9.3.1).
 #[test]
 fn a_stale_connection_fails_nobody_without_retries() {
-    let (closed, is_closed) = mpsc::channel();
+    let (closed, is_closed) = mpsc::sync_channel(1024);
     let backend = Backend::spawn(move |mut connection| {
         connection.request();
         connection.ok("ok");
@@ -901,4 +902,104 @@ fn fields_that_vouch_for_a_caller_do_not_come_from_the_caller() {
     }
     assert_eq!((seen.field("x-own"), seen.field("own_name")), (Some("kept"), Some("kept")));
     assert_eq!(seen.all("via"), ["1.1 before", "1.1 tollgate"]);
+}
+
+/// A gigabyte each way, and memory stays where it was. Takes a minute: run it with `--ignored`.
+#[test]
+#[ignore = "moves two gigabytes"]
+fn a_gigabyte_each_way_leaves_memory_flat() {
+    const GIGABYTE: usize = 1 << 30;
+    let backend = Backend::spawn(|mut connection| {
+        let Some(seen) = connection.head() else { return };
+        if seen.target() == "/up" {
+            let pieces = std::iter::from_fn(|| Some(connection.read_some(1 << 16).len()));
+            let taken: usize = pieces
+                .take_while(|it| *it > 0)
+                .scan(0, |sum, it| {
+                    *sum += it;
+                    (*sum < GIGABYTE).then_some(it)
+                })
+                .count();
+            assert!(taken > 0);
+            connection.ok("got");
+        } else {
+            connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {GIGABYTE}\r\n\r\n"));
+            let chunk = vec![b'x'; 1 << 16];
+            for _ in 0..GIGABYTE >> 16 {
+                connection.send(&chunk);
+            }
+        }
+    });
+    let tollgate = proxy(&backend);
+    let before = resident(&tollgate);
+    let highest = AtomicU64::new(0);
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Acquire) {
+                highest.fetch_max(resident(&tollgate), Ordering::AcqRel);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let mut down = tollgate.connect();
+        down.send("GET /down HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(down.head().status, 200);
+        for _ in 0..GIGABYTE >> 16 {
+            down.read_exactly(1 << 16);
+        }
+        let mut up = tollgate.connect();
+        up.send(format!("POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: {GIGABYTE}\r\n\r\n"));
+        let chunk = vec![b'x'; 1 << 16];
+        for _ in 0..GIGABYTE >> 16 {
+            up.stream.write_all(&chunk).unwrap();
+        }
+        assert_eq!(up.answer().text(), "got");
+        is_done.store(true, Ordering::Release);
+    });
+    let grown = highest.into_inner().saturating_sub(before);
+    println!("grown by {} KiB", grown >> 10);
+    assert!(grown < 16 << 20, "grown by {grown} bytes");
+}
+
+/// Clients that read nothing and upstreams that read nothing: what is held for each is bounded, and
+/// in the end they are cut.
+#[test]
+fn those_who_read_nothing_are_cut_and_hold_little() {
+    const EACH: usize = 20;
+    let backend = Backend::spawn(|mut connection| {
+        let Some(seen) = connection.head() else { return };
+        if seen.target() == "/endless" {
+            connection.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
+            while connection.send([b'x'; 65536]) {}
+        } else {
+            // Takes nothing, and stays.
+            std::thread::sleep(PATIENCE);
+        }
+    });
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .tiers(GENEROUS)
+        .config("server: { idle_timeout: 1s }\nupstream: { response_timeout: 1s }")
+        .run();
+    let before = resident(&tollgate);
+    let mut readers: Vec<_> = (0..EACH).map(|_| tollgate.connect()).collect();
+    for client in &mut readers {
+        client.send("GET /endless HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    let chunk = vec![b'x'; 1 << 16];
+    std::thread::scope(|scope| {
+        for _ in 0..EACH {
+            scope.spawn(|| {
+                let mut writer = tollgate.connect();
+                writer.send("POST /stuck HTTP/1.1\r\nHost: a\r\nContent-Length: 900000000\r\n\r\n");
+                // Until the answer, which says whose fault it is.
+                while writer.stream.write_all(&chunk).is_ok() {}
+                let answer = writer.answer();
+                assert!([504, 0].contains(&answer.status), "{}", answer.status);
+            });
+        }
+    });
+    let grown = resident(&tollgate).saturating_sub(before);
+    assert!(grown < 64 << 20, "grown by {grown} bytes");
+    wait_until("all of them are cut", || tollgate.metric("tollgate_requests_in_flight") == 0.0);
 }

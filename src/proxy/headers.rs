@@ -128,10 +128,9 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
     if has_repeated && headers.get_all(HOST).iter().count() > 1 {
         return Err(Refusal::BadRequest);
     }
-    if present.has(Present::TRANSFER_ENCODING) {
-        if !is_chunked_alone(headers) || version != Version::HTTP_11 {
-            return Err(Refusal::BadRequest);
-        }
+    let is_coded = present.has(Present::TRANSFER_ENCODING);
+    if is_coded && (!is_chunked_alone(headers) || version != Version::HTTP_11) {
+        return Err(Refusal::BadRequest);
     }
     check_target(request)?;
     // RFC 9112 §3.2.2: the authority of an absolute-form target replaces Host.
