@@ -1003,3 +1003,24 @@ fn those_who_read_nothing_are_cut_and_hold_little() {
     assert!(grown < 64 << 20, "grown by {grown} bytes");
     wait_until("all of them are cut", || tollgate.metric("tollgate_requests_in_flight") == 0.0);
 }
+
+/// A head without end, or one above the bound, is no answer.
+#[test]
+fn a_huge_head_of_an_answer_is_502() {
+    let endless = Backend::spawn(|mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\n");
+        while connection.send("X-More: and more of it\r\n".repeat(100)) {}
+    });
+    assert_eq!(proxy(&endless).get("/").status, 502);
+    for size in [70_000, 100_000, 1_000_000] {
+        let field = "x".repeat(size);
+        let backend =
+            answering(format!("HTTP/1.1 200 OK\r\nX: {field}\r\nContent-Length: 2\r\n\r\nok"));
+        assert_eq!(proxy(&backend).get("/").status, 502, "{size}");
+    }
+    let field = "x".repeat(60_000);
+    let backend =
+        answering(format!("HTTP/1.1 200 OK\r\nX: {field}\r\nContent-Length: 2\r\n\r\nok"));
+    assert_eq!(proxy(&backend).get("/").status, 200);
+}

@@ -157,6 +157,7 @@ impl Pool {
         let io = TokioIo::new(UpstreamIo(Arc::clone(&socket)));
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(self.settings.head_bytes_max)
+            .max_header_size(self.settings.head_bytes_max)
             .handshake(io)
             .await
             .map_err(|error| ConnectError::Unreachable(io::Error::other(error)))?;
