@@ -1024,3 +1024,75 @@ fn a_huge_head_of_an_answer_is_502() {
         answering(format!("HTTP/1.1 200 OK\r\nX: {field}\r\nContent-Length: 2\r\n\r\nok"));
     assert_eq!(proxy(&backend).get("/").status, 200);
 }
+
+/// RFC 9112 §4: the reason is for people, and for a code that nobody knows it is all there is.
+#[test]
+fn the_reason_of_an_answer_is_kept() {
+    for line in ["200 OK", "200 Fine", "299 Odd", "520 Web server is returning an unknown error"] {
+        let backend = answering(format!("HTTP/1.1 {line}\r\nContent-Length: 2\r\n\r\nok"));
+        let answer = proxy(&backend).get("/");
+        assert!(answer.head.starts_with(&format!("HTTP/1.1 {line}\r\n")), "{}", answer.head);
+    }
+}
+
+/// A tunnel in which nothing moves is closed, and one in which something does is not.
+#[test]
+fn a_tunnel_has_its_own_idle_timeout() {
+    let backend = Backend::spawn(|mut connection| {
+        connection.head().unwrap();
+        connection.send(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        );
+        loop {
+            let bytes = connection.read_some(100);
+            if bytes.is_empty() || !connection.send(bytes) {
+                return;
+            }
+        }
+    });
+    // Neither of the connections' other timeouts counts for it.
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .config(
+            "server: { header_timeout: 100ms, idle_timeout: 100ms, body_timeout: 100ms }\n\
+             upstream: { idle_timeout: 100ms, response_timeout: 100ms, tunnel_idle_timeout: 1s }",
+        )
+        .run();
+    let mut client = tollgate.connect();
+    client.send(UPGRADE);
+    assert_eq!(client.head().status, 101);
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(300));
+        client.send("still here");
+        assert_eq!(client.read_exactly(10), b"still here");
+    }
+    assert!(client.read_to_end().is_empty());
+}
+
+/// No timeout of one phase counts in another: an answer may take its time between its parts and as a
+/// whole, on a connection's first request and behind others.
+#[test]
+fn a_long_answer_is_not_cut_by_the_timeouts_of_an_idle_connection() {
+    let backend = Backend::spawn(|mut connection| {
+        while connection.request().is_some() {
+            std::thread::sleep(Duration::from_millis(600));
+            connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            for _ in 0..3 {
+                std::thread::sleep(Duration::from_millis(600));
+                connection.send("2\r\nhi\r\n");
+            }
+            connection.send("0\r\n\r\n");
+        }
+    });
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .config("server: { header_timeout: 200ms, idle_timeout: 300ms, body_timeout: 200ms }")
+        .run();
+    let mut client = tollgate.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2));
+    for _ in 0..2 {
+        assert_eq!(client.answer().text(), "hihihi");
+    }
+    // And then the idle one's counts.
+    assert!(client.read_to_end().is_empty());
+}

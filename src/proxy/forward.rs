@@ -94,7 +94,7 @@ impl Call<'_> {
         }
         headers::to_downstream(response.headers_mut())?;
         *response.version_mut() = Version::HTTP_11;
-        response.extensions_mut().clear();
+        // Its extensions stay: all that is there is the reason phrase, where it is an unusual one.
         let response = response.map(|inner| {
             ProxyBody::upstream(Download {
                 inner,
