@@ -650,7 +650,11 @@ fn nothing_is_left_of_those_who_leave() {
     const EACH: usize = 20;
     let (gone, is_gone) = mpsc::sync_channel(1024);
     let backend = Backend::spawn(move |mut connection| {
-        let Some(seen) = connection.head() else { return };
+        let Some(seen) = connection.head() else {
+            // Its client left before anything of the request was sent on.
+            gone.send(()).ok();
+            return;
+        };
         match seen.target() {
             "/download" => {
                 connection.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
