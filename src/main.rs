@@ -1,5 +1,6 @@
 //! The `tollgate` binary: parses the arguments, runs the command, prints what went wrong once.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -13,7 +14,11 @@ fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            let text = failure.to_string();
+            if !text.is_empty() {
+                // Where nobody listens any more, the exit code has to do.
+                let _ = writeln!(std::io::stderr(), "{text}");
+            }
             failure.exit_code()
         }
     }

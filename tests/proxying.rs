@@ -447,12 +447,13 @@ fn a_stale_connection_is_never_the_client_s_problem() {
     // The upstream closes after each answer without saying so. Only a close that came before the
     // next request can be told from one that the request met.
     for method in ["GET", "POST"] {
-        let (closed, is_closed) = mpsc::channel();
+        let closed = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&closed);
         let backend = Backend::spawn(move |mut connection| {
             connection.request();
             connection.ok("ok");
-            connection.stream.shutdown(std::net::Shutdown::Both).ok();
-            closed.send(()).ok();
+            drop(connection);
+            counter.fetch_add(1, Ordering::AcqRel);
         });
         let tollgate = Start::default()
             .upstream(backend.address)
@@ -460,9 +461,13 @@ fn a_stale_connection_is_never_the_client_s_problem() {
             .config("server: { workers: 1 }")
             .run();
         let request = format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
-        for _ in 0..200 {
+        for round in 1..=200 {
             assert_eq!(tollgate.connect().send(&request).answer().status, 200, "{method}");
-            is_closed.recv_timeout(PATIENCE).unwrap();
+            // A GET may meet the farewell while it is on its way: it is sent again. A POST may
+            // not, and is promised a good connection only where the farewell has arrived.
+            if method == "POST" {
+                wait_until("the upstream has closed", || closed.load(Ordering::Acquire) == round);
+            }
         }
     }
 }

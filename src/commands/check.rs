@@ -11,7 +11,7 @@ use crate::policy::compiled::Policy;
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::Disposition;
 
-use super::{CheckArgs, Failure, Format};
+use super::{CheckArgs, Failure, Format, print};
 
 /// One of the policy's tests, run.
 struct TestResult {
@@ -43,7 +43,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     };
     match args.format {
         Format::Human => print_human(errors, warnings, &tests),
-        Format::Json => println!("{}", as_json(errors, warnings, &tests)),
+        Format::Json => print(as_json(errors, warnings, &tests)),
     }
     let is_fine = errors.is_empty() && tests.iter().all(|test| test.differences.is_empty());
     if is_fine { Ok(()) } else { Err(Failure::Reported) }
@@ -106,25 +106,29 @@ fn expected_disposition(spec: DispositionSpec) -> Disposition {
 
 fn print_human(errors: &[ConfigError], warnings: &[ConfigError], tests: &[TestResult]) {
     for error in errors {
-        println!("error: {error}\n");
+        print(format_args!("error: {error}\n"));
     }
     for warning in warnings {
-        println!("warning: {warning}\n");
+        print(format_args!("warning: {warning}\n"));
     }
     for test in tests.iter().filter(|test| !test.differences.is_empty()) {
         let line = test.line.map(|line| format!(" (line {line})")).unwrap_or_default();
-        println!("test failed: {}{line}: {}", test.path, test.request);
+        print(format_args!("test failed: {}{line}: {}", test.path, test.request));
         for difference in &test.differences {
-            println!("  {difference}");
+            print(format_args!("  {difference}"));
         }
     }
     let passed = tests.iter().filter(|test| test.differences.is_empty()).count();
-    println!(
-        "{}, {}, {passed} of {} passed",
+    let tests = if errors.is_empty() {
+        format!("{passed} of {} passed", counted(tests.len(), "test"))
+    } else {
+        "tests not run".to_owned()
+    };
+    print(format_args!(
+        "{}, {}, {tests}",
         counted(errors.len(), "error"),
-        counted(warnings.len(), "warning"),
-        counted(tests.len(), "test")
-    );
+        counted(warnings.len(), "warning")
+    ));
 }
 
 fn counted(count: usize, what: &str) -> String {

@@ -6,7 +6,7 @@ use crate::config::compile::UpstreamNeed;
 use crate::config::load::{LoadRequest, Overrides, load};
 
 use super::run::{Addresses, serve};
-use super::{DemoArgs, Failure, example_backend};
+use super::{DemoArgs, Failure, example_backend, print};
 
 /// Serves the built-in tiers in front of an example backend until a signal ends it.
 ///
@@ -27,8 +27,8 @@ pub fn demo(args: &DemoArgs) -> Result<(), Failure> {
         env: &|_| None,
     })?;
     serve(loaded, |addresses| {
-        println!("An example backend listens on {backend}.");
-        println!("{}", invitation(addresses));
+        print(format_args!("An example backend listens on {backend}."));
+        print(invitation(addresses));
     })
 }
 
@@ -47,11 +47,11 @@ hour. Try, in another terminal:
   an allowed request, with what is left of the limit in its head
     curl -i '{url}'
 
-  one too many: ten at once pass, then 429 and when to come back
-    for i in $(seq 11); do curl -s -o /dev/null -w '%{{http_code}} ' '{url}'; done; curl -i '{url}'
+  twelve on one connection, and the last answer: 429, and when to come back
+    curl -si '{url}&n=[1-12]' | tail -n 11
 
-  what tollgate saw
-    curl -s http://{admin}/metrics | grep ^rate_limit
+  what tollgate counted
+    curl -s http://{admin}/metrics | grep -E '^rate_limit_(hits|blocks)' | grep -v ' 0$'
 
 Ctrl-C ends it."
     )

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::HealthArgs;
+use super::{HealthArgs, print};
 
 /// Bound of connecting, and of each read and write.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,9 +19,12 @@ const ANSWER_MAX: u64 = 1 << 20;
 /// It cannot be reached, or says that it does not serve.
 pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
     let authority = args.admin.strip_prefix("http://").unwrap_or(&args.admin);
+    if authority.contains("://") {
+        bail!("--admin: {}, expected http://ADDRESS:PORT", args.admin);
+    }
     let authority = authority.trim_end_matches('/');
     let (head, body) = ask(authority).with_context(|| format!("cannot ask {}", args.admin))?;
-    println!("{}", body.trim_end());
+    print(body.trim_end());
     let status = head.split(' ').nth(1).unwrap_or_default();
     if status != "200" {
         bail!("it does not serve (status {status})");

@@ -9,6 +9,7 @@ pub mod serve;
 mod wiring;
 
 use std::fmt;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -148,6 +149,13 @@ pub struct HealthArgs {
         default_value = "http://127.0.0.1:9900"
     )]
     admin: String,
+}
+
+/// Prints a line of a command's result. Whoever was to read it may be gone (`tollgate check | head`),
+/// which is no reason to panic, and none to stop serving.
+pub fn print(line: impl fmt::Display) {
+    let mut output = std::io::stdout();
+    let _ = writeln!(output, "{line}").and_then(|()| output.flush());
 }
 
 /// Why a command ended without success.

@@ -1,6 +1,6 @@
 //! `tollgate run`: serves until a signal ends it.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::config::load::{LoadRequest, Loaded, load};
 
 use super::serve::{DataPath, bind_all};
 use super::wiring::Wired;
-use super::{Failure, RunArgs};
+use super::{Failure, RunArgs, print};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
@@ -47,12 +47,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let limits_in = if loaded.settings.redis.is_some() { "Redis" } else { "memory" };
     serve(loaded, |addresses| {
         let data: Vec<String> = addresses.data.iter().map(ToString::to_string).collect();
-        println!(
+        print(format_args!(
             "tollgate {}: listening on {}, admin on {}, limits in {limits_in}",
             env!("CARGO_PKG_VERSION"),
             data.join(", "),
             addresses.admin
-        );
+        ));
     })
 }
 
@@ -65,8 +65,8 @@ pub fn serve(loaded: Loaded, announce: impl FnOnce(&Addresses)) -> Result<(), Fa
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    raise_file_limit();
     let settings = &loaded.settings;
+    raise_file_limit(settings.server.max_connections);
     let listeners = bind_all(&settings.server.listen, "--listen, server.listen")
         .map_err(anyhow::Error::from)?;
     let admin = bind_all(&[settings.admin_listen], "--admin, admin.listen")
@@ -105,8 +105,6 @@ pub fn serve(loaded: Loaded, announce: impl FnOnce(&Addresses)) -> Result<(), Fa
         spawn_background(&wired);
         wired.admin.readiness.set_bound();
         announce(&addresses);
-        // The pipe's other end may be gone; that is no reason not to serve.
-        std::io::stdout().flush().ok();
         control(&wired, data_path, &mut signals).await
     });
     runtime.shutdown_background();
@@ -181,6 +179,8 @@ fn start_log(log: &LogSettings) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(log.level))
         .with_target(false)
+        // It would tell of a broken standard error on standard error, and panic.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     // A second one in the same process keeps the first: that is for tests only.
     let _ = if log.is_json {
@@ -192,8 +192,8 @@ fn start_log(log: &LogSettings) {
     };
 }
 
-/// Every connection is two descriptors: the soft limit of 1024 would be met first of all limits.
-fn raise_file_limit() {
+/// Raises the limit of open files: the soft one of 1024 would be met first of all limits.
+fn raise_file_limit(connections_max: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
@@ -201,5 +201,12 @@ fn raise_file_limit() {
         if let Err(error) = setrlimit(Resource::Nofile, raised) {
             tracing::warn!(%error, "the limit of open files cannot be raised");
         }
+    }
+    // A caller that waits needs one, a request under way one more.
+    let wanted = u64::try_from(connections_max).unwrap_or(u64::MAX);
+    if let Some(files) = getrlimit(Resource::Nofile).current.filter(|files| *files < wanted) {
+        tracing::warn!(
+            "only {files} open files are allowed; server.max_connections is {connections_max}"
+        );
     }
 }

@@ -12,6 +12,8 @@ pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 pub const REQUEST_TIMEOUT_RAW: &str = "HTTP/1.1 408 Request Timeout\r\n\
     content-type: application/json\r\ncontent-length: 27\r\nconnection: close\r\n\
     proxy-status: tollgate; error=http_request_error\r\n\r\n{\"error\":\"Request timeout\"}";
+/// Fields of an own answer, `date` included.
+const FIELDS: usize = 12;
 /// Whole answers to heads that hyper could not read.
 const UNREADABLE: [(&[u8], &str); 3] = [
     (
@@ -34,8 +36,6 @@ const UNREADABLE: [(&[u8], &str); 3] = [
         {\"error\":\"Request header fields too large\"}",
     ),
 ];
-/// Fields of an own answer, `date` included.
-const FIELDS: usize = 12;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Why tollgate answers a request itself.
