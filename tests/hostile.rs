@@ -650,7 +650,11 @@ fn nothing_is_left_of_those_who_leave() {
     const EACH: usize = 20;
     let (gone, is_gone) = mpsc::sync_channel(1024);
     let backend = Backend::spawn(move |mut connection| {
-        let Some(seen) = connection.head() else { return };
+        let Some(seen) = connection.head() else {
+            // Its client left before anything of the request was sent on.
+            gone.send(()).ok();
+            return;
+        };
         match seen.target() {
             "/download" => {
                 connection.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
@@ -1095,4 +1099,86 @@ fn a_long_answer_is_not_cut_by_the_timeouts_of_an_idle_connection() {
     }
     // And then the idle one's counts.
     assert!(client.read_to_end().is_empty());
+}
+
+/// One caller has one bucket, however it asks: no method, version, Host, form of the target or field
+/// opens another. A refusal to HEAD has no body, and the upstream hears of none.
+#[test]
+fn one_caller_has_one_bucket_however_it_asks() {
+    let requests = [
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: b.test:99\r\n\r\n",
+        "GET http://c/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/1.0\r\n\r\n",
+        "BREW / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi",
+        "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX-Real-IP: 6.6.6.6\r\nX-Client-IP: 6.6.6.6\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX-HTTP-Method-Override: PUT\r\nX-Original-URL: /b\r\n\r\n",
+        UPGRADE,
+    ];
+    let backend = Backend::ok();
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .tiers(&format!("default_tier: t\ntiers: {{ t: {{ per_hour: {} }} }}", requests.len()))
+        .run();
+    for (spent, request) in requests.iter().enumerate() {
+        let answer = tollgate.connect().send(request).answer();
+        assert_eq!(answer.status, 200, "{request}");
+        let left = u64::try_from(requests.len() - spent - 1).unwrap();
+        assert_eq!(answer.number("x-ratelimit-remaining"), left, "{request}");
+    }
+    for request in requests {
+        let answer = tollgate.connect().send(request).answer();
+        assert_eq!(answer.status, 429, "{request}");
+        // The window slides by sixtieths: it may take one more until the first has left it.
+        let wait = answer.number("retry-after");
+        assert!((1..=3600 + 60).contains(&wait), "{wait} {request}");
+    }
+    let mut client = tollgate.connect();
+    for _ in 0..2 {
+        let head = client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n").answer_to("HEAD");
+        assert_eq!(head.status, 429);
+    }
+    assert_eq!(backend.seen().len(), requests.len());
+}
+
+/// GHSA-xcx5-93pw-jw2w and CVE-2021-29492 (Envoy), GHSA-gm3x-23wp-hc2c (Traefik), GHSA-x732-6j76-qmhm:
+/// no spelling of a path escapes the limit of its rule, and each is forwarded as it came.
+#[test]
+fn no_spelling_of_a_path_escapes_its_limit() {
+    let backend = Backend::ok();
+    for spelling in [
+        "/heavy/x",
+        "/%68eavy/x",
+        "/./heavy/x",
+        "/y/../heavy/x",
+        "//heavy/x",
+        "/heavy//x",
+        "/heavy/x/",
+        "/heavy/x?a=b",
+        "/heavy;a=b/x",
+        "/y/..;a=b/heavy/x",
+        "/HEAVY/x",
+        "/heavy%2fx",
+        "/heavy%252fx",
+        "/heavy%5cx",
+        "/%2e/heavy/x",
+        "http://other/heavy/x",
+    ] {
+        let tollgate = Start::default()
+            .upstream(backend.address)
+            .tiers(
+                "default_tier: t\ntiers: { t: {} }\nendpoints:\n\
+                 - { name: heavy, path: /heavy/x, limits: { any: { per_hour: 1 } } }",
+            )
+            .run();
+        let request = format!("GET {spelling} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let mut client = tollgate.connect();
+        assert_eq!(client.send(&request).answer().status, 200, "{spelling}");
+        assert_eq!(backend.last().target(), spelling.trim_start_matches("http://other"));
+        assert_eq!(client.send(&request).answer().status, 429, "{spelling}");
+        assert_eq!(client.get("/heavy/x").status, 429, "{spelling}");
+    }
 }

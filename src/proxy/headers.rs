@@ -72,11 +72,6 @@ impl Present {
         })
     }
 
-    /// Whether the sender waits for a sign before it sends its body.
-    pub fn expects(self) -> bool {
-        self.has(Present::EXPECT)
-    }
-
     fn of(name: &str) -> Present {
         // By length first, so that nearly every name is compared with one other or none.
         match name.len() {
@@ -95,6 +90,11 @@ impl Present {
             _ if name.as_bytes().contains(&b'_') => Present::UNDERSCORE,
             _ => Present::default(),
         }
+    }
+
+    /// Whether the sender waits for a sign before it sends its body.
+    pub fn expects(self) -> bool {
+        self.has(Present::EXPECT)
     }
 
     /// Whether a browser's script on another origin asks.
@@ -128,8 +128,9 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
     if has_repeated && headers.get_all(HOST).iter().count() > 1 {
         return Err(Refusal::BadRequest);
     }
-    let is_coded = present.has(Present::TRANSFER_ENCODING);
-    if is_coded && (!is_chunked_alone(headers) || version != Version::HTTP_11) {
+    if present.has(Present::TRANSFER_ENCODING)
+        && (!is_chunked_alone(headers) || version != Version::HTTP_11)
+    {
         return Err(Refusal::BadRequest);
     }
     check_target(request)?;
