@@ -102,9 +102,11 @@ impl Oracle {
         for scope in &mut self.scopes {
             let is_it = |it: &&mut Admitted| it.request == number && !it.is_refunded;
             let Some(charge) = scope.admitted.iter_mut().find(is_it) else { continue };
+            // With nothing left of it, a scope has no time of its own either.
+            let Some(elapsed) = scope.last.checked_sub(charge.came) else { continue };
             charge.is_refunded = true;
             let rate = scope.limits.set.second.map_or(0, |bucket| u128::from(bucket.rate.get()));
-            let earned = u128::from(scope.last - charge.came) * rate;
+            let earned = u128::from(elapsed) * rate;
             let credit = tokens(charge.cost).saturating_sub(earned);
             let refund = Admitted { lived: scope.lived, cost: 0, credit, ..*charge };
             scope.admitted.push(refund);
