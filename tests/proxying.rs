@@ -444,7 +444,8 @@ fn an_upstream_that_falls_silent_within_its_body_is_broken_off() {
 
 #[test]
 fn a_stale_connection_is_never_the_client_s_problem() {
-    // The upstream closes after each answer without saying so.
+    // The upstream closes after each answer without saying so. Only a close that came before the
+    // next request can be told from one that the request met.
     for method in ["GET", "POST"] {
         let closed = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&closed);

@@ -119,11 +119,15 @@ fn print_human(errors: &[ConfigError], warnings: &[ConfigError], tests: &[TestRe
         }
     }
     let passed = tests.iter().filter(|test| test.differences.is_empty()).count();
+    let tests = if errors.is_empty() {
+        format!("{passed} of {} passed", counted(tests.len(), "test"))
+    } else {
+        "tests not run".to_owned()
+    };
     print(format_args!(
-        "{}, {}, {passed} of {} passed",
+        "{}, {}, {tests}",
         counted(errors.len(), "error"),
-        counted(warnings.len(), "warning"),
-        counted(tests.len(), "test")
+        counted(warnings.len(), "warning")
     ));
 }
 

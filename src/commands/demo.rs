@@ -47,11 +47,11 @@ hour. Try, in another terminal:
   an allowed request, with what is left of the limit in its head
     curl -i '{url}'
 
-  one too many: ten at once pass, then 429 and when to come back
-    for i in $(seq 11); do curl -s -o /dev/null -w '%{{http_code}} ' '{url}'; done; curl -i '{url}'
+  twelve on one connection, and the last answer: 429, and when to come back
+    curl -si '{url}&n=[1-12]' | tail -n 11
 
-  what tollgate saw
-    curl -s http://{admin}/metrics | grep ^rate_limit
+  what tollgate counted
+    curl -s http://{admin}/metrics | grep -E '^rate_limit_(hits|blocks)' | grep -v ' 0$'
 
 Ctrl-C ends it."
     )

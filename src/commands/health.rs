@@ -19,6 +19,9 @@ const ANSWER_MAX: u64 = 1 << 20;
 /// It cannot be reached, or says that it does not serve.
 pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
     let authority = args.admin.strip_prefix("http://").unwrap_or(&args.admin);
+    if authority.contains("://") {
+        bail!("--admin: {}, expected http://ADDRESS:PORT", args.admin);
+    }
     let authority = authority.trim_end_matches('/');
     let (head, body) = ask(authority).with_context(|| format!("cannot ask {}", args.admin))?;
     print(body.trim_end());

@@ -202,13 +202,11 @@ fn raise_file_limit(connections_max: usize) {
             tracing::warn!(%error, "the limit of open files cannot be raised");
         }
     }
-    // One for the caller, one for the upstream.
-    let wanted = u64::try_from(connections_max).unwrap_or(u64::MAX).saturating_mul(2);
+    // A caller that waits needs one, a request under way one more.
+    let wanted = u64::try_from(connections_max).unwrap_or(u64::MAX);
     if let Some(files) = getrlimit(Resource::Nofile).current.filter(|files| *files < wanted) {
         tracing::warn!(
-            "{files} open files are allowed, which is enough for about {} connections; \
-             server.max_connections is {connections_max}",
-            files / 2
+            "only {files} open files are allowed; server.max_connections is {connections_max}"
         );
     }
 }

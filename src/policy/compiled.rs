@@ -32,6 +32,17 @@ pub enum FailureMode {
     Closed,
 }
 
+impl FailureMode {
+    /// As files write it: `local`, `open`, `closed`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            FailureMode::Local => "local",
+            FailureMode::Open => "open",
+            FailureMode::Closed => "closed",
+        }
+    }
+}
+
 /// A named set of limits.
 #[derive(Clone, Debug)]
 pub struct Tier {

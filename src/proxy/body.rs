@@ -221,6 +221,8 @@ pub struct Download {
     pub due: Tick,
     /// Whether its end has arrived.
     pub has_ended: bool,
+    /// Whether the downstream may know no other sign of its end than the connection's.
+    pub is_until_close: bool,
 }
 
 impl ProxyBody {
@@ -327,6 +329,11 @@ impl Body for ProxyBody {
             Source::Own(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Upstream(download) => ready!(download.poll_frame(cx)),
         };
+        if let (Some(Err(_)), Source::Upstream(download)) = (&frame, &this.source)
+            && download.is_until_close
+        {
+            download.conn.end_in_reset();
+        }
         match &frame {
             Some(Ok(frame)) => {
                 if let (Some(data), Some(exchange)) = (frame.data_ref(), &mut this.exchange) {

@@ -77,11 +77,11 @@ impl Call<'_> {
         let on_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         request.extensions_mut().clear();
         let is_trusted = self.active.policy.is_trusted(self.conn.peer.ip());
-        let may_lack_host = request.version() == Version::HTTP_10;
+        let is_http_1_0 = request.version() == Version::HTTP_10;
         headers::to_upstream(&mut request, self.present, self.conn, is_trusted, upgrade.as_ref());
         if let Some(host) = &settings.host_override {
             request.headers_mut().insert(HOST, host.clone());
-        } else if may_lack_host
+        } else if is_http_1_0
             && !request.headers().contains_key(HOST)
             && let Some(host) = self.worker.gate.addresses.authority()
         {
@@ -109,7 +109,7 @@ impl Call<'_> {
         }
         headers::to_downstream(response.headers_mut())?;
         *response.version_mut() = Version::HTTP_11;
-        response.extensions_mut().clear();
+        // Its extensions stay: all that is there is the reason phrase, where it is an unusual one.
         let response = response.map(|inner| {
             ProxyBody::upstream(Download {
                 inner,
@@ -119,6 +119,7 @@ impl Call<'_> {
                 timeout: settings.upstream_idle_timeout,
                 due: Tick::NEVER,
                 has_ended: false,
+                is_until_close: is_http_1_0,
             })
         });
         Ok((response, took))
@@ -137,7 +138,7 @@ impl Call<'_> {
         loop {
             // A fresh one is wanted only after the request went out on another.
             let failure = |refusal| Failure { refusal, may_have_arrived: wants_fresh };
-            let pooled = if wants_fresh { None } else { pool.take(!may_repeat) };
+            let pooled = if wants_fresh { None } else { pool.take(!may_repeat || tries_left == 0) };
             let mut lease = match pooled {
                 Some(lease) => lease,
                 None => {

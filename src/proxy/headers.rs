@@ -18,6 +18,7 @@ use super::reply::Refusal;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const PROXY: HeaderName = HeaderName::from_static("proxy");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -71,6 +72,11 @@ impl Present {
         })
     }
 
+    /// Whether the sender waits for a sign before it sends its body.
+    pub fn expects(self) -> bool {
+        self.has(Present::EXPECT)
+    }
+
     fn of(name: &str) -> Present {
         // By length first, so that nearly every name is compared with one other or none.
         match name.len() {
@@ -81,17 +87,14 @@ impl Present {
             9 if name == "forwarded" || name == "x-real-ip" => Present::FORWARDING,
             10 if name == "connection" => Present::CONNECTION,
             10 if name == "keep-alive" => Present::HOP_BY_HOP,
+            5 if name == "proxy" => Present::FORWARDING,
             14 if name == "http2-settings" => Present::HOP_BY_HOP,
             16 if name == "proxy-connection" => Present::HOP_BY_HOP,
             17 if name == "transfer-encoding" => Present::TRANSFER_ENCODING,
+            15.. if name.starts_with("x-forwarded-") => Present::FORWARDING,
             _ if name.as_bytes().contains(&b'_') => Present::UNDERSCORE,
             _ => Present::default(),
         }
-    }
-
-    /// Whether the sender waits for a sign before it sends its body.
-    pub fn expects(self) -> bool {
-        self.has(Present::EXPECT)
     }
 
     /// Whether a browser's script on another origin asks.
@@ -125,10 +128,9 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
     if has_repeated && headers.get_all(HOST).iter().count() > 1 {
         return Err(Refusal::BadRequest);
     }
-    if present.has(Present::TRANSFER_ENCODING) {
-        if !is_chunked_alone(headers) || version != Version::HTTP_11 {
-            return Err(Refusal::BadRequest);
-        }
+    let is_coded = present.has(Present::TRANSFER_ENCODING);
+    if is_coded && (!is_chunked_alone(headers) || version != Version::HTTP_11) {
+        return Err(Refusal::BadRequest);
     }
     check_target(request)?;
     // RFC 9112 §3.2.2: the authority of an absolute-form target replaces Host.
@@ -238,8 +240,7 @@ pub fn to_upstream<B>(
         }
     } else {
         if present.has(Present::FORWARDING) {
-            headers.remove(FORWARDED);
-            headers.remove(X_REAL_IP);
+            drop_forwarding(headers);
         }
         headers.insert(X_FORWARDED_FOR, conn.peer_field.clone());
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
@@ -468,6 +469,22 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 fn names_trailers(te: &HeaderValue) -> bool {
     te.to_str()
         .is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+}
+
+/// Drops what only a trusted peer may say of who asks, and for what. `Proxy` is none of these, but
+/// becomes the environment variable `HTTP_PROXY` of a CGI program (CVE-2016-5385).
+fn drop_forwarding(headers: &mut HeaderMap) {
+    let vouching: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let is_other = [FORWARDED, X_REAL_IP, PROXY].contains(name);
+            is_other || name.as_str().starts_with("x-forwarded-")
+        })
+        .cloned()
+        .collect();
+    for name in vouching {
+        headers.remove(name);
+    }
 }
 
 /// Drops fields whose names differ from ones that tollgate vouches for in `_` for `-` only: many

@@ -62,6 +62,7 @@ pub struct ConnState {
     is_settled: AtomicBool,
     is_switched: AtomicBool,
     is_uploading: AtomicBool,
+    ends_in_reset: AtomicBool,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
@@ -90,6 +91,7 @@ impl ConnState {
             is_settled: AtomicBool::new(true),
             is_switched: AtomicBool::new(false),
             is_uploading: AtomicBool::new(false),
+            ends_in_reset: AtomicBool::new(false),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
         };
@@ -122,6 +124,16 @@ impl ConnState {
     /// Notes that a request's body is read, or that this has ended. It can outlive the answer.
     pub fn set_uploading(&self, is_uploading: bool) {
         self.is_uploading.store(is_uploading, Relaxed);
+    }
+
+    /// Notes that the connection must not end like one whose last answer was whole.
+    pub fn end_in_reset(&self) {
+        self.ends_in_reset.store(true, Relaxed);
+    }
+
+    /// Whether the connection is to end in a reset.
+    pub fn ends_in_reset(&self) -> bool {
+        self.ends_in_reset.load(Relaxed)
     }
 
     /// Notes that the connection will speak another protocol from here on.

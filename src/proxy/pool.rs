@@ -28,6 +28,9 @@ use super::body::UploadBody;
 use super::resolve::Addresses;
 use super::timer::{Tick, Timers};
 
+/// How long an address is tried at least, however many there are, if the time allows.
+const SHARE_MIN: Duration = Duration::from_millis(250);
+
 /// How connections to the upstream are made and kept.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolSettings {
@@ -141,7 +144,11 @@ impl Pool {
         let limit = self.settings.connect_timeout;
         let started = clock::monotonic();
         let stream = match tokio::time::timeout(limit, self.connect_any()).await {
-            Ok(stream) => stream.map_err(ConnectError::Unreachable)?,
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(ConnectError::Timeout);
+            }
+            Ok(Err(error)) => return Err(ConnectError::Unreachable(error)),
             Err(_elapsed) => return Err(ConnectError::Timeout),
         };
         self.signals.upstream.connected(clock::monotonic().saturating_duration_since(started));
@@ -150,6 +157,7 @@ impl Pool {
         let io = TokioIo::new(UpstreamIo(Arc::clone(&socket)));
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(self.settings.head_bytes_max)
+            .max_header_size(self.settings.head_bytes_max)
             .handshake(io)
             .await
             .map_err(|error| ConnectError::Unreachable(io::Error::other(error)))?;
@@ -172,22 +180,37 @@ impl Pool {
 
     async fn connect_any(&self) -> io::Result<TcpStream> {
         let addresses = self.addresses.get().await?;
-        let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in self.addresses.rotated(&addresses) {
-            match Self::connect_one(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => failure = error,
-            }
+        let in_turn = self.addresses.rotated(&addresses);
+        let connected =
+            connect_in_turn(in_turn, addresses.len(), self.settings.connect_timeout).await;
+        if connected.is_err() {
+            self.addresses.refresh();
         }
-        self.addresses.refresh();
-        Err(failure)
+        connected
     }
+}
 
-    async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+/// Tries one address after the other, each for its share of the time: one that swallows what is sent
+/// to it must not keep the others from being asked.
+async fn connect_in_turn(
+    addresses: impl Iterator<Item = SocketAddr>,
+    count: usize,
+    limit: Duration,
+) -> io::Result<TcpStream> {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    let share = limit.checked_div(count).unwrap_or(limit).max(SHARE_MIN);
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => failure = error,
+            Err(_elapsed) => failure = io::ErrorKind::TimedOut.into(),
+        }
     }
+    Err(failure)
 }
 
 impl Lease {
@@ -268,5 +291,37 @@ impl AsyncWrite for UpstreamIo {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.0.stream.lock()).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_address_leaves_time_for_the_next() {
+        let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let silent = silent.unwrap();
+        silent.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        silent.listen(0).unwrap();
+        let silent_address = silent.local_addr().unwrap().as_socket().unwrap();
+        // Its backlog is full before long, and from then on it does not answer.
+        let mut filling = Vec::new();
+        for _ in 0..4 {
+            let connect = TcpStream::connect(silent_address);
+            filling.push(tokio::time::timeout(Duration::from_millis(50), connect).await);
+        }
+        assert!(filling.iter().any(Result::is_err), "the silent address is not silent");
+
+        let live = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let live_address = live.local_addr().unwrap();
+        let addresses = vec![silent_address, live_address];
+        let stream =
+            connect_in_turn(addresses.into_iter(), 2, Duration::from_secs(1)).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), live_address);
+
+        let failure =
+            connect_in_turn([silent_address].into_iter(), 1, SHARE_MIN).await.unwrap_err();
+        assert_eq!(failure.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -114,13 +114,18 @@ async fn relay(
             return to.shutdown().await;
         }
         let count = tokio::select! {
-            count = from.read(&mut buffer) => count?,
+            biased;
             () = &mut leaving, if !is_leaving => {
                 is_leaving = true;
                 continue;
             }
+            count = from.read(&mut buffer) => count?,
         };
         let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
+            // It may have ended because it was told of the drain first.
+            if drain.is_some_and(Drain::is_draining) && frames.is_between() {
+                to.write_all(&going_away(side)).await?;
+            }
             return to.shutdown().await;
         };
         activity.note();

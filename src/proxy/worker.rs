@@ -12,6 +12,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -195,7 +196,10 @@ impl Worker {
             let _ = stream.shutdown().await;
             state.leave_unread();
         }
-        if state.may_have_unread() {
+        if state.ends_in_reset() {
+            // The only way to tell HTTP/1.0 that a body without a length was cut (RFC 9112 §8).
+            let _ = SockRef::from(stream.stream()).set_linger(Some(Duration::ZERO));
+        } else if state.may_have_unread() {
             linger(stream).await;
         }
     }

@@ -119,7 +119,7 @@ impl RedisShared {
             self.stats.count_transition(state);
             tracing::warn!(
                 server = %self.settings.target,
-                on_failure = ?self.settings.on_failure,
+                on_failure = self.settings.on_failure.as_str(),
                 error = %error,
                 "redis is unavailable, requests are decided without it"
             );
