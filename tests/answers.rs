@@ -261,3 +261,30 @@ fn health_and_metrics_on_the_data_port_where_asked_for() {
     let plain = Tollgate::in_front_of(backend.address);
     assert_eq!(plain.get("/health").text(), "ok");
 }
+
+#[test]
+fn what_never_reached_the_upstream_is_given_back() {
+    let address = support::nobody();
+    let tollgate = Start::default().upstream(address).tiers(&tier("per_minute: 3")).run();
+    let mut client = tollgate.connect();
+    for _ in 0..10 {
+        let answer = client.get("/");
+        assert_eq!((answer.status, shown(&answer)), (502, (3, 3)));
+    }
+    let hits = r#"rate_limit_hits_total{identifier_type="ip",tier="t",endpoint="other"}"#;
+    assert_eq!(tollgate.metric(hits), 10.);
+    let _backend = Backend::ok_at(address);
+    let statuses = [(); 4].map(|()| client.get("/").status);
+    assert_eq!(statuses, [200, 200, 200, 429]);
+}
+
+#[test]
+fn what_the_upstream_saw_stays_spent() {
+    let backend = Backend::spawn(|mut connection| {
+        connection.request();
+        connection.reset();
+    });
+    let tollgate = in_front_of(&backend, &tier("per_minute: 3"));
+    let statuses = [(); 4].map(|()| tollgate.get("/").status);
+    assert_eq!(statuses, [502, 502, 502, 429]);
+}

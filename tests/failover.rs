@@ -546,3 +546,21 @@ fn a_wrong_password_is_an_outage_that_does_not_show_it() {
     wait_opened(&without);
     expect_degraded(&without, "local");
 }
+
+#[test]
+fn what_never_reached_the_upstream_is_given_back_in_redis() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let address = support::nobody();
+    let config = format!("store: {{ redis: {{ url: '{}', timeout: {WIDE} }} }}", server.url());
+    let start = Start::default().upstream(address).config(&config);
+    let tollgate = start.tiers(&tier("per_minute: 3")).run();
+    let mut client = tollgate.connect();
+    for _ in 0..10 {
+        assert_eq!(client.get("/").status, 502);
+        // Nobody waits for a refund but this test.
+        wait_until("the charge is gone", || server.keys().is_empty());
+    }
+    let _backend = Backend::ok_at(address);
+    let statuses = [(); 4].map(|()| client.get("/").status);
+    assert_eq!(statuses, [200, 200, 200, 429]);
+}

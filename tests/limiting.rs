@@ -23,6 +23,7 @@ use proptest::prelude::*;
 use tollgate::limiter::check::{Limits, State, States, check, peek};
 use tollgate::limiter::decision::{Decision, SCOPES_MAX, Verdict};
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode, Period};
+use tollgate::limiter::refund::{Grant, refund};
 use tollgate::limiter::time::{Micros, Timestamp};
 use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
@@ -156,6 +157,11 @@ fn any_cost() -> impl Strategy<Value = u32> {
     prop_oneof![6 => Just(1_u32), 2 => 1_u32..6, 1 => 1_u32..40, 1 => 1_u32..1_000_000_000]
 }
 
+/// Now and then one of those before.
+fn any_pick() -> impl Strategy<Value = Option<prop::sample::Index>> {
+    prop::option::weighted(0.4, any::<prop::sample::Index>())
+}
+
 fn any_start() -> impl Strategy<Value = u64> {
     START_US..START_US + 4_000_000_000
 }
@@ -269,6 +275,72 @@ proptest! {
     }
 
     #[test]
+    fn after_refunds_every_decision_still_equals_the_oracles(
+        scopes in any_scopes(),
+        start in any_start(),
+        requests in prop::collection::vec(
+            ((any_gap(), 0_u64..=1_000_000), any_cost(), any_pick()), 1..150),
+    ) {
+        let (mut states, mut oracle) = (Pure::default(), Oracle::new(&scopes));
+        let mut open: Vec<(usize, u32, Grant)> = Vec::new();
+        let mut now = start;
+        for (number, ((gap, behind), cost, pick)) in requests.into_iter().enumerate() {
+            now += gap;
+            let read = if gap % 2 == 0 { now } else { now - behind };
+            let decision = check(&mut states, &scopes, cost, at(read));
+            oracle::assert_same(&decision, &oracle.check(cost, read));
+            open.push((number, cost, Grant::new(&decision, scopes.len())));
+            if let Some(pick) = pick {
+                let (number, cost, grant) = open.swap_remove(pick.index(open.len()));
+                refund(&mut states, &scopes, cost, &grant);
+                oracle.refund(number);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_not_refunded_never_exceeds_a_limit(
+        set in any_set(),
+        start in any_start(),
+        requests in prop::collection::vec((any_gap(), any_cost(), any_pick()), 1..300),
+    ) {
+        let (scopes, mut states) = ([enforced(set)], Pure::default());
+        let mut admitted: Vec<(u64, u32, Grant)> = Vec::new();
+        let mut now = start;
+        for (gap, cost, pick) in requests {
+            now += gap;
+            let decision = check(&mut states, &scopes, cost, at(now));
+            if decision.verdict == Verdict::Allow {
+                admitted.push((now, cost, Grant::new(&decision, 1)));
+            }
+            if let Some(pick) = pick && !admitted.is_empty() {
+                let (_, cost, grant) = admitted.remove(pick.index(admitted.len()));
+                refund(&mut states, &scopes, cost, &grant);
+            }
+        }
+        let kept: Vec<_> = admitted.iter().map(|(at, cost, _)| (*at, *cost)).collect();
+        oracle::assert_promises(&set, &kept);
+    }
+
+    #[test]
+    fn a_refund_before_anything_else_came_leaves_no_trace(
+        scopes in any_scopes(),
+        start in any_start(),
+        requests in prop::collection::vec((any_gap(), any_cost(), any_cost(), any_gap()), 1..80),
+    ) {
+        let (mut disturbed, mut quiet) = (Pure::default(), Pure::default());
+        let mut now = start;
+        for (gap, cost, other_cost, other_gap) in requests {
+            now += other_gap;
+            let decision = check(&mut disturbed, &scopes, other_cost, at(now));
+            refund(&mut disturbed, &scopes, other_cost, &Grant::new(&decision, scopes.len()));
+            now += gap;
+            let decision = check(&mut disturbed, &scopes, cost, at(now));
+            prop_assert_eq!(decision, check(&mut quiet, &scopes, cost, at(now)));
+        }
+    }
+
+    #[test]
     fn the_order_of_scopes_changes_no_verdict(
         scopes in any_scopes(),
         start in any_start(),
@@ -343,6 +415,86 @@ proptest! {
         }
         prop_assert_eq!(store.evictions(), 0);
     }
+}
+
+// ---- refunds
+
+#[test]
+fn a_refund_is_worth_less_the_longer_others_earned_meanwhile() {
+    let scopes = [enforced(limit_set(Some((2, 10)), None, None))];
+    let remaining = |later_us: u64| {
+        let mut states = Pure::default();
+        let first = check(&mut states, &scopes, 5, at(START_US));
+        check(&mut states, &scopes, 1, at(START_US + later_us));
+        refund(&mut states, &scopes, 5, &Grant::new(&first, 1));
+        peek(&mut states, &scopes, 1, at(START_US + later_us)).statuses()[0].remaining
+    };
+    // Without the first, one of ten is spent, whenever the second comes.
+    assert_eq!([0, 1_000_000, 2_000_000, 9_000_000].map(remaining), [9, 9, 9, 9]);
+    // A bucket that was full between the two earned nothing then; that is not given back.
+    let mut states = Pure::default();
+    let first = check(&mut states, &scopes, 1, at(START_US));
+    check(&mut states, &scopes, 10, at(START_US + 500_000));
+    refund(&mut states, &scopes, 1, &Grant::new(&first, 1));
+    assert_eq!(peek(&mut states, &scopes, 1, at(START_US + 500_000)).verdict, Verdict::Deny);
+}
+
+#[test]
+fn a_state_whose_clock_was_set_back_gives_nothing_back() {
+    let scopes = [enforced(free())];
+    let mut states = Pure::default();
+    let first = check(&mut states, &scopes, 5, at(START_US));
+    let back = at(START_US - 5_000_000);
+    check(&mut states, &scopes, 1, back);
+    let before = peek(&mut states, &scopes, 1, back);
+    refund(&mut states, &scopes, 5, &Grant::new(&first, 1));
+    assert_eq!(peek(&mut states, &scopes, 1, back), before);
+}
+
+#[test]
+fn a_shadow_without_room_was_not_charged_and_gets_nothing_back() {
+    let set = limit_set(None, Some(2), Some(2));
+    let scopes = [enforced(free()), Limits { set, mode: Mode::Shadow }];
+    let mut states = Pure::default();
+    let spent = [2, 2].map(|cost| check(&mut states, &scopes, cost, at(START_US)));
+    refund(&mut states, &scopes, 2, &Grant::new(&spent[1], 2));
+    let left: Vec<_> = peek(&mut states, &scopes, 1, at(START_US))
+        .statuses()
+        .iter()
+        .map(|status| status.remaining)
+        .collect();
+    assert_eq!(left, [8, 98, 998, 0, 0]);
+    refund(&mut states, &scopes, 2, &Grant::new(&spent[0], 2));
+    let whole = peek(&mut Pure::default(), &scopes, 1, at(START_US));
+    assert_eq!(peek(&mut states, &scopes, 1, at(START_US)), whole);
+}
+
+#[test]
+fn a_denial_has_nothing_to_give_back() {
+    let scopes = [enforced(limit_set(None, Some(1), None))];
+    let mut states = Pure::default();
+    check(&mut states, &scopes, 1, at(START_US));
+    let denied = check(&mut states, &scopes, 1, at(START_US));
+    refund(&mut states, &scopes, 1, &Grant::new(&denied, 1));
+    assert_eq!(check(&mut states, &scopes, 1, at(START_US)).verdict, Verdict::Deny);
+}
+
+#[test]
+fn the_store_in_memory_gives_back_what_it_still_holds() {
+    let store = MemoryStore::new(1_000);
+    let plan = plan("one", &[enforced(limit_set(Some((1, 3)), Some(3), None)); 2], 1);
+    for _ in 0..10 {
+        let decision = store.check(&plan, at(START_US));
+        assert_eq!(decision.verdict, Verdict::Allow);
+        let after = store.refund(&plan, &Grant::new(&decision, 2), at(START_US));
+        assert_eq!(after.statuses().iter().map(|it| it.remaining).min(), Some(3));
+    }
+    let last = store.check(&plan, at(START_US));
+    let later = at(START_US + 100_000_000);
+    (0..store.shards()).for_each(|shard| _ = store.sweep(later, shard));
+    assert!(store.is_empty());
+    store.refund(&plan, &Grant::new(&last, 2), later);
+    assert!(store.is_empty(), "a refund makes no record");
 }
 
 // ---- the store in memory

@@ -12,7 +12,7 @@ use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::Timestamp;
 use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
-use tollgate::store::redis::codec::{CHECK_LUA, Call};
+use tollgate::store::redis::codec::{Call, SCRIPT};
 
 use redis::{RedisServer, Reply};
 
@@ -73,7 +73,7 @@ fn cpu_us(server: &RedisServer) -> f64 {
 #[ignore = "a measurement"]
 fn cost() {
     let Some(server) = RedisServer::spawn() else { return };
-    let check = load(&server, CHECK_LUA);
+    let check = load(&server, SCRIPT);
     let empty = load(&server, "return 1");
     let of = |count: usize, make: &dyn Fn(usize) -> Command| (0..count).map(make).collect();
     let wide = set(1_000_000, 1_000_000, 1_000_000, 1_000_000);

@@ -20,6 +20,7 @@ use tollgate::config::url;
 use tollgate::limiter::check::{Limits, State, States, check};
 use tollgate::limiter::decision::{Decision, SCOPES_MAX, Verdict};
 use tollgate::limiter::quota::{Bucket, LIMIT_MAX, LimitSet, Mode};
+use tollgate::limiter::refund::{Grant, refund};
 use tollgate::limiter::time::Timestamp;
 use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
@@ -170,6 +171,62 @@ fn the_script_decides_as_the_limiter_does() {
     if let Err(error) = result {
         panic!("{error}");
     }
+}
+
+#[test]
+fn the_script_gives_back_as_the_limiter_does() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let store = runtime.block_on(connect(&server));
+    let run = std::cell::Cell::new(0);
+    let picks =
+        prop::collection::vec(prop::option::weighted(0.5, any::<prop::sample::Index>()), 40 * 3);
+    let config = ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() };
+    let result = TestRunner::new(config).run(&(steps(), picks), |(steps, picks)| {
+        run.set(run.get() + 1);
+        let user = format!("run {}", run.get());
+        let mut limiter = Pure::default();
+        let mut open = Vec::new();
+        let mut now = START;
+        for (index, (step, pick)) in steps.iter().zip(picks).enumerate() {
+            now = (now + step.advance).max(1);
+            let asked = plan(&user, step.cost, &step.scopes);
+            let found = runtime.block_on(store.evaluate(&asked, at(now))).unwrap();
+            let expected = limiter.check(&asked, at(now).unwrap());
+            prop_assert_eq!(&found, &expected, "step {} at {}: {:?}", index, now, step);
+            let grant = Grant::new(&found, step.scopes.len());
+            prop_assert_eq!(grant, Grant::new(&expected, step.scopes.len()));
+            open.push((step, grant));
+            if let Some(pick) = pick {
+                let (step, grant) = open.swap_remove(pick.index(open.len()));
+                refund(&mut limiter, &step.scopes, step.cost, &grant);
+                let plan = plan(&user, step.cost, &step.scopes);
+                runtime.block_on(store.refund_in_redis(&plan, &grant)).unwrap();
+            }
+        }
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+    for key in server.keys() {
+        let Reply::Integer(left) = server.command(&[b"PTTL", &key]) else { panic!() };
+        assert!(left != -1, "{} never expires", String::from_utf8_lossy(&key));
+    }
+}
+
+#[tokio::test]
+async fn a_refund_by_the_servers_clock_leaves_nothing_of_the_only_charge() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let store = connect(&server).await;
+    let plan = plan("one", 3, &[enforced(set(Some((1, 10)), 100, 1_000)); 2]);
+    let decision = store.evaluate(&plan, None).await.unwrap();
+    assert_eq!(server.keys().len(), 2);
+    let grant = Grant::new(&decision, 2);
+    store.refund_in_redis(&plan, &grant).await.unwrap();
+    assert_eq!(server.keys().len(), 0);
+    store.refund_in_redis(&plan, &grant).await.unwrap();
+    assert_eq!(server.keys().len(), 0, "a refund makes no key");
 }
 
 #[test]
@@ -370,7 +427,7 @@ async fn values_stay_small() {
 #[tokio::test]
 async fn a_wrong_number_of_arguments_is_refused() {
     let Some(server) = RedisServer::spawn() else { return };
-    let script = tollgate::store::redis::codec::CHECK_LUA.as_bytes();
+    let script = tollgate::store::redis::codec::SCRIPT.as_bytes();
     for arguments in [&[&b"0"[..]][..], &[b"1", b"key"], &[b"1", b"key", b"short"]] {
         let reply = server.command(&[&[&b"EVAL"[..], script], arguments].concat());
         let Reply::Error(message) = reply else { panic!("{reply:?}") };

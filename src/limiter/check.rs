@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use super::bucket;
 use super::decision::{Decision, LimitStatus, SCOPES_MAX, Verdict};
 use super::quota::{LimitSet, Mode, Period};
+use super::refund::Charge;
 use super::time::{Micros, Timestamp};
 use super::window::{Aged, SUB_BUCKETS, Window};
 
@@ -226,6 +227,30 @@ impl State {
         }
         if set.hour.is_some() {
             self.hour.add(cost);
+        }
+    }
+
+    /// Takes a charge of `cost` out again; see [`super::refund::refund`] for what is left of it.
+    pub(super) fn give_back(&mut self, set: &LimitSet, cost: u32, charge: &Charge) {
+        if self.last < charge.at {
+            return;
+        }
+        if let Some(bucket) = set.second {
+            let earned = self.last.since(charge.at);
+            let credit = bucket::refilled(bucket::units(cost), bucket, earned);
+            self.debt = self.debt.saturating_sub(credit);
+        }
+        let windows = [
+            (set.minute, &mut self.minute, charge.minute, Period::Minute),
+            (set.hour, &mut self.hour, charge.hour, Period::Hour),
+        ];
+        for (limit, window, counted, period) in windows {
+            let current = self.last.as_micros() / period.sub_bucket().as_micros().max(1);
+            if limit.is_some()
+                && let Some(age) = current.checked_sub(counted)
+            {
+                window.remove(age, cost);
+            }
         }
     }
 

@@ -8,5 +8,6 @@ pub mod bucket;
 pub mod check;
 pub mod decision;
 pub mod quota;
+pub mod refund;
 pub mod time;
 pub mod window;

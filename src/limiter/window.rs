@@ -109,6 +109,26 @@ impl Window {
             ring.add(cost);
         }
     }
+
+    /// Takes up to `cost` out of what was counted `age` sub-buckets ago.
+    pub fn remove(&mut self, age: u64, cost: u32) {
+        let Ok(age @ 0..=SUB_BUCKETS) = u8::try_from(age) else { return };
+        match self {
+            Window::Sparse(entries) => {
+                let is_it = |entry: &&mut Entry| entry.count() > 0 && entry.age() == age;
+                if let Some(entry) = entries.iter_mut().find(is_it) {
+                    let count = entry.count().saturating_sub(cost);
+                    *entry = if count == 0 { Entry::default() } else { Entry::new(age, count) };
+                }
+            }
+            Window::Dense(ring) => {
+                ring.remove(age, cost);
+                if ring.sum == 0 {
+                    *self = Window::default();
+                }
+            }
+        }
+    }
 }
 
 /// A window seen at a later time.
@@ -224,6 +244,15 @@ impl Ring {
         }
     }
 
+    fn remove(&mut self, age: u8, cost: u32) {
+        let place = (usize::from(self.head) + AGES).saturating_sub(usize::from(age)) % AGES;
+        if let Some(count) = self.counts.get_mut(place) {
+            let removed = cost.min(*count);
+            *count -= removed;
+            self.sum = self.sum.saturating_sub(removed);
+        }
+    }
+
     /// The counts of ages 0 to [`SUB_BUCKETS`].
     fn newest_first(&self) -> impl DoubleEndedIterator<Item = u32> {
         // The head is always a place of the ring; clamped, so that no split can fail.
@@ -314,6 +343,26 @@ mod tests {
         assert_eq!(window.aged(0).sum(), INLINE_COUNT_MAX + 2);
         window.advance(61);
         assert!(window.is_empty());
+    }
+
+    #[test]
+    fn what_is_removed_is_of_its_sub_bucket_alone() {
+        for mut window in both(&[(0, 2), (10, 3), (10, 4)]) {
+            window.remove(10, 2);
+            assert_eq!(window.aged(0).sum(), 7);
+            window.remove(10, 7);
+            assert_eq!(window.aged(0).sum(), 6, "no more than is there");
+            for nothing in [1, 10, 61, 276, u64::MAX] {
+                window.remove(nothing, 1);
+            }
+            assert_eq!(window.aged(40).sum(), 6);
+            assert_eq!(window.aged(41).sum(), 4);
+            window.remove(0, 4);
+            assert_eq!(window.aged(0).whole_at(at(120), SUB), at(161));
+            window.remove(20, 2);
+            assert!(window.is_empty());
+            assert!(matches!(window, Window::Sparse(_)), "an empty ring is given back");
+        }
     }
 
     #[test]

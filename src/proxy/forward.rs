@@ -40,6 +40,21 @@ pub struct Call<'a> {
     pub present: Present,
 }
 
+/// Why there is no answer of the upstream's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What to answer instead.
+    pub refusal: Refusal,
+    /// Whether any of the request may have come to the upstream.
+    pub may_have_arrived: bool,
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Failure { refusal, may_have_arrived: true }
+    }
+}
+
 impl Call<'_> {
     /// Sends the request and waits for the answer's head.
     ///
@@ -56,7 +71,7 @@ impl Call<'_> {
     pub async fn forward(
         self,
         mut request: Request<Incoming>,
-    ) -> Result<(Response<ProxyBody>, Duration), Refusal> {
+    ) -> Result<(Response<ProxyBody>, Duration), Failure> {
         let settings = &self.worker.gate.settings;
         let upgrade = headers::wanted_upgrade(&request, self.present);
         let on_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
@@ -115,27 +130,32 @@ impl Call<'_> {
         self,
         mut request: Request<UploadBody>,
         upload: Option<&UploadState>,
-    ) -> Result<(Response<Incoming>, Lease), Refusal> {
+    ) -> Result<(Response<Incoming>, Lease), Failure> {
         let pool = &self.worker.pool;
         let may_repeat = upload.is_none() && is_idempotent(request.method());
         let mut tries_left = self.worker.gate.settings.retries;
         let mut wants_fresh = false;
         loop {
+            // A fresh one is wanted only after the request went out on another.
+            let failure = |refusal| Failure { refusal, may_have_arrived: wants_fresh };
             let pooled = if wants_fresh { None } else { pool.take(!may_repeat || tries_left == 0) };
             let mut lease = match pooled {
                 Some(lease) => lease,
-                None => pool.connect().await.map_err(connect_refusal)?,
+                None => {
+                    let connected = pool.connect().await;
+                    connected.map_err(|error| failure(connect_refusal(error)))?
+                }
             };
             let can_repeat = may_repeat && lease.is_reused && tries_left > 0;
             let copy = can_repeat.then(|| copy_of(&request));
             let sent = lease.sender.try_send_request(request);
             match answer_head(sent, self.worker, self.conn, upload).await {
                 Head::Arrived(response) => return Ok((response, lease)),
-                Head::TimedOut => return Err(Refusal::ResponseTimeout),
-                Head::UploadFailed(refusal) => return Err(refusal),
+                Head::TimedOut => return Err(Refusal::ResponseTimeout.into()),
+                Head::UploadFailed(refusal) => return Err(refusal.into()),
                 // Not a byte of it was sent: no harm in another try, whatever the method.
                 Head::NotSent(returned) if lease.is_reused => request = *returned,
-                Head::NotSent(_) => return Err(Refusal::UpstreamBroken),
+                Head::NotSent(_) => return Err(failure(Refusal::UpstreamBroken)),
                 Head::Broken => {
                     let copy = copy.filter(|_| !lease.has_answered());
                     request = copy.ok_or(Refusal::UpstreamBroken)?;

@@ -13,6 +13,7 @@ use hyper::body::{Body, Incoming};
 
 use crate::clock;
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
+use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{Ending, LimiterBackend};
 use crate::policy::facts::RequestFacts;
@@ -49,7 +50,8 @@ pub async fn handle(
     let mut exchange = Exchange::begin(&worker, &conn, &active, request.method(), started);
     let present = Present::in_fields(request.headers());
     let has_body = !request.body().is_end_stream();
-    let mut response = match decide(&worker, &conn, &mut exchange, &mut request, present).await {
+    let next = decide(&worker, &conn, &active, &mut exchange, &mut request, present).await;
+    let mut response = match next {
         Next::Answer(mut response) => {
             // Where a request that was not understood ends is anybody's guess.
             let is_unclear = response.status() == StatusCode::BAD_REQUEST;
@@ -58,7 +60,7 @@ pub async fn handle(
             }
             response
         }
-        Next::Forward { endpoint, shown } => {
+        Next::Forward { endpoint, mut shown, charged } => {
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
             let mut response = match call.forward(request).await {
                 Ok((response, took)) => {
@@ -66,8 +68,11 @@ pub async fn handle(
                     exchange.answered(response.status(), ending, Some(took));
                     response
                 }
-                Err(refusal) => {
-                    let mut response = refused(&mut exchange, refusal);
+                Err(failure) => {
+                    if !failure.may_have_arrived {
+                        shown = charged.and_then(|it| it.give_back(&worker)).or(shown);
+                    }
+                    let mut response = refused(&mut exchange, failure.refusal);
                     if has_body {
                         // How much of it was read is not known here.
                         close_after(&mut response, &conn);
@@ -123,21 +128,54 @@ async fn is_forgotten(request: &mut Request<Incoming>, present: Present) -> bool
 }
 
 /// What is to be done with a request.
-#[expect(clippy::large_enum_variant, reason = "moved once; a box would be an allocation")]
-enum Next {
+enum Next<'a> {
     /// It is answered without the upstream.
     Answer(Response<ProxyBody>),
-    /// It goes to the upstream. `shown` is the limit that the answer will speak of.
-    Forward { endpoint: Option<RuleId>, shown: Option<(LimitStatus, Timestamp)> },
+    /// It goes to the upstream. `shown` is the limit that the answer will speak of, at its time.
+    Forward {
+        endpoint: Option<RuleId>,
+        shown: Option<(LimitStatus, Timestamp)>,
+        charged: Option<Charged<'a>>,
+    },
 }
 
-async fn decide(
+impl Next<'_> {
+    /// It goes to the upstream, and no limit knows of it.
+    fn unlimited(endpoint: Option<RuleId>) -> Self {
+        Next::Forward { endpoint, shown: None, charged: None }
+    }
+}
+
+/// What a request has spent, and where.
+struct Charged<'a> {
+    plan: Plan<'a>,
+    grant: Grant,
+    backend: Backend,
+}
+
+impl Charged<'_> {
+    /// Takes it back, and says what the answer will speak of now. Redis is not waited for, so that
+    /// an answer goes on speaking of what was charged there: fewer requests left than there will
+    /// be, never more.
+    fn give_back(self, worker: &Worker) -> Option<(LimitStatus, Timestamp)> {
+        let Charged { plan, grant, backend } = &self;
+        let now = worker.gate.clock.now();
+        let decision = match &worker.redis {
+            Some(redis) => redis.refund(plan, grant, *backend, now)?,
+            None => worker.gate.memory.refund(plan, grant, now),
+        };
+        decision.shown().map(|shown| (*shown, decision.now))
+    }
+}
+
+async fn decide<'a>(
     worker: &Rc<Worker>,
     conn: &Arc<ConnState>,
+    active: &'a Active,
     exchange: &mut Exchange,
     request: &mut Request<Incoming>,
     present: Present,
-) -> Next {
+) -> Next<'a> {
     let settings = &worker.gate.settings;
     if let Err(refusal) = headers::check_request(request, present) {
         return Next::Answer(refused(exchange, refusal));
@@ -146,7 +184,6 @@ async fn decide(
         exchange.keep_quiet();
         return Next::Answer(response);
     }
-    let active = Arc::clone(exchange.active());
     let facts = facts_of(request, conn);
     let Ok(plan) = active.policy.plan(&facts, None) else {
         return Next::Answer(refused(exchange, Refusal::BadRequest));
@@ -159,24 +196,26 @@ async fn decide(
     let endpoint = plan.endpoint;
     match plan.disposition {
         Disposition::Refused => Next::Answer(refused(exchange, Refusal::Forbidden)),
-        Disposition::Exempt => Next::Forward { endpoint, shown: None },
+        Disposition::Exempt => Next::unlimited(endpoint),
         Disposition::Unlimited => {
             exchange.evaluated(&plan);
-            Next::Forward { endpoint, shown: None }
+            Next::unlimited(endpoint)
         }
         Disposition::Limited => {
             exchange.evaluated(&plan);
-            match check(worker, &active, &plan).await {
-                Checked::FailedOpen => Next::Forward { endpoint, shown: None },
+            match check(worker, active, &plan).await {
+                Checked::FailedOpen => Next::unlimited(endpoint),
                 Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
                 Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
                     let response = denied(worker, &decision);
                     exchange.answered(response.status(), Ending::RateLimited, None);
                     Next::Answer(response)
                 }
-                Checked::Decided { decision, .. } => {
+                Checked::Decided { decision, backend } => {
                     let shown = decision.shown().map(|shown| (*shown, decision.now));
-                    Next::Forward { endpoint, shown }
+                    let grant = Grant::new(&decision, plan.scopes().count());
+                    let charged = Some(Charged { plan, grant, backend });
+                    Next::Forward { endpoint, shown, charged }
                 }
             }
         }

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::limiter::check::{Limits, State, States, check, peek};
 use crate::limiter::decision::{Decision, SCOPES_MAX};
+use crate::limiter::refund::{Grant, refund};
 use crate::limiter::time::Timestamp;
 use crate::policy::plan::Plan;
 
@@ -90,6 +91,26 @@ impl MemoryStore {
             }
         }
         peek(&mut copies, scopes.limits(), scopes.cost, now)
+    }
+
+    /// Takes a charge back out of whatever of its records are still held, and says how every limit
+    /// stands then.
+    pub fn refund(&self, plan: &Plan<'_>, grant: &Grant, now: Timestamp) -> Decision {
+        let hash = self.keys.hash(&plan.identity);
+        let Some(Padded(shard)) = self.shard_of(hash) else { return Decision::allow(now) };
+        let scopes = Scopes::new(plan, hash);
+        let mut shard = shard.lock();
+        let mut used = Used::find(&mut shard, &scopes);
+        // What is not held is a spare state that was last used at the epoch: nothing happens to it.
+        refund(&mut used, scopes.limits(), scopes.cost, grant);
+        let decision = peek(&mut used, scopes.limits(), scopes.cost, now);
+        for (index, limits) in scopes.limits().iter().enumerate() {
+            if let Some(record) = used.record(index) {
+                let expires_at = record.state.expires_at(&limits.set);
+                record.keep_until(expires_at, decision.is_exhausted(index));
+            }
+        }
+        decision
     }
 
     /// Forgets what has expired in one shard, and says how much that was. Looks at a bounded number

@@ -492,7 +492,13 @@ pub struct Backend {
 impl Backend {
     /// Runs `script` on a thread of its own for each connection.
     pub fn spawn(script: impl Fn(BackendConnection) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::spawn_on(TcpListener::bind("127.0.0.1:0").unwrap(), script)
+    }
+
+    fn spawn_on(
+        listener: TcpListener,
+        script: impl Fn(BackendConnection) + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(AtomicUsize::new(0));
@@ -526,6 +532,17 @@ impl Backend {
     /// Answers every request with 200 and `ok`.
     pub fn ok() -> Self {
         Self::spawn(|mut connection| while connection.request().is_some() && connection.ok("ok") {})
+    }
+
+    /// The same, where so far was nobody.
+    pub fn ok_at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        Self::spawn_on(
+            listener,
+            |mut connection| {
+                while connection.request().is_some() && connection.ok("ok") {}
+            },
+        )
     }
 
     /// Every request so far.

@@ -16,6 +16,7 @@ const MINUTE: u64 = 60 * SECOND;
 /// Limits of one identity.
 pub struct Oracle {
     scopes: Vec<Scope>,
+    requests: usize,
 }
 
 /// What the oracle expects of one request.
@@ -50,13 +51,20 @@ struct Admitted {
     second: i128,
     minute: i128,
     cost: u32,
+    /// Which request it was, by number, and what the clock said when it came.
+    request: usize,
+    came: u64,
+    /// Refunded: no window counts it any more.
+    is_refunded: bool,
+    /// Millionths of tokens that a refund took off the debt.
+    credit: u128,
 }
 
 impl Oracle {
     pub fn new(scopes: &[Limits]) -> Self {
         let scope =
             |limits: &Limits| Scope { limits: *limits, last: 0, lived: 0, admitted: Vec::new() };
-        Oracle { scopes: scopes.iter().map(scope).collect() }
+        Oracle { scopes: scopes.iter().map(scope).collect(), requests: 0 }
     }
 
     pub fn check(&mut self, cost: u32, now: u64) -> Expected {
@@ -70,7 +78,7 @@ impl Oracle {
             let waits = seen.waits(cost, now);
             let is_charged = allow && fits(&seen);
             if is_charged {
-                seen.admit(cost);
+                seen.admit(cost, self.requests, now);
             }
             let mut found = seen.statuses(index as u8);
             for (status, wait) in found.iter_mut().zip(waits) {
@@ -85,7 +93,24 @@ impl Oracle {
                 *scope = seen;
             }
         }
+        self.requests += 1;
         Expected { allow, statuses }
+    }
+
+    /// Takes request `number` back, counted from 0; for clocks that are never set back.
+    pub fn refund(&mut self, number: usize) {
+        for scope in &mut self.scopes {
+            let is_it = |it: &&mut Admitted| it.request == number && !it.is_refunded;
+            let Some(charge) = scope.admitted.iter_mut().find(is_it) else { continue };
+            // With nothing left of it, a scope has no time of its own either.
+            let Some(elapsed) = scope.last.checked_sub(charge.came) else { continue };
+            charge.is_refunded = true;
+            let rate = scope.limits.set.second.map_or(0, |bucket| u128::from(bucket.rate.get()));
+            let earned = u128::from(elapsed) * rate;
+            let credit = tokens(charge.cost).saturating_sub(earned);
+            let refund = Admitted { lived: scope.lived, cost: 0, credit, ..*charge };
+            scope.admitted.push(refund);
+        }
     }
 }
 
@@ -115,12 +140,16 @@ impl Scope {
         in_debt || used.any(|used| used > 0)
     }
 
-    fn admit(&mut self, cost: u32) {
+    fn admit(&mut self, cost: u32, request: usize, came: u64) {
         self.admitted.push(Admitted {
             lived: self.lived,
             second: i128::from(self.last / SECOND),
             minute: i128::from(self.last / MINUTE),
             cost,
+            request,
+            came,
+            is_refunded: false,
+            credit: 0,
         });
     }
 
@@ -176,7 +205,12 @@ impl Scope {
         let oldest = i128::from(current) - 60;
         let own =
             |it: &&Admitted| oldest <= if period == Period::Minute { it.second } else { it.minute };
-        self.admitted.iter().filter(own).map(|it| u64::from(it.cost)).sum()
+        self.admitted
+            .iter()
+            .filter(|it| !it.is_refunded)
+            .filter(own)
+            .map(|it| u64::from(it.cost))
+            .sum()
     }
 
     /// Millionths of tokens owed `wait` from now on: nothing but the definition of a bucket.
@@ -185,6 +219,7 @@ impl Scope {
         let (mut debt, mut since) = (0_u128, 0_u128);
         for admitted in &self.admitted {
             debt = debt.saturating_sub((admitted.lived - since) * rate) + tokens(admitted.cost);
+            debt = debt.saturating_sub(admitted.credit);
             since = admitted.lived;
         }
         debt.saturating_sub((self.lived + u128::from(wait) - since) * rate)

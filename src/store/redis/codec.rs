@@ -1,4 +1,4 @@
-//! Names of keys, and the packed argument and reply of `check.lua`. All numbers little endian.
+//! Names of keys, and the packed arguments and reply of the script. All numbers little endian.
 
 use std::fmt::Write as _;
 
@@ -7,17 +7,21 @@ use sha2::{Digest, Sha256};
 
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::quota::{LimitSet, Mode, Period};
+use crate::limiter::refund::Grant;
 use crate::limiter::time::{Micros, Timestamp};
 use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
 
-/// The script; its head has the shapes of what is packed here.
-pub const CHECK_LUA: &str = include_str!("check.lua");
+/// The script, for checks and refunds; the heads of its two parts have the shapes of what is packed
+/// here.
+pub const SCRIPT: &str = concat!(include_str!("refund.lua"), include_str!("check.lua"));
 
 /// Above this a double skips integers.
 const EXACT_MAX: u64 = (1 << 53) - 1;
 const ARGUMENT_HEAD: usize = 16;
 const ARGUMENT_SCOPE: usize = 17;
+const REFUND_HEAD: usize = 13;
+const REFUND_SCOPE: usize = 21;
 const REPLY_HEAD: usize = 13;
 const REPLY_LIMIT: usize = 20;
 /// Hex digits of a key's hash: 128 bits, so that ten million identities collide with p < 10^-24.
@@ -79,8 +83,32 @@ impl Call {
         for scope in scopes.clone() {
             push_limits(&mut argument, &scope.limits.set, scope.limits.mode);
         }
-        let hash = identity_hash(prefix, &plan.identity);
-        let keys = scopes.map(|scope| key(prefix, &hash, scope.key)).collect::<Vec<_>>();
+        let keys = keys(prefix, plan);
+        let ticket = Ticket { sequence, scopes: keys.len() };
+        Call { keys, argument: argument.into(), ticket }
+    }
+
+    /// Takes back what a check of `plan` charged. The ticket is for no reply: there is nothing in
+    /// it that matters.
+    pub fn refund(prefix: &str, plan: &Plan<'_>, grant: &Grant, sequence: u32) -> Self {
+        let mut argument = Vec::with_capacity(REFUND_HEAD + 3 * REFUND_SCOPE);
+        let exact = |number: u64| (number.min(EXACT_MAX) as f64).to_le_bytes();
+        argument.push(1);
+        argument.extend_from_slice(&exact(grant.at().as_micros()));
+        argument.extend_from_slice(&plan.cost.to_le_bytes());
+        for (index, scope) in plan.scopes().enumerate() {
+            let charge = grant.charge(index);
+            let set = &scope.limits.set;
+            let rate = set.second.map_or(0, |bucket| bucket.rate.get());
+            let counted = |is_limited, number| if is_limited { number } else { 0 };
+            let minute = charge.map_or(0, |charge| counted(set.minute.is_some(), charge.minute));
+            let hour = charge.map_or(0, |charge| counted(set.hour.is_some(), charge.hour));
+            argument.push(u8::from(charge.is_some()));
+            argument.extend_from_slice(&rate.to_le_bytes());
+            argument.extend_from_slice(&exact(minute));
+            argument.extend_from_slice(&exact(hour));
+        }
+        let keys = keys(prefix, plan);
         let ticket = Ticket { sequence, scopes: keys.len() };
         Call { keys, argument: argument.into(), ticket }
     }
@@ -155,6 +183,11 @@ impl Ticket {
         }
         Ok(fields)
     }
+}
+
+fn keys(prefix: &str, plan: &Plan<'_>) -> Vec<Bytes> {
+    let hash = identity_hash(prefix, &plan.identity);
+    plan.scopes().map(|scope| key(prefix, &hash, scope.key)).collect()
 }
 
 /// The key of one scope of an identity. The braces keep all of an identity in one cluster slot.

@@ -27,7 +27,7 @@ use crate::clock::monotonic;
 use crate::store::failover::Outcome;
 
 use super::RedisShared;
-use super::codec::{CHECK_LUA, Call, ReplyError};
+use super::codec::{Call, ReplyError, SCRIPT};
 use super::error::{CheckError, ErrorKind};
 
 /// Checks of one worker that may wait for Redis, late ones included; more are decided without it.
@@ -175,7 +175,7 @@ impl Link {
         {
             return Ok(hash.clone());
         }
-        let hash: Str = self.client.script_load(static_str(CHECK_LUA)).await?;
+        let hash: Str = self.client.script_load(static_str(SCRIPT)).await?;
         if hash.len() != 40 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(CheckError::new(ErrorKind::Protocol, "SCRIPT LOAD did not give a hash"));
         }

@@ -18,6 +18,7 @@ use fred::bytes_utils::Str;
 
 use crate::clock::monotonic;
 use crate::limiter::decision::{Decision, Verdict};
+use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::policy::plan::Plan;
 
@@ -213,6 +214,49 @@ impl RedisStore {
             Err(error) => shared.note_bad(error),
         }
         result
+    }
+
+    /// Takes back what a check by `backend` charged. In this process's memory at once, and then it
+    /// says how the limits stand; in Redis some time soon, or never: it is tried once, waits for
+    /// Redis no longer than a check does, beside as many, and is not waited for here. That it
+    /// failed costs its caller some tokens and is counted among the errors, but says nothing of
+    /// Redis that checks will not.
+    pub fn refund(
+        &self,
+        plan: &Plan<'_>,
+        grant: &Grant,
+        backend: Backend,
+        now: Timestamp,
+    ) -> Option<Decision> {
+        let shared = self.shared();
+        if backend != Backend::Redis {
+            return Some(shared.local.refund(plan, grant, now));
+        }
+        // What decides meanwhile knows nothing of this charge.
+        if shared.gate.is_closed() && plan.scopes().next().is_some() {
+            tokio::spawn(self.refund_in_redis(plan, grant));
+        }
+        None
+    }
+
+    /// The same in Redis alone, whatever the breaker says, to be waited for. The plan has at least
+    /// one scope.
+    pub fn refund_in_redis(
+        &self,
+        plan: &Plan<'_>,
+        grant: &Grant,
+    ) -> impl Future<Output = Result<(), CheckError>> + Send + use<> {
+        let link = Arc::clone(&self.link);
+        let settings = &self.shared().settings;
+        let budget = settings.timeout;
+        let call = Call::refund(&settings.key_prefix, plan, grant, link.next_sequence());
+        async move {
+            let result = link.call(call, budget).await.map(|_| ());
+            if let Err(error) = &result {
+                link.shared().stats.count_error(error.kind);
+            }
+            result
+        }
     }
 }
 
