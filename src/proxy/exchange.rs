@@ -87,11 +87,6 @@ impl Exchange {
         }
     }
 
-    /// The policy that holds for this exchange, whatever is reloaded meanwhile.
-    pub fn active(&self) -> &Arc<Active> {
-        &self.active
-    }
-
     /// Notes which rule names the request.
     pub fn planned(&mut self, plan: &Plan<'_>) {
         if let Some(facts) = &mut self.facts {

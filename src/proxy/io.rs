@@ -63,8 +63,6 @@ pub struct ConnState {
     is_switched: AtomicBool,
     is_uploading: AtomicBool,
     ends_in_reset: AtomicBool,
-    bytes_in: AtomicU64,
-    bytes_out: AtomicU64,
 }
 
 impl ConnState {
@@ -92,8 +90,6 @@ impl ConnState {
             is_switched: AtomicBool::new(false),
             is_uploading: AtomicBool::new(false),
             ends_in_reset: AtomicBool::new(false),
-            bytes_in: AtomicU64::new(0),
-            bytes_out: AtomicU64::new(0),
         };
         state.set_due(timers.after(timeouts.header));
         Arc::new(state)
@@ -168,21 +164,12 @@ impl ConnState {
         false
     }
 
-    /// Bytes read from and written to the socket since the last call, its heads included.
-    pub fn take_bytes(&self) -> (u64, u64) {
-        let taken = (self.bytes_in.load(Relaxed), self.bytes_out.load(Relaxed));
-        self.bytes_in.store(0, Relaxed);
-        self.bytes_out.store(0, Relaxed);
-        taken
-    }
-
     fn set_due(&self, due: Tick) {
         self.due.store(due.as_millis(), Relaxed);
         self.alarm.arm(due);
     }
 
     fn on_read(&self, count: usize) {
-        add(&self.bytes_in, count);
         if self.phase() != Phase::Idle || count == 0 || self.is_switched.load(Relaxed) {
             return;
         }
@@ -199,8 +186,7 @@ impl ConnState {
         }
     }
 
-    fn on_write(&self, count: usize) {
-        add(&self.bytes_out, count);
+    fn on_write(&self) {
         match self.phase() {
             Phase::Request => self.due.store(u64::MAX, Relaxed),
             // The tail of an answer: the reader is slow, not gone.
@@ -220,12 +206,6 @@ impl ConnState {
             self.set_due(self.timers.after(self.timeouts.idle));
         }
     }
-}
-
-/// One thread only, so no read-modify-write is needed.
-fn add(counter: &AtomicU64, count: usize) {
-    let count = u64::try_from(count).unwrap_or(u64::MAX);
-    counter.store(counter.load(Relaxed).saturating_add(count), Relaxed);
 }
 
 /// A downstream socket that keeps its [`ConnState`] up to date.
@@ -289,7 +269,7 @@ impl DownstreamIo {
 
     fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &result {
-            Poll::Ready(Ok(count)) => self.state.on_write(*count),
+            Poll::Ready(Ok(_)) => self.state.on_write(),
             Poll::Ready(Err(_)) => {}
             Poll::Pending => self.state.on_write_blocked(),
         }

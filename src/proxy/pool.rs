@@ -173,11 +173,6 @@ impl Pool {
         idle.retain(|entry| !self.timers.is_past(entry.until) && !entry.sender.is_closed());
     }
 
-    /// Idle connections now.
-    pub fn idle_count(&self) -> usize {
-        self.idle.borrow().len()
-    }
-
     async fn connect_any(&self) -> io::Result<TcpStream> {
         let addresses = self.addresses.get().await?;
         let in_turn = self.addresses.rotated(&addresses);
