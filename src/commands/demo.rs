@@ -48,7 +48,7 @@ hour. Try, in another terminal:
     curl -i '{url}'
 
   twelve on one connection, and the last answer: 429, and when to come back
-    curl -si -w '\n' '{url}&n=[1-12]' | tail -n 11
+    curl -si -w '\\n' '{url}&n=[1-12]' | tail -n 11
 
   what tollgate counted
     curl -s http://{admin}/metrics | grep -E '^rate_limit_(hits|blocks)' | grep -v ' 0$'
