@@ -12,10 +12,6 @@ use std::time::Duration;
 
 use support::{Backend, GENEROUS, PATIENCE, Start, Tollgate, wait_until};
 
-fn proxy(backend: &Backend) -> Tollgate {
-    Start::default().upstream(backend.address).tiers(GENEROUS).run()
-}
-
 /// Answers every request with these bytes.
 fn answering(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Backend {
     Backend::spawn(
@@ -30,7 +26,7 @@ fn answering(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Backend {
 #[test]
 fn a_target_that_is_neither_a_path_nor_a_uri_is_refused() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     for target in [
         "foo",
         "foo:80",
@@ -64,7 +60,7 @@ fn a_target_that_is_neither_a_path_nor_a_uri_is_refused() {
 #[test]
 fn a_request_of_http_1_0_without_host_gets_the_upstream_s() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     assert_eq!(tollgate.connect().send("GET / HTTP/1.0\r\n\r\n").answer().status, 200);
     let seen = backend.last();
     assert_eq!(seen.all("host"), [backend.address.to_string()]);
@@ -76,7 +72,7 @@ fn a_request_of_http_1_0_without_host_gets_the_upstream_s() {
 #[test]
 fn h2c_never_reaches_the_upstream_and_http_1_0_upgrades_nothing() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     for (version, fields) in [
         ("1.1", "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n"),
         ("1.1", "Connection: upgrade\r\nUpgrade: H2C\r\n"),
@@ -116,7 +112,7 @@ fn trailers_that_frame_route_or_vouch_are_dropped() {
          2\r\nhi\r\n0\r\n{TRAILERS}\r\n"
     );
     let backend = answering(answer);
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     let answer = client
         .send(format!(
@@ -150,7 +146,7 @@ fn an_answer_framed_in_two_ways_is_502_and_equal_lengths_become_one() {
     ] {
         for method in ["GET", "HEAD"] {
             let backend = answering(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\nok"));
-            let tollgate = proxy(&backend);
+            let tollgate = Tollgate::generous(&backend);
             let request = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
             let answer = tollgate.connect().send(request).answer_to(method);
             assert_eq!(answer.status, 502, "{method} {fields:?}");
@@ -159,7 +155,7 @@ fn an_answer_framed_in_two_ways_is_502_and_equal_lengths_become_one() {
     for fields in ["Content-Length: 2, 2", "Content-Length: 2\r\nContent-Length: 2"] {
         for (method, body) in [("GET", "ok"), ("HEAD", "")] {
             let backend = answering(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{body}"));
-            let tollgate = proxy(&backend);
+            let tollgate = Tollgate::generous(&backend);
             let request = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
             let answer = tollgate.connect().send(request).answer_to(method);
             assert_eq!((answer.status, answer.all("content-length")), (200, vec!["2"]), "{fields}");
@@ -230,7 +226,7 @@ fn a_small_refused_body_is_read_and_the_connection_kept() {
 #[test]
 fn nothing_behind_a_request_that_was_not_understood_is_read() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let behind = "GET /behind HTTP/1.1\r\nHost: a\r\n\r\n";
     for fields in [
         "Transfer-Encoding: ,chunked",
@@ -270,7 +266,7 @@ fn nothing_behind_a_request_that_was_not_understood_is_read() {
 #[test]
 fn a_head_that_cannot_be_read_is_refused_in_json() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let many: String = (0..200).map(|n| format!("X-{n}: x\r\n")).collect();
     let long = "x".repeat(200_000);
     for (request, status, error) in [
@@ -305,7 +301,7 @@ fn a_head_that_cannot_be_read_is_refused_in_json() {
     // What an upstream says is left as it is, even if it says the same.
     let same = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
     let backend = answering(same);
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     for _ in 0..2 {
         let answer = client.get("/");
@@ -427,7 +423,7 @@ fn connections_to_the_upstream_are_reused_under_load() {
 #[test]
 fn chunks_that_can_be_read_in_two_ways_are_refused() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let behind = "GET /behind HTTP/1.1\r\nHost: a\r\n\r\n";
     let long = format!("2;{}\r\nhi\r\n0\r\n\r\n", "x".repeat(20_000));
     for body in [
@@ -483,7 +479,7 @@ fn interim_answers_are_not_the_answer() {
         HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nSet-Cookie: interim\r\n\r\n";
     let flood = format!("{}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", interim.repeat(2000));
     let backend = answering(flood);
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     for _ in 0..2 {
         let answer = client.get("/");
@@ -575,7 +571,7 @@ fn bytes_behind_an_upgrade_request_wait_for_the_101() {
                 }
             }
         });
-        let tollgate = proxy(&backend);
+        let tollgate = Tollgate::generous(&backend);
         let mut client = tollgate.connect();
         client.send(format!("{UPGRADE}{behind}"));
         if status == 101 {
@@ -595,7 +591,7 @@ fn a_101_that_was_not_asked_for_is_502() {
         let backend = answering(format!(
             "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n{upgrade}\r\n\r\n"
         ));
-        let tollgate = proxy(&backend);
+        let tollgate = Tollgate::generous(&backend);
         let mut client = tollgate.connect();
         assert_eq!(client.send(UPGRADE).answer().status, 502, "{upgrade}");
         // The client's connection is not the worse for it.
@@ -604,7 +600,7 @@ fn a_101_that_was_not_asked_for_is_502() {
     let backend = answering(
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
     );
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let unasked = UPGRADE.replace("Connection: Upgrade\r\n", "");
     let old = UPGRADE.replace("HTTP/1.1", "HTTP/1.0");
     for request in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", &unasked, &old] {
@@ -624,7 +620,7 @@ fn an_upgrade_with_a_body_sends_its_body_as_a_body() {
         let bytes = connection.read_some(100);
         connection.send(&bytes);
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     let request = UPGRADE.replace("Host", "Content-Length: 5\r\nHost");
     client.send(format!("{request}hello"));
@@ -635,12 +631,6 @@ fn an_upgrade_with_a_body_sends_its_body_as_a_body() {
 
 fn descriptors(tollgate: &Tollgate) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", tollgate.pid())).unwrap().count()
-}
-
-/// The resident set, in bytes.
-fn resident(tollgate: &Tollgate) -> u64 {
-    let pages = std::fs::read_to_string(format!("/proc/{}/statm", tollgate.pid())).unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
 /// Whoever leaves, and in the middle of what: the upstream is let go within moments, and nothing is
@@ -676,7 +666,7 @@ fn nothing_is_left_of_those_who_leave() {
         }
         gone.send(()).ok();
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let before = descriptors(&tollgate);
     for reset in [false, true] {
         for (request, waits_for) in [
@@ -752,7 +742,7 @@ fn a_break_is_no_end_for_a_client_that_reads_until_the_close() {
             std::thread::sleep(Duration::from_millis(100));
             connection.reset();
         });
-        let tollgate = proxy(&backend);
+        let tollgate = Tollgate::generous(&backend);
         let mut client = tollgate.connect();
         client.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
         let head = client.head();
@@ -768,7 +758,7 @@ fn a_break_is_no_end_for_a_client_that_reads_until_the_close() {
 #[test]
 fn a_drain_waits_for_an_upload_but_not_for_ever() {
     let backend = Backend::ok();
-    let mut tollgate = proxy(&backend);
+    let mut tollgate = Tollgate::generous(&backend);
     let mut uploading = tollgate.connect();
     uploading.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nha");
     let mut idle = tollgate.connect();
@@ -848,7 +838,7 @@ fn connection_options_take_away_nothing_that_others_rely_on() {
          Date: Mon, 01 Jan 2024 00:00:00 GMT\r\nVia: 1.1 o\r\nX-RateLimit-Limit: 7\r\n\
          X-RateLimit-Policy: own\r\nRetry-After: 9\r\n\r\nok",
     );
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let answer = tollgate
         .connect()
         .send(
@@ -890,7 +880,7 @@ fn connection_options_take_away_nothing_that_others_rely_on() {
 #[test]
 fn fields_that_vouch_for_a_caller_do_not_come_from_the_caller() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let request = "GET / HTTP/1.1\r\nHost: a\r\nX_Forwarded_For: 6.6.6.6\r\n\
         X-Forwarded_For: 6.6.6.6\r\nX_Real_IP: 6.6.6.6\r\nContent_Length: 5\r\n\
         Transfer_Encoding: chunked\r\nX-Forwarded-Port: 6\r\nX-Forwarded-Prefix: /6\r\n\
@@ -934,14 +924,14 @@ fn a_gigabyte_each_way_leaves_memory_flat() {
             }
         }
     });
-    let tollgate = proxy(&backend);
-    let before = resident(&tollgate);
+    let tollgate = Tollgate::generous(&backend);
+    let before = tollgate.resident();
     let highest = AtomicU64::new(0);
     let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !is_done.load(Ordering::Acquire) {
-                highest.fetch_max(resident(&tollgate), Ordering::AcqRel);
+                highest.fetch_max(tollgate.resident(), Ordering::AcqRel);
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
@@ -985,7 +975,7 @@ fn those_who_read_nothing_are_cut_and_hold_little() {
         .tiers(GENEROUS)
         .config("server: { idle_timeout: 1s }\nupstream: { response_timeout: 1s }")
         .run();
-    let before = resident(&tollgate);
+    let before = tollgate.resident();
     let mut readers: Vec<_> = (0..EACH).map(|_| tollgate.connect()).collect();
     for client in &mut readers {
         client.send("GET /endless HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -1003,7 +993,7 @@ fn those_who_read_nothing_are_cut_and_hold_little() {
             });
         }
     });
-    let grown = resident(&tollgate).saturating_sub(before);
+    let grown = tollgate.resident().saturating_sub(before);
     assert!(grown < 64 << 20, "grown by {grown} bytes");
     wait_until("all of them are cut", || tollgate.metric("tollgate_requests_in_flight") == 0.0);
 }
@@ -1016,17 +1006,17 @@ fn a_huge_head_of_an_answer_is_502() {
         connection.send("HTTP/1.1 200 OK\r\n");
         while connection.send("X-More: and more of it\r\n".repeat(100)) {}
     });
-    assert_eq!(proxy(&endless).get("/").status, 502);
+    assert_eq!(Tollgate::generous(&endless).get("/").status, 502);
     for size in [70_000, 100_000, 1_000_000] {
         let field = "x".repeat(size);
         let backend =
             answering(format!("HTTP/1.1 200 OK\r\nX: {field}\r\nContent-Length: 2\r\n\r\nok"));
-        assert_eq!(proxy(&backend).get("/").status, 502, "{size}");
+        assert_eq!(Tollgate::generous(&backend).get("/").status, 502, "{size}");
     }
     let field = "x".repeat(60_000);
     let backend =
         answering(format!("HTTP/1.1 200 OK\r\nX: {field}\r\nContent-Length: 2\r\n\r\nok"));
-    assert_eq!(proxy(&backend).get("/").status, 200);
+    assert_eq!(Tollgate::generous(&backend).get("/").status, 200);
 }
 
 /// RFC 9112 §4: the reason is for people, and for a code that nobody knows it is all there is.
@@ -1034,7 +1024,7 @@ fn a_huge_head_of_an_answer_is_502() {
 fn the_reason_of_an_answer_is_kept() {
     for line in ["200 OK", "200 Fine", "299 Odd", "520 Web server is returning an unknown error"] {
         let backend = answering(format!("HTTP/1.1 {line}\r\nContent-Length: 2\r\n\r\nok"));
-        let answer = proxy(&backend).get("/");
+        let answer = Tollgate::generous(&backend).get("/");
         assert!(answer.head.starts_with(&format!("HTTP/1.1 {line}\r\n")), "{}", answer.head);
     }
 }

@@ -12,14 +12,10 @@ use std::time::Duration;
 
 use support::{Backend, Client, GENEROUS, PATIENCE, Start, Tollgate, nobody, wait_until};
 
-fn proxy(backend: &Backend) -> Tollgate {
-    Start::default().upstream(backend.address).tiers(GENEROUS).run()
-}
-
 #[test]
 fn a_request_arrives_as_it_was_sent_but_for_its_hop_by_hop_fields() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let request = "GET /a%2Fb//c;d=e/%7Euser?x=1&y=%20? HTTP/1.1\r\nHost: shop.test:8080\r\n\
         Accept: */*\r\nX-Twice: one\r\nX-Twice: two\r\nConnection: keep-alive, X-Secret\r\n\
         Connection: X-Other\r\nX-Secret: 1\r\nX-Other: 2\r\nKeep-Alive: timeout=5\r\n\
@@ -48,7 +44,7 @@ fn an_untrusted_peer_s_forwarding_fields_are_replaced_and_a_trusted_one_s_extend
         X-Forwarded-For: 10.1.2.3\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\n\
         Forwarded: for=203.0.113.9\r\nX-Real-IP: 203.0.113.9\r\nX_Forwarded_For: 1.1.1.1\r\n\
         Connection: X-Forwarded-For, Via, Host\r\nVia: 1.0 before\r\n\r\n";
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     assert_eq!(tollgate.connect().send(spoof).answer().status, 200);
     let seen = backend.last();
     assert_eq!(seen.all("x-forwarded-for"), ["127.0.0.1"]);
@@ -75,7 +71,7 @@ fn an_untrusted_peer_s_forwarding_fields_are_replaced_and_a_trusted_one_s_extend
 #[test]
 fn what_is_no_request_is_refused_and_never_forwarded() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let refused = [
         ("GET / HTTP/1.1\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
@@ -116,7 +112,7 @@ fn what_is_no_request_is_refused_and_never_forwarded() {
 #[test]
 fn an_absolute_target_s_authority_replaces_host() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let request = "GET http://real.test/p?q HTTP/1.1\r\nHost: fake.test\r\n\r\n";
     assert_eq!(tollgate.connect().send(request).answer().status, 200);
     let seen = backend.last();
@@ -126,7 +122,7 @@ fn an_absolute_target_s_authority_replaces_host() {
 #[test]
 fn one_framing_of_a_body_reaches_the_upstream() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     // Transfer-Encoding wins over Content-Length, and the connection ends after the answer.
     let mut client = tollgate.connect();
     client.send(
@@ -177,7 +173,7 @@ fn bodies_stream_both_ways_and_chunks_pass_at_once() {
         released.lock().unwrap().recv().unwrap();
         connection.send("3\r\nend\r\n0\r\n\r\n");
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n");
     // The first chunk is there while the client still holds the rest back.
@@ -201,7 +197,7 @@ fn a_reader_that_takes_nothing_holds_the_upstream_back() {
             counter.fetch_add(1, Ordering::AcqRel);
         }
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(client.head().status, 200);
@@ -213,9 +209,8 @@ fn a_reader_that_takes_nothing_holds_the_upstream_back() {
         std::mem::replace(&mut last, now) == now && now > 0
     });
     assert!(last < 1024, "{last} chunks of 64 KiB went somewhere");
-    let resident = std::fs::read_to_string(format!("/proc/{}/statm", tollgate.pid())).unwrap();
-    let pages: u64 = resident.split(' ').nth(1).unwrap().parse().unwrap();
-    assert!(pages * 4096 < 64 << 20, "{pages} pages resident");
+    let resident = tollgate.resident();
+    assert!(resident < 64 << 20, "{resident} bytes resident");
 }
 
 #[test]
@@ -232,7 +227,7 @@ fn head_and_bodiless_answers_keep_the_connection_in_step() {
             connection.send(answer);
         }
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     let head = client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n").answer_to("HEAD");
     assert_eq!((head.status, head.all("content-length")), (200, vec!["1234"]));
@@ -272,7 +267,7 @@ fn pipelined_requests_are_answered_in_order() {
             connection.ok(seen.target());
         }
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     let requests: String =
         (0..5).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
@@ -290,7 +285,7 @@ fn http_1_0_gets_no_chunks_and_is_closed() {
                 .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n");
         }
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     client.send("GET / HTTP/1.0\r\n\r\n");
     let answer = client.answer();
@@ -309,7 +304,7 @@ fn trailers_pass_both_ways() {
             );
         }
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     client.send(
         "POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nTrailer: X-Up\r\n\
@@ -323,7 +318,7 @@ fn trailers_pass_both_ways() {
 #[test]
 fn expect_100_continue_is_answered_when_the_body_is_wanted() {
     let backend = Backend::ok();
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(client.head().status, 100);
@@ -358,7 +353,7 @@ fn an_early_answer_reaches_the_client_during_its_upload() {
         // Kept open for a while, so that what is unread does not reset the answer away.
         connection.read_some(1 << 20);
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nfirst");
     let answer = client.answer();
@@ -391,7 +386,7 @@ fn garbage_half_heads_and_unasked_upgrades_are_502() {
             connection.request();
             connection.send(bytes);
         });
-        let tollgate = proxy(&backend);
+        let tollgate = Tollgate::generous(&backend);
         let answer = tollgate.get("/");
         assert_eq!(answer.status, 502, "{:?}", String::from_utf8_lossy(bytes));
         assert_eq!(answer.field("proxy-status"), Some("tollgate; error=connection_terminated"));
@@ -420,7 +415,7 @@ fn a_body_that_breaks_off_is_passed_on_as_broken_off() {
             connection.request();
             connection.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n4\r\nhalf\r\n"));
         });
-        let tollgate = proxy(&backend);
+        let tollgate = Tollgate::generous(&backend);
         let answer = tollgate.get("/");
         assert_eq!(answer.status, 200);
         assert!(!answer.is_complete, "{framing}");
@@ -506,7 +501,7 @@ fn bytes_after_an_answer_go_to_nobody() {
             );
         }
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     for _ in 0..20 {
         assert_eq!(tollgate.get("/").text(), "ok");
     }
@@ -521,7 +516,7 @@ fn a_client_that_leaves_cancels_the_upstream_request() {
         let rest = connection.read_some(1);
         gone.send(rest.is_empty()).unwrap();
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     wait_until("the backend has the request", || !backend.seen().is_empty());
@@ -546,7 +541,7 @@ fn an_upgrade_becomes_a_tunnel() {
             }
         }
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     client.send(
         "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
@@ -572,7 +567,7 @@ fn a_declined_upgrade_is_an_ordinary_answer() {
             connection.send("HTTP/1.1 426 Upgrade Required\r\nContent-Length: 2\r\n\r\nno");
         }
     });
-    let tollgate = proxy(&backend);
+    let tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
     assert_eq!(client.answer().text(), "no");
@@ -659,7 +654,7 @@ fn a_drain_cuts_nothing() {
             }
         }
     });
-    let mut tollgate = proxy(&backend);
+    let mut tollgate = Tollgate::generous(&backend);
     let mut idle = tollgate.connect();
     assert_eq!(idle.get("/").status, 200);
     let mut slow = tollgate.connect();
@@ -688,7 +683,7 @@ fn a_web_socket_is_told_that_tollgate_goes_away() {
         connection.stream.read_to_end(&mut rest).ok();
         frame.send(rest).unwrap();
     });
-    let mut tollgate = proxy(&backend);
+    let mut tollgate = Tollgate::generous(&backend);
     let mut client = tollgate.connect();
     client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
     assert_eq!(client.head().status, 101);
@@ -708,7 +703,7 @@ fn a_second_signal_ends_it_now() {
         connection.request();
         connection.read_some(1);
     });
-    let mut tollgate = proxy(&backend);
+    let mut tollgate = Tollgate::generous(&backend);
     let mut waiting = tollgate.connect();
     waiting.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     wait_until("the request is under way", || !backend.seen().is_empty());

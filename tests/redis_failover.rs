@@ -18,12 +18,11 @@ use tollgate::config::url;
 use tollgate::limiter::check::Limits;
 use tollgate::limiter::decision::Verdict;
 use tollgate::limiter::quota::{LimitSet, Mode};
+use tollgate::metrics::labels::{BreakerState, RedisErrorKind};
 use tollgate::policy::compiled::FailureMode;
 use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
-use tollgate::store::failover::BreakerState;
 use tollgate::store::memory::MemoryStore;
-use tollgate::store::redis::error::ErrorKind;
 use tollgate::store::redis::settings::RedisSettings;
 use tollgate::store::redis::stats::Reason;
 use tollgate::store::redis::{RedisShared, RedisStore};
@@ -126,7 +125,7 @@ async fn a_forgotten_script_is_loaded_again_once() {
     // Each ran once: all fifty fit, and not one more.
     let Checked::Decided { decision, .. } = check(&store, &plan("42", 50)).await else { panic!() };
     assert_eq!(decision.verdict, Verdict::Deny);
-    assert!(store.shared().stats().errors(ErrorKind::NoScript) >= 1);
+    assert!(store.shared().stats().errors(RedisErrorKind::Noscript) >= 1);
     let Reply::Text(stats) = server.words("INFO commandstats") else { panic!("no statistics") };
     let stats = String::from_utf8(stats).unwrap();
     let loads = stats.lines().find(|line| line.starts_with("cmdstat_script")).unwrap();
@@ -147,7 +146,7 @@ async fn a_restart_with_empty_memory_is_survived() {
     assert!(stats.reconnects() >= 1);
     assert_eq!(stats.transitions(BreakerState::Open), 1);
     assert_eq!(stats.transitions(BreakerState::Closed), 1);
-    assert!(stats.fallbacks(FailureMode::Local, Reason::Failed(ErrorKind::Io)) >= 1);
+    assert!(stats.fallbacks(FailureMode::Local, Reason::Failed(RedisErrorKind::Io)) >= 1);
 }
 
 #[tokio::test]
@@ -191,9 +190,14 @@ async fn stands_still(mode: FailureMode) {
     server.pause();
     opened(&store, mode).await;
     let stats = store.shared().stats();
-    assert!(stats.errors(ErrorKind::Timeout) >= 1);
+    assert!(stats.errors(RedisErrorKind::Timeout) >= 1);
     // With the breaker open Redis is not even asked: none of these waits for anything.
-    let failed = || ErrorKind::ALL.map(|kind| stats.fallbacks(mode, Reason::Failed(kind)));
+    let failed = || {
+        RedisErrorKind::ALL
+            .iter()
+            .map(|kind| stats.fallbacks(mode, Reason::Failed(*kind)))
+            .collect::<Vec<_>>()
+    };
     let (before, failed_before) = (stats.fallbacks(mode, Reason::BreakerOpen), failed());
     for _ in 0..100 {
         expect_mode(&check(&store, &plan("meanwhile", 1_000_000)).await, mode);
@@ -249,7 +253,7 @@ async fn calls_in_flight_are_bounded() {
     }
     let stats = store.shared().stats();
     assert_eq!(most, 1_024);
-    let overload = Reason::Failed(ErrorKind::Overload);
+    let overload = Reason::Failed(RedisErrorKind::Overload);
     assert!(stats.fallbacks(FailureMode::Open, overload) >= 1_000);
     server.resume();
     recovered(&store).await;
@@ -285,7 +289,7 @@ async fn a_demoted_primary_counts_as_lost() {
     recovered(&store).await;
     server.words("REPLICAOF 127.0.0.1 1");
     opened(&store, FailureMode::Closed).await;
-    assert!(store.shared().stats().errors(ErrorKind::ReadOnly) >= 1);
+    assert!(store.shared().stats().errors(RedisErrorKind::Readonly) >= 1);
     server.words("REPLICAOF NO ONE");
     recovered(&store).await;
 }

@@ -29,10 +29,8 @@ use crate::proxy::headers::{Reset, ResponseFields};
 use crate::proxy::io::PhaseTimeouts;
 use crate::proxy::pool::PoolSettings;
 use crate::proxy::resolve::Addresses;
-use crate::store::failover;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
-use crate::store::redis::error::ErrorKind;
 use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
 
@@ -164,11 +162,7 @@ fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
 }
 
 fn redis_view(redis: &RedisShared) -> DependencyView {
-    let breaker = match redis.breaker_state() {
-        failover::BreakerState::Closed => BreakerState::Closed,
-        failover::BreakerState::HalfOpen => BreakerState::HalfOpen,
-        failover::BreakerState::Open => BreakerState::Open,
-    };
+    let breaker = redis.breaker_state();
     let status = match breaker {
         BreakerState::Closed if redis.is_connected() => DependencyStatus::Healthy,
         BreakerState::Closed if redis.connected() > 0 => DependencyStatus::Degraded,
@@ -206,11 +200,8 @@ fn redis_figures(stats: &RedisStats) -> RedisFigures {
         reconnects: stats.reconnects(),
         ..RedisFigures::default()
     };
-    for kind in ErrorKind::ALL {
-        let errors = stats.errors(kind);
-        if let Some(count) = figures.errors.get_mut(error_label(kind).index()) {
-            *count = errors;
-        }
+    for (count, kind) in figures.errors.iter_mut().zip(RedisErrorKind::ALL) {
+        *count = stats.errors(*kind);
     }
     let modes = [
         (FailureMode::Local, FallbackMode::Local),
@@ -218,7 +209,7 @@ fn redis_figures(stats: &RedisStats) -> RedisFigures {
         (FailureMode::Closed, FallbackMode::Closed),
     ];
     for (mode, label) in modes {
-        let failed = ErrorKind::ALL.iter().map(|kind| Reason::Failed(*kind));
+        let failed = RedisErrorKind::ALL.iter().map(|kind| Reason::Failed(*kind));
         for reason in failed.chain([Reason::BreakerOpen]) {
             let row = figures.fallbacks.get_mut(label.index());
             if let Some(count) = row.and_then(|row| row.get_mut(reason_label(reason).index())) {
@@ -226,36 +217,17 @@ fn redis_figures(stats: &RedisStats) -> RedisFigures {
             }
         }
     }
-    let states = [
-        (failover::BreakerState::Closed, BreakerState::Closed),
-        (failover::BreakerState::HalfOpen, BreakerState::HalfOpen),
-        (failover::BreakerState::Open, BreakerState::Open),
-    ];
-    for (state, label) in states {
-        if let Some(count) = figures.transitions.get_mut(label.index()) {
-            *count = stats.transitions(state);
-        }
+    for (count, state) in figures.transitions.iter_mut().zip(BreakerState::ALL) {
+        *count = stats.transitions(*state);
     }
     figures
-}
-
-fn error_label(kind: ErrorKind) -> RedisErrorKind {
-    match kind {
-        ErrorKind::Timeout => RedisErrorKind::Timeout,
-        ErrorKind::ReadOnly => RedisErrorKind::Readonly,
-        ErrorKind::NoScript => RedisErrorKind::Noscript,
-        ErrorKind::Io => RedisErrorKind::Io,
-        ErrorKind::Protocol => RedisErrorKind::Protocol,
-        ErrorKind::Server => RedisErrorKind::Server,
-        ErrorKind::Overload => RedisErrorKind::Overload,
-    }
 }
 
 fn reason_label(reason: Reason) -> FallbackReason {
     match reason {
         Reason::BreakerOpen => FallbackReason::CircuitOpen,
-        Reason::Failed(ErrorKind::Timeout) => FallbackReason::Timeout,
-        Reason::Failed(ErrorKind::Overload) => FallbackReason::Overload,
+        Reason::Failed(RedisErrorKind::Timeout) => FallbackReason::Timeout,
+        Reason::Failed(RedisErrorKind::Overload) => FallbackReason::Overload,
         Reason::Failed(_) => FallbackReason::Error,
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::limiter::time::Timestamp;
+use crate::metrics::labels::BreakerState;
 use crate::policy::compiled::FailureMode;
 use crate::policy::plan::Plan;
 
@@ -24,33 +25,6 @@ pub const WINDOW_CALLS_MIN: u32 = 20;
 pub const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// Good probes in a row that close the breaker.
 pub const GOOD_PROBES: u32 = 3;
-
-/// State of the breaker; the discriminants are the values of its metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum BreakerState {
-    /// Calls are made.
-    Closed = 0,
-    /// No calls are made; the last probe was good, but one is not enough.
-    HalfOpen = 1,
-    /// No calls are made.
-    Open = 2,
-}
-
-impl BreakerState {
-    /// Every state, in the order of their discriminants.
-    pub const ALL: [BreakerState; 3] =
-        [BreakerState::Closed, BreakerState::HalfOpen, BreakerState::Open];
-
-    /// `closed`, `half_open` or `open`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            BreakerState::Closed => "closed",
-            BreakerState::HalfOpen => "half_open",
-            BreakerState::Open => "open",
-        }
-    }
-}
 
 /// What became of a call or a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -128,6 +128,11 @@ impl Tollgate {
         Start::default().upstream(upstream).run()
     }
 
+    /// In front of `backend`, with limits that no test reaches.
+    pub fn generous(backend: &Backend) -> Self {
+        Start::default().upstream(backend.address).tiers(GENEROUS).run()
+    }
+
     /// A connection to the data port.
     pub fn connect(&self) -> Client {
         Client::connect(self.data)
@@ -159,6 +164,12 @@ impl Tollgate {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its resident set, in bytes.
+    pub fn resident(&self) -> u64 {
+        let pages = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
     }
 
     /// Sends it a signal, by the name that `kill` knows.

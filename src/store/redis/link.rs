@@ -24,11 +24,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::clock::monotonic;
+use crate::metrics::labels::RedisErrorKind;
 use crate::store::failover::Outcome;
 
 use super::RedisShared;
 use super::codec::{Call, ReplyError, SCRIPT};
-use super::error::{CheckError, ErrorKind};
+use super::error::CheckError;
 
 /// Checks of one worker that may wait for Redis, late ones included; more are decided without it.
 const IN_FLIGHT_MAX: usize = 1_024;
@@ -113,7 +114,7 @@ impl Link {
     /// Runs the script, and ends within `budget`. What is answered later is only counted.
     pub async fn call(self: &Arc<Self>, call: Call, budget: Duration) -> Result<Value, CheckError> {
         if !*self.up.borrow() {
-            return Err(CheckError::new(ErrorKind::Io, "not connected"));
+            return Err(CheckError::new(RedisErrorKind::Io, "not connected"));
         }
         let place = Place::take(self)?;
         let deadline = monotonic() + budget;
@@ -131,7 +132,7 @@ impl Link {
                         shared.stats.count_late_reply();
                     }
                 });
-                Err(CheckError::new(ErrorKind::Timeout, "no answer within the budget"))
+                Err(CheckError::new(RedisErrorKind::Timeout, "no answer within the budget"))
             }
         }
     }
@@ -139,7 +140,7 @@ impl Link {
     /// Gives the connection up soon: it answered what was not asked.
     pub fn distrust(&self, error: &ReplyError) -> CheckError {
         self.distrusted.store(true, Ordering::Relaxed);
-        CheckError::new(ErrorKind::Protocol, &error.to_string())
+        CheckError::new(RedisErrorKind::Protocol, &error.to_string())
     }
 
     /// Runs the script, and loads it first where Redis does not know it. Safe to repeat then:
@@ -148,8 +149,8 @@ impl Link {
         let seen = self.loads.load(Ordering::Acquire);
         if let Some(hash) = self.shared.script.get() {
             match self.run(hash.clone(), call).await {
-                Err(error) if error.kind == ErrorKind::NoScript => {
-                    self.shared.stats.count_error(ErrorKind::NoScript);
+                Err(error) if error.kind == RedisErrorKind::Noscript => {
+                    self.shared.stats.count_error(RedisErrorKind::Noscript);
                 }
                 result => return result,
             }
@@ -157,7 +158,7 @@ impl Link {
         let hash = self.load(seen).await?;
         // Past the deadline the request has been decided without Redis: it must not spend now.
         if monotonic() >= deadline {
-            return Err(CheckError::new(ErrorKind::Timeout, "no answer within the budget"));
+            return Err(CheckError::new(RedisErrorKind::Timeout, "no answer within the budget"));
         }
         self.run(hash, call).await
     }
@@ -177,7 +178,10 @@ impl Link {
         }
         let hash: Str = self.client.script_load(static_str(SCRIPT)).await?;
         if hash.len() != 40 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(CheckError::new(ErrorKind::Protocol, "SCRIPT LOAD did not give a hash"));
+            return Err(CheckError::new(
+                RedisErrorKind::Protocol,
+                "SCRIPT LOAD did not give a hash",
+            ));
         }
         self.loads.fetch_add(1, Ordering::Release);
         Ok(self.shared.script.get_or_init(|| hash).clone())
@@ -232,7 +236,7 @@ impl Link {
             if !self.client.is_connected() {
                 self.set_up(false);
                 misses = 0;
-                self.shared.count_against(&CheckError::new(ErrorKind::Io, "not connected"));
+                self.shared.count_against(&CheckError::new(RedisErrorKind::Io, "not connected"));
                 continue;
             }
             if self.look().await {
@@ -272,7 +276,7 @@ impl Link {
                 return true;
             }
             Ok(Err(error)) => error.into(),
-            Err(_) => CheckError::new(ErrorKind::Timeout, "no PONG"),
+            Err(_) => CheckError::new(RedisErrorKind::Timeout, "no PONG"),
         };
         shared.count_against(&error);
         false
@@ -285,7 +289,7 @@ impl Link {
         let reply = self.call(call, settings.timeout).await?;
         match ticket.decode_probe(reply.as_bytes().unwrap_or_default()) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(CheckError::new(ErrorKind::Protocol, "the probe was denied")),
+            Ok(false) => Err(CheckError::new(RedisErrorKind::Protocol, "the probe was denied")),
             Err(error) => Err(self.distrust(&error)),
         }
     }
@@ -298,7 +302,7 @@ impl Place {
     fn take(link: &Arc<Link>) -> Result<Self, CheckError> {
         if link.in_flight.fetch_add(1, Ordering::Relaxed) >= IN_FLIGHT_MAX {
             link.in_flight.fetch_sub(1, Ordering::Relaxed);
-            return Err(CheckError::new(ErrorKind::Overload, "too many checks are waiting"));
+            return Err(CheckError::new(RedisErrorKind::Overload, "too many checks are waiting"));
         }
         link.shared.stats.enter_flight();
         Ok(Place(Arc::clone(link)))

@@ -20,13 +20,14 @@ use crate::clock::monotonic;
 use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
+use crate::metrics::labels::{BreakerState, RedisErrorKind};
 use crate::policy::plan::Plan;
 
-use super::failover::{BreakerState, Gate, Outcome, decide_without};
+use super::failover::{Gate, Outcome, decide_without};
 use super::memory::MemoryStore;
 use super::{Backend, Checked};
 use codec::Call;
-use error::{CheckError, ErrorKind};
+use error::CheckError;
 use link::{AbortOnDrop, Link};
 use settings::RedisSettings;
 use stats::{Reason, RedisStats};
@@ -97,10 +98,8 @@ impl RedisShared {
         decide_without(mode, &self.local, plan, now)
     }
 
-    fn note_good(&self, started: Instant) {
-        let now = monotonic();
-        self.stats.record_latency(now.saturating_duration_since(started));
-        self.gate.record(Outcome::Good, now);
+    fn note_good(&self) {
+        self.gate.record(Outcome::Good, monotonic());
     }
 
     fn note_bad(&self, error: &CheckError) {
@@ -111,8 +110,8 @@ impl RedisShared {
     /// Counts a failure towards the breaker. A full queue is not one: it follows from those that
     /// are. Nor is the missing connection of one worker while others have theirs.
     fn count_against(&self, error: &CheckError) {
-        let is_own = error.kind == ErrorKind::Io && self.connected() > 0;
-        if error.kind == ErrorKind::Overload || is_own {
+        let is_own = error.kind == RedisErrorKind::Io && self.connected() > 0;
+        if error.kind == RedisErrorKind::Overload || is_own {
             return;
         }
         if let Some(state) = self.gate.record(Outcome::Bad, monotonic()) {
@@ -173,7 +172,6 @@ impl RedisStore {
     /// Cancelled, the check may have been charged.
     pub async fn check(&self, plan: &Plan<'_>, now: Timestamp) -> Checked {
         let shared = self.shared();
-        shared.stats.count_check();
         if plan.scopes().next().is_none() {
             let decision = Decision::new(Verdict::Allow, now);
             return Checked::Decided { decision, backend: Backend::Redis };
@@ -198,7 +196,6 @@ impl RedisStore {
         now: Option<Timestamp>,
     ) -> Result<Decision, CheckError> {
         let shared = self.shared();
-        let started = monotonic();
         let settings = &shared.settings;
         let call = Call::new(&settings.key_prefix, plan, now, self.link.next_sequence());
         let ticket = call.ticket;
@@ -210,7 +207,7 @@ impl RedisStore {
             Err(error) => Err(error),
         };
         match &result {
-            Ok(_) => shared.note_good(started),
+            Ok(_) => shared.note_good(),
             Err(error) => shared.note_bad(error),
         }
         result

@@ -1,37 +1,22 @@
 //! What the store counts about itself: plain numbers for whoever exports them. No names of metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
+use crate::metrics::labels::{BreakerState, RedisErrorKind};
 use crate::policy::compiled::FailureMode;
-use crate::store::failover::BreakerState;
 
-use super::error::ErrorKind;
-
-/// Upper bounds of the latency buckets, in microseconds; one more bucket holds what is above.
-pub const LATENCY_BOUNDS_US: [u64; 12] =
-    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 20_000, 50_000, 100_000, 250_000, 1_000_000];
-const LATENCY_BUCKETS: usize = LATENCY_BOUNDS_US.len() + 1;
-const KINDS: usize = ErrorKind::ALL.len();
+const KINDS: usize = RedisErrorKind::COUNT;
 
 /// Why a decision was made without Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// Redis was asked, to no avail.
-    Failed(ErrorKind),
+    Failed(RedisErrorKind),
     /// The breaker is open: Redis was not asked.
     BreakerOpen,
 }
 
 impl Reason {
-    /// The label's value.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Reason::Failed(kind) => kind.as_str(),
-            Reason::BreakerOpen => "breaker_open",
-        }
-    }
-
     const fn index(self) -> usize {
         match self {
             Reason::Failed(kind) => kind as usize,
@@ -43,7 +28,6 @@ impl Reason {
 /// Counters of all workers together. They only grow, but `in_flight`.
 #[derive(Debug, Default)]
 pub struct RedisStats {
-    checks: AtomicU64,
     errors: [AtomicU64; KINDS],
     fallbacks: [[AtomicU64; KINDS + 1]; 3],
     transitions: [AtomicU64; 3],
@@ -51,18 +35,11 @@ pub struct RedisStats {
     forced_reconnects: AtomicU64,
     late_replies: AtomicU64,
     in_flight: AtomicU64,
-    latency: [AtomicU64; LATENCY_BUCKETS],
-    latency_sum_us: AtomicU64,
 }
 
 impl RedisStats {
-    /// Checks that were asked for, whoever decided them.
-    pub fn checks(&self) -> u64 {
-        self.checks.load(Ordering::Relaxed)
-    }
-
     /// Failures of this kind, probes and a `NOSCRIPT` that was mended included.
-    pub fn errors(&self, kind: ErrorKind) -> u64 {
+    pub fn errors(&self, kind: RedisErrorKind) -> u64 {
         read(&self.errors, kind as usize)
     }
 
@@ -97,22 +74,7 @@ impl RedisStats {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Answered checks by latency: one count for each of [`LATENCY_BOUNDS_US`] (not cumulative)
-    /// and one for what is above.
-    pub fn latency(&self) -> [u64; LATENCY_BUCKETS] {
-        std::array::from_fn(|index| read(&self.latency, index))
-    }
-
-    /// Sum of the latencies of answered checks.
-    pub fn latency_sum(&self) -> Duration {
-        Duration::from_micros(self.latency_sum_us.load(Ordering::Relaxed))
-    }
-
-    pub(super) fn count_check(&self) {
-        self.checks.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn count_error(&self, kind: ErrorKind) {
+    pub(super) fn count_error(&self, kind: RedisErrorKind) {
         add_one(&self.errors, kind as usize);
     }
 
@@ -145,13 +107,6 @@ impl RedisStats {
     pub(super) fn leave_flight(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
-
-    pub(super) fn record_latency(&self, latency: Duration) {
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        let bucket = LATENCY_BOUNDS_US.partition_point(|bound| *bound < micros);
-        add_one(&self.latency, bucket);
-        self.latency_sum_us.fetch_add(micros, Ordering::Relaxed);
-    }
 }
 
 const fn mode_index(mode: FailureMode) -> usize {
@@ -177,20 +132,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_latency_falls_into_the_first_bucket_that_holds_it() {
-        let stats = RedisStats::default();
-        for micros in [0, 100, 101, 20_000, 2_000_000] {
-            stats.record_latency(Duration::from_micros(micros));
-        }
-        assert_eq!(stats.latency(), [2, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]);
-        assert_eq!(stats.latency_sum(), Duration::from_micros(2_020_201));
-    }
-
-    #[test]
     fn fallbacks_are_counted_by_mode_and_reason() {
         let stats = RedisStats::default();
         stats.count_fallback(FailureMode::Open, Reason::BreakerOpen);
-        stats.count_fallback(FailureMode::Open, Reason::Failed(ErrorKind::Timeout));
+        stats.count_fallback(FailureMode::Open, Reason::Failed(RedisErrorKind::Timeout));
         assert_eq!(stats.fallbacks(FailureMode::Open, Reason::BreakerOpen), 1);
         assert_eq!(stats.fallbacks(FailureMode::Local, Reason::BreakerOpen), 0);
     }
