@@ -58,7 +58,7 @@ fn run_test(policy: &Policy, test: &PolicyTest) -> TestResult {
         headers: &test.headers,
     };
     let mut differences = Vec::new();
-    match policy.plan(&facts, None) {
+    match policy.plan(&facts, policy.anonymous(&facts)) {
         Err(error) => differences.push(format!("the request is refused with 400: {error}")),
         Ok(plan) => {
             let mut compare = |what: &str, found: String, expected: &Option<String>| {

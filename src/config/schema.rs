@@ -431,6 +431,8 @@ pub struct Jwt {
     pub audience: Option<String>,
     /// How far clocks may differ.
     pub leeway: HumanDuration,
+    /// Longest token that is looked at; a longer one is invalid.
+    pub max_bytes: ByteSize,
     /// What an invalid token means.
     pub on_invalid: OnInvalid,
 }
@@ -453,6 +455,7 @@ impl Default for Jwt {
             issuer: None,
             audience: None,
             leeway: HumanDuration::secs(30),
+            max_bytes: ByteSize(8 << 10),
             on_invalid: OnInvalid::Ip,
         }
     }
@@ -476,11 +479,20 @@ pub struct ApiKey {
     pub header: String,
     /// A file with the hashes of keys, each with id and tier.
     pub keys_file: Option<String>,
+    /// Whether the field is taken out of what the backend sees.
+    pub strip: bool,
+    /// What an unknown or expired key means.
+    pub on_invalid: OnInvalid,
 }
 
 impl Default for ApiKey {
     fn default() -> Self {
-        ApiKey { header: "X-API-Key".to_owned(), keys_file: None }
+        ApiKey {
+            header: "X-API-Key".to_owned(),
+            keys_file: None,
+            strip: false,
+            on_invalid: OnInvalid::Ip,
+        }
     }
 }
 
@@ -579,15 +591,27 @@ impl Default for PostgresLookup {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisLookup {
+    /// The server; that of `store.redis` where it is not given.
+    pub url: Option<Redacted>,
+    /// A file that holds the URL.
+    pub url_file: Option<String>,
     /// The hash's key; `{id}` is the user.
     pub hash: String,
     /// Its field.
     pub field: String,
+    /// How long an answer may take.
+    pub timeout: HumanDuration,
 }
 
 impl Default for RedisLookup {
     fn default() -> Self {
-        RedisLookup { hash: "user:{id}".to_owned(), field: "subscription".to_owned() }
+        RedisLookup {
+            url: None,
+            url_file: None,
+            hash: "user:{id}".to_owned(),
+            field: "subscription".to_owned(),
+            timeout: HumanDuration::millis(100),
+        }
     }
 }
 

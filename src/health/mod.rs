@@ -3,6 +3,7 @@
 //! Values only: who measures sets them, who answers probes reads them. Nothing here does I/O or
 //! reads a clock.
 
+pub mod breaker;
 pub mod dependency;
 pub mod heartbeat;
 pub mod readiness;

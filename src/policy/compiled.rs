@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use crate::limiter::check::Limits;
 use crate::limiter::quota::{LimitSet, Mode};
 
+use super::caller::{Caller, Credential};
 use super::facts::RequestFacts;
 use super::identity::{Identity, IpPrefix, PrefixLengths};
 use super::plan::{Disposition, Plan, RuleId, Scope, TierId, TierSource};
@@ -125,13 +126,22 @@ pub struct Policy {
     prefixes: PrefixLengths,
 }
 
-/// What a verified credential says of its bearer.
-#[derive(Clone, Debug)]
-pub struct Credential {
-    /// The user or key that it names.
-    pub identity: Identity,
-    /// A tier or a subscription, as the token or key carries it.
-    pub subscription: Option<Box<str>>,
+/// Where a request comes from, and what was wrong with what its fields say of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAddress {
+    /// The caller's address, IPv4 mapped into IPv6 already folded.
+    pub address: IpAddr,
+    /// Why forwarding fields were not believed, if there were any.
+    pub fault: Option<ForwardedFault>,
+}
+
+/// Why forwarding fields were not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardedFault {
+    /// They came from a peer that is not trusted.
+    Untrusted,
+    /// They cannot be read.
+    Malformed,
 }
 
 impl Policy {
@@ -168,19 +178,15 @@ impl Policy {
     ///
     /// # Errors
     /// A path that cannot be read without doubt; the request is refused with 400.
-    pub fn plan(
-        &self,
-        facts: &RequestFacts<'_>,
-        credential: Option<Credential>,
-    ) -> Result<Plan<'_>, PathError> {
+    pub fn plan(&self, facts: &RequestFacts<'_>, caller: Caller) -> Result<Plan<'_>, PathError> {
         let matched = self.router.find(facts)?;
-        let address = self.client_address(facts.peer, facts.headers);
+        let Caller { address, credential, bought } = caller;
         let (identity, subscription) = match credential {
             Some(credential) => (credential.identity, credential.subscription),
             None => (Identity::Ip(IpPrefix::new(address, self.prefixes)), None),
         };
         let (tier, tier_source, refused) =
-            self.tier_of(&identity, subscription.as_deref(), address);
+            self.tier_of(&identity, subscription.as_deref(), bought.as_deref(), address);
 
         let mut plan = Plan::new(identity, tier, tier_source);
         let lenient_rule = matched.lenient.filter(|rule| Some(*rule) != matched.strict);
@@ -271,9 +277,9 @@ impl Policy {
     /// The caller's address: the socket's peer, or, from a trusted peer, the first untrusted
     /// address of `X-Forwarded-For` walked from the right. A chain that cannot be read ends the
     /// walk at the last address that could be.
-    fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    pub fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         if self.trusted_proxies.is_empty() || !self.is_trusted(peer) {
-            return peer.to_canonical();
+            return ClientAddress { address: peer.to_canonical(), fault: None };
         }
         let mut client = peer.to_canonical();
         let lines = headers.get_all("x-forwarded-for").iter().rev();
@@ -284,13 +290,28 @@ impl Policy {
                 break;
             }
         }
-        client
+        ClientAddress { address: client, fault: None }
+    }
+
+    /// The caller of whom nothing but the address is known.
+    pub fn anonymous(&self, facts: &RequestFacts<'_>) -> Caller {
+        Caller::by_address(self.client_address(facts.peer, facts.headers).address)
+    }
+
+    /// Whether the database of subscriptions may have a say in the caller's tier: a user whom
+    /// nothing that goes before it has given one.
+    pub fn asks_database(&self, credential: &Credential) -> bool {
+        let Credential { identity, subscription } = credential;
+        let is_user = matches!(identity, Identity::User(_));
+        let is_known = subscription.as_deref().is_some_and(|name| self.tier_named(name).is_some());
+        is_user && !is_known && !self.identities.contains_key(identity)
     }
 
     fn tier_of(
         &self,
         identity: &Identity,
         subscription: Option<&str>,
+        bought: Option<&str>,
         address: IpAddr,
     ) -> (TierId, TierSource, bool) {
         // A denied address is denied whoever the user is.
@@ -306,6 +327,9 @@ impl Policy {
         }
         if let Some(tier) = subscription.and_then(|name| self.tier_named(name)) {
             return (tier, TierSource::Credential, false);
+        }
+        if let Some(tier) = bought.and_then(|name| self.tier_named(name)) {
+            return (tier, TierSource::Database, false);
         }
         if let Identity::Ip(_) = identity {
             let network = self.networks.iter().find(|(network, _)| network.contains(&address));

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 /// The kind of an identity, as the `identifier_type` label says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,9 +37,9 @@ pub enum Identity {
     /// An address folded to its prefix.
     Ip(IpPrefix),
     /// A user, by the token's claim.
-    User(Box<str>),
+    User(Arc<str>),
     /// An API key, by its id, never by the key.
-    Key(Box<str>),
+    Key(Arc<str>),
 }
 
 /// An address with its host bits cleared, and the length of the prefix that is kept.

@@ -3,6 +3,7 @@
 //! Pure: no I/O, no async, no clock, no locks. A [`compiled::Policy`] is compiled once from the
 //! operator's file and then answers `plan` for every request.
 
+pub mod caller;
 pub mod compiled;
 pub mod facts;
 pub mod identity;

@@ -21,6 +21,8 @@ pub enum TierSource {
     Identities,
     /// The token or key carries it, by name or through `subscriptions:`.
     Credential,
+    /// The database of subscriptions knows it, likewise.
+    Database,
     /// `networks:` names the caller's network.
     Networks,
     /// None of the others did.

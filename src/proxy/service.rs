@@ -185,7 +185,7 @@ async fn decide<'a>(
         return Next::Answer(response);
     }
     let facts = facts_of(request, conn);
-    let Ok(plan) = active.policy.plan(&facts, None) else {
+    let Ok(plan) = active.policy.plan(&facts, active.policy.anonymous(&facts)) else {
         return Next::Answer(refused(exchange, Refusal::BadRequest));
     };
     exchange.planned(&plan);

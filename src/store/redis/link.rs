@@ -24,8 +24,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::clock::monotonic;
+use crate::health::breaker::Outcome;
 use crate::metrics::labels::RedisErrorKind;
-use crate::store::failover::Outcome;
 
 use super::RedisShared;
 use super::codec::{Call, ReplyError, SCRIPT};
@@ -257,8 +257,8 @@ impl Link {
     /// cannot be written to is worth another connection too, as its name may lead elsewhere now.
     async fn look(self: &Arc<Self>) -> bool {
         let shared = &self.shared;
-        let opened_at = shared.gate.opened_at();
-        if let Some(probe) = shared.gate.try_probe(monotonic(), jitter()) {
+        let opened_at = shared.breaker.opened_at();
+        if let Some(probe) = shared.breaker.try_probe(monotonic(), jitter()) {
             self.set_up(true);
             let outcome = match self.probe().await {
                 Ok(()) => Outcome::Good,

@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use fred::bytes_utils::Str;
 
 use crate::clock::monotonic;
+use crate::health::breaker::{Outcome, SharedBreaker};
 use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, RedisErrorKind};
 use crate::policy::plan::Plan;
 
-use super::failover::{Gate, Outcome, decide_without};
+use super::failover::decide_without;
 use super::memory::MemoryStore;
 use super::{Backend, Checked};
 use codec::Call;
@@ -37,7 +38,7 @@ use stats::{Reason, RedisStats};
 pub struct RedisShared {
     settings: RedisSettings,
     local: Arc<MemoryStore>,
-    gate: Gate,
+    breaker: SharedBreaker,
     stats: RedisStats,
     /// The script's hash, as the first load told it; depends on nothing but the script.
     script: OnceLock<Str>,
@@ -53,7 +54,7 @@ impl RedisShared {
         RedisShared {
             settings,
             local,
-            gate: Gate::default(),
+            breaker: SharedBreaker::default(),
             stats: RedisStats::default(),
             script: OnceLock::new(),
             stores: AtomicUsize::new(0),
@@ -73,12 +74,12 @@ impl RedisShared {
 
     /// The breaker's state.
     pub fn breaker_state(&self) -> BreakerState {
-        self.gate.state()
+        self.breaker.state()
     }
 
     /// Since when, by [`monotonic`], no request has been checked in Redis; `None` while they are.
     pub fn unavailable_since(&self) -> Option<Instant> {
-        self.gate.opened_at()
+        self.breaker.opened_at()
     }
 
     /// Workers that have a connection to Redis.
@@ -99,7 +100,7 @@ impl RedisShared {
     }
 
     fn note_good(&self) {
-        self.gate.record(Outcome::Good, monotonic());
+        self.breaker.record(Outcome::Good, monotonic());
     }
 
     fn note_bad(&self, error: &CheckError) {
@@ -114,7 +115,7 @@ impl RedisShared {
         if error.kind == RedisErrorKind::Overload || is_own {
             return;
         }
-        if let Some(state) = self.gate.record(Outcome::Bad, monotonic()) {
+        if let Some(state) = self.breaker.record(Outcome::Bad, monotonic()) {
             self.stats.count_transition(state);
             tracing::warn!(
                 server = %self.settings.target,
@@ -176,7 +177,7 @@ impl RedisStore {
             let decision = Decision::new(Verdict::Allow, now);
             return Checked::Decided { decision, backend: Backend::Redis };
         }
-        if !shared.gate.is_closed() {
+        if !shared.breaker.is_closed() {
             return shared.decide_without(plan, now, Reason::BreakerOpen);
         }
         match self.evaluate(plan, None).await {
@@ -230,7 +231,7 @@ impl RedisStore {
             return Some(shared.local.refund(plan, grant, now));
         }
         // What decides meanwhile knows nothing of this charge.
-        if shared.gate.is_closed() && plan.scopes().next().is_some() {
+        if shared.breaker.is_closed() && plan.scopes().next().is_some() {
             tokio::spawn(self.refund_in_redis(plan, grant));
         }
         None
