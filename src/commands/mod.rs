@@ -4,6 +4,7 @@ pub mod check;
 pub mod demo;
 pub mod example_backend;
 pub mod health;
+mod identity;
 pub mod run;
 pub mod serve;
 mod wiring;

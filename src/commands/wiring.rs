@@ -24,6 +24,7 @@ use crate::metrics::labels::{
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::{Build, Metrics, RedisFigures};
 use crate::policy::compiled::FailureMode;
+use crate::proxy::caller::UnknownSubscriptions;
 use crate::proxy::gate::{Active, Drain, Gate, Page, Settings};
 use crate::proxy::headers::{Reset, ResponseFields};
 use crate::proxy::io::PhaseTimeouts;
@@ -33,6 +34,8 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
+
+use super::identity::identifier;
 
 /// Digits of the policy's hash that are shown.
 const HASH_DIGITS: usize = 12;
@@ -51,7 +54,10 @@ pub struct Wired {
 
 impl Wired {
     /// Makes every module from what was loaded.
-    pub fn new(loaded: Loaded, workers: usize) -> Self {
+    ///
+    /// # Errors
+    /// TLS towards a key set's server cannot be set up.
+    pub fn new(loaded: Loaded, workers: usize) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
         let clock = Clock::System;
         let build = Build {
@@ -60,6 +66,7 @@ impl Wired {
             rustc: env!("TOLLGATE_RUSTC"),
         };
         let metrics = Metrics::new(workers, build, settings.slow_redis);
+        let identifier = identifier(&settings.identity, settings.slow_jwks, &metrics)?;
         let policy_metrics = PolicyMetrics::new(&metrics, &policy, settings.slow_upstream);
         let memory = Arc::new(MemoryStore::new(settings.max_identities));
         let redis = settings
@@ -98,6 +105,8 @@ impl Wired {
         let gate = Arc::new(Gate {
             settings: proxy_settings(&settings, upstream.as_ref(), workers),
             active: ArcSwap::from_pointee(Active { policy, metrics: policy_metrics }),
+            identifier,
+            unknown_subscriptions: UnknownSubscriptions::default(),
             clock,
             upstream_series: metrics.upstream("default"),
             metrics,
@@ -109,7 +118,7 @@ impl Wired {
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
-        Wired { gate, admin, dns_ttl }
+        Ok(Wired { gate, admin, dns_ttl })
     }
 }
 

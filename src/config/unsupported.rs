@@ -45,7 +45,6 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
         shedding.mode,
         shedding.max_in_flight,
         slow_thresholds.database,
-        slow_thresholds.jwks,
         self_service.path,
         usage.sink,
         usage.flush,
@@ -72,8 +71,6 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
     }
     for (index, entry) in config.identity.iter().enumerate() {
         only_default!(report, config_path!["identity", index], entry, IdentityEntry::default();
-            jwt,
-            api_key,
             mtls,
         );
     }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::health::upstream::UpstreamHealth;
+use crate::identity::identifier::Identifier;
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::Metrics;
 use crate::metrics::series::UpstreamSeries;
@@ -18,6 +19,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 
 use super::body::ProxyBody;
+use super::caller::UnknownSubscriptions;
 use super::headers::ResponseFields;
 use super::io::PhaseTimeouts;
 use super::pool::PoolSettings;
@@ -72,6 +74,10 @@ pub struct Gate {
     pub settings: Settings,
     /// The policy in force.
     pub active: ArcSwap<Active>,
+    /// Who callers are.
+    pub identifier: Identifier,
+    /// What callers have that no tier is known for.
+    pub unknown_subscriptions: UnknownSubscriptions,
     /// The time of limits.
     pub clock: Clock,
     /// The process's metrics.
