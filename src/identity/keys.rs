@@ -37,7 +37,7 @@ struct Key {
 }
 
 enum Verifier {
-    Hmac(hmac::Key),
+    Hmac(Box<hmac::Key>),
     Public(Box<ParsedPublicKey>),
 }
 
@@ -164,7 +164,9 @@ impl std::fmt::Debug for Key {
 
 fn hmac_verifiers(secret: &[u8], algorithms: &[Algorithm]) -> Vec<(Algorithm, Verifier)> {
     let verifier = |algorithm: &Algorithm| match algorithm.check() {
-        Check::Hmac(hash) => Some((*algorithm, Verifier::Hmac(hmac::Key::new(hash, secret)))),
+        Check::Hmac(hash) => {
+            Some((*algorithm, Verifier::Hmac(Box::new(hmac::Key::new(hash, secret)))))
+        }
         Check::Rsa(_) | Check::Curve(..) => None,
     };
     algorithms.iter().filter_map(verifier).collect()

@@ -85,7 +85,7 @@ mod tests {
         let throttle = FailureThrottle::default();
         let [one, same, other]: [IpAddr; 3] =
             ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"].map(|it| it.parse().unwrap());
-        let at = |micros| Timestamp::from_micros(1_000_000_000 + micros);
+        let at = |micros: u64| Timestamp::from_micros(1_000_000_000 + micros);
         for _ in 0..BURST {
             assert!(throttle.admits(one, at(0)));
             throttle.failed(one, at(0));
