@@ -5,6 +5,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod health;
+pub mod identity;
 pub mod limiter;
 pub mod metrics;
 pub mod policy;

@@ -43,7 +43,6 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
         headers.ietf,
         shedding.mode,
         shedding.max_in_flight,
-        slow_thresholds.jwks,
         self_service.path,
         usage.sink,
         usage.flush,
@@ -70,8 +69,6 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
     }
     for (index, entry) in config.identity.iter().enumerate() {
         only_default!(report, config_path!["identity", index], entry, IdentityEntry::default();
-            jwt,
-            api_key,
             mtls,
         );
     }

@@ -372,12 +372,38 @@ label! {
         UnknownKid = "unknown_kid",
         /// An API key that no one has.
         UnknownKey = "unknown_key",
+        /// A token without a claim that names its user.
+        NoUser = "no_user",
+        /// Not looked at: its address has sent too many that were wrong.
+        Throttled = "throttled",
+        /// A subscription of a credential or of the database that no tier is known for.
+        UnknownSubscription = "unknown_subscription",
         /// Another issuer, audience or algorithm than configured.
         Unacceptable = "unacceptable",
         /// Not to be parsed.
         Malformed = "malformed",
         /// A forwarding field from a peer that is not trusted.
         XffUntrusted = "xff_untrusted",
+    }
+}
+
+label! {
+    /// Whether something was remembered.
+    CacheResult {
+        /// It was.
+        Hit = "hit",
+        /// It was not.
+        Miss = "miss",
+    }
+}
+
+label! {
+    /// What became of an attempt.
+    Attempt {
+        /// It went well.
+        Ok = "ok",
+        /// It did not.
+        Error = "error",
     }
 }
 
