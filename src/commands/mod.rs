@@ -7,6 +7,7 @@ pub mod health;
 mod identity;
 pub mod run;
 pub mod serve;
+mod subscriptions;
 mod wiring;
 
 use std::fmt;

@@ -16,7 +16,7 @@ use crate::config::load::{LoadRequest, Loaded, load};
 
 use super::serve::{DataPath, bind_all};
 use super::wiring::Wired;
-use super::{Failure, RunArgs, print};
+use super::{Failure, RunArgs, print, subscriptions};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
@@ -84,7 +84,8 @@ pub fn serve(loaded: Loaded, announce: impl FnOnce(&Addresses)) -> Result<(), Fa
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         workers => workers,
     };
-    let wired = Wired::new(loaded, workers)?;
+    let bought = subscriptions::start(settings, workers)?;
+    let wired = Wired::new(loaded, workers, bought)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(Default::default())

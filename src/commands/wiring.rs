@@ -34,8 +34,10 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
+use crate::subscriptions::Subscriptions;
 
 use super::identity::identifier;
+use super::subscriptions;
 
 /// Digits of the policy's hash that are shown.
 const HASH_DIGITS: usize = 12;
@@ -57,7 +59,11 @@ impl Wired {
     ///
     /// # Errors
     /// TLS towards a key set's server cannot be set up.
-    pub fn new(loaded: Loaded, workers: usize) -> anyhow::Result<Self> {
+    pub fn new(
+        loaded: Loaded,
+        workers: usize,
+        subscriptions: Option<Arc<Subscriptions>>,
+    ) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
         let clock = Clock::System;
         let build = Build {
@@ -89,14 +95,20 @@ impl Wired {
             redis: redis
                 .clone()
                 .map(|redis| -> View<DependencyView> { Box::new(move || redis_view(&redis)) }),
+            database: subscriptions
+                .clone()
+                .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
-                let redis = redis.clone();
+                let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
                 Box::new(move || {
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
                     if let Some(redis) = &redis {
                         metrics.publish_redis(&redis_figures(redis.stats()));
+                    }
+                    if let Some(subscriptions) = &subscriptions {
+                        metrics.publish_database(&subscriptions::figures(subscriptions));
                     }
                 })
             },
@@ -113,6 +125,7 @@ impl Wired {
             upstream_health,
             memory,
             redis,
+            subscriptions,
             addresses: Addresses::new(host, port),
             exposed: exposed(&settings, &admin),
             drain: Drain::default(),

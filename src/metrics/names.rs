@@ -123,6 +123,8 @@ declare! {
         "Calls to Redis that failed.";
     REDIS_RECONNECTS: Counter "tollgate_redis_reconnects_total" [] Count
         "Connections to Redis that had to be made anew.";
+    LOOKUPS: Counter "tollgate_subscription_lookups_total" ["result"] Count
+        "Requests that asked what their user has bought, by how they came to know or not to know it.";
     DEPENDENCY_HEALTH: Gauge "dependency_health_status" ["dependency"] Count
         "1 healthy, 0.5 degraded, 0 unhealthy; absent where the dependency is not configured.";
     BREAKER_STATE: Gauge "circuit_breaker_state" ["service"] Count

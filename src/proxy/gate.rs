@@ -17,6 +17,7 @@ use crate::metrics::series::UpstreamSeries;
 use crate::policy::compiled::Policy;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
+use crate::subscriptions::Subscriptions;
 
 use super::body::ProxyBody;
 use super::caller::UnknownSubscriptions;
@@ -90,6 +91,8 @@ pub struct Gate {
     pub memory: Arc<MemoryStore>,
     /// Limiter state in Redis, if it is configured.
     pub redis: Option<Arc<RedisShared>>,
+    /// What users have bought, if there is a database to ask.
+    pub subscriptions: Option<Arc<Subscriptions>>,
     /// Where the upstream is.
     pub addresses: Arc<Addresses>,
     /// Paths that tollgate answers itself on the data port: `server.expose`.
