@@ -196,8 +196,7 @@ pub fn settings(
     let slow_database =
         positive(config_path!["slow_thresholds", "database"], slow.database, report);
     let store_url = redis.as_ref().map(|it| &it.url);
-    let lookup =
-        lookup(config.tier_lookup.as_ref(), store_url, slow_database, read_secret, report);
+    let lookup = lookup(config.tier_lookup.as_ref(), store_url, slow_database, read_secret, report);
     let identity = identity(&config.identity, report);
     let trusted_proxies = trusted_proxies(&config.server.trusted_proxies, report);
     let max_identities = at_least_one(

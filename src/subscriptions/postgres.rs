@@ -169,8 +169,8 @@ impl Ready<'_> {
             return Err(Failure::User("a subscription with far too long a name".to_owned()));
         }
         let plan = plan.filter(|plan| !plan.is_empty()).map(Arc::from);
-        let has_more = next.is_some()
-            && rows.try_next().await.map_err(|error| failure(&error))?.is_some();
+        let has_more =
+            next.is_some() && rows.try_next().await.map_err(|error| failure(&error))?.is_some();
         if has_more && !postgres.has_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "tier_lookup.postgres.query gives several rows for a user, of which the first \
