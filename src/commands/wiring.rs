@@ -24,6 +24,7 @@ use crate::metrics::labels::{
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::{Build, Metrics, RedisFigures};
 use crate::policy::compiled::FailureMode;
+use crate::proxy::address::Once;
 use crate::proxy::gate::{Active, Drain, Gate, Page, Settings};
 use crate::proxy::headers::{Reset, ResponseFields};
 use crate::proxy::io::PhaseTimeouts;
@@ -106,6 +107,7 @@ impl Wired {
             redis,
             addresses: Addresses::new(host, port),
             exposed: exposed(&settings, &admin),
+            untrusted: Once::default(),
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);

@@ -17,6 +17,7 @@ use crate::policy::compiled::Policy;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 
+use super::address::Once;
 use super::body::ProxyBody;
 use super::headers::ResponseFields;
 use super::io::PhaseTimeouts;
@@ -88,6 +89,8 @@ pub struct Gate {
     pub addresses: Arc<Addresses>,
     /// Paths that tollgate answers itself on the data port: `server.expose`.
     pub exposed: Vec<(&'static str, Page)>,
+    /// Whether it was said that a private peer's forwarding fields are not believed.
+    pub untrusted: Once,
     /// Whether tollgate is about to stop.
     pub drain: Drain,
 }

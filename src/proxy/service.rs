@@ -16,10 +16,12 @@ use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{Ending, LimiterBackend};
+use crate::policy::caller::Caller;
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan, RuleId};
 use crate::store::{Backend, Checked};
 
+use super::address;
 use super::body::ProxyBody;
 use super::exchange::Exchange;
 use super::forward::Call;
@@ -185,7 +187,8 @@ async fn decide<'a>(
         return Next::Answer(response);
     }
     let facts = facts_of(request, conn);
-    let Ok(plan) = active.policy.plan(&facts, active.policy.anonymous(&facts)) else {
+    let caller = Caller::by_address(address::of(&worker.gate, active, &facts, present));
+    let Ok(plan) = active.policy.plan(&facts, caller) else {
         return Next::Answer(refused(exchange, Refusal::BadRequest));
     };
     exchange.planned(&plan);
