@@ -32,6 +32,7 @@ use crate::proxy::pool::PoolSettings;
 use crate::proxy::resolve::Addresses;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
+use crate::store::redis::names::KeyNames;
 use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
 
@@ -155,11 +156,15 @@ fn proxy_settings(
 }
 
 fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
+    let mut names = KeyNames::new(&settings.key_prefix);
+    if let Some(secret) = &settings.identity_secret {
+        names = names.with_secret(secret.expose().as_bytes());
+    }
     RedisSettings {
         target: settings.url.target(),
         timeout: settings.timeout,
         on_failure: settings.on_failure,
-        key_prefix: settings.key_prefix.as_str().into(),
+        names,
     }
 }
 

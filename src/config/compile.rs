@@ -13,6 +13,7 @@ use crate::config_path;
 use crate::policy::compiled::FailureMode;
 use crate::policy::identity::PrefixLengths;
 
+use super::compile_secret::identity_secret;
 use super::report::{Path, Problem, Report, nearest};
 use super::schema::{
     Config, Exposed, IdentityEntry, IpIdentity, LISTEN_DEFAULT, LogFormat, LogLevel, OnFailure,
@@ -20,7 +21,7 @@ use super::schema::{
 };
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
-use super::value::{DURATION_MAX, HumanDuration};
+use super::value::{DURATION_MAX, HumanDuration, Redacted};
 
 /// Where Redis is where nothing says otherwise.
 const REDIS_URL_DEFAULT: &str = "redis://127.0.0.1:6379/0";
@@ -126,6 +127,8 @@ pub struct RedisSettings {
     pub on_failure: FailureMode,
     /// What every key begins with.
     pub key_prefix: String,
+    /// What identities are hashed with, at least 16 bytes.
+    pub identity_secret: Option<Redacted>,
 }
 
 /// Which fields answers carry.
@@ -186,7 +189,11 @@ pub fn settings(
         positive(config_path!["slow_thresholds", "upstream"], slow.upstream, report);
     let slow_redis = positive(config_path!["slow_thresholds", "redis"], slow.redis, report);
     let upstream = upstream(&config.upstream, need, report);
-    let redis = redis(&config.store, read_secret, report);
+    let mut redis = redis(&config.store, read_secret, report);
+    let identity_secret = identity_secret(config, read_secret, report);
+    if let Some(redis) = &mut redis {
+        redis.identity_secret = identity_secret;
+    }
     let prefixes = prefixes(&config.identity, report);
     let trusted_proxies = trusted_proxies(&config.server.trusted_proxies, report);
     let max_identities = at_least_one(
@@ -356,6 +363,7 @@ fn redis(
         timeout,
         on_failure: failure_mode(redis.on_failure),
         key_prefix: prefix.clone(),
+        identity_secret: None,
     })
 }
 

@@ -8,6 +8,7 @@
 pub mod compile;
 pub mod compile_limits;
 pub mod compile_rules;
+pub mod compile_secret;
 pub mod compile_tests;
 pub mod compile_tiers;
 pub mod decode;
