@@ -290,7 +290,7 @@ log: { level: debug, format: human }
     assert_eq!((redis.url.database, redis.on_failure), (3, FailureMode::Closed));
     assert!(!format!("{redis:?}").contains("pw"));
     assert_eq!(settings.max_identities, 5);
-    assert_eq!((settings.prefixes.ipv4, settings.prefixes.ipv6), (24, 56));
+    assert_eq!((settings.identity.prefixes.ipv4, settings.identity.prefixes.ipv6), (24, 56));
     assert_eq!(settings.trusted_proxies.len(), 2);
     assert!(!settings.headers.x_ratelimit && !settings.headers.expose_cors);
     assert_eq!(settings.headers.reset, ResetForm::Delta);

@@ -4,8 +4,10 @@ pub mod check;
 pub mod demo;
 pub mod example_backend;
 pub mod health;
+mod identity;
 pub mod run;
 pub mod serve;
+mod subscriptions;
 mod wiring;
 
 use std::fmt;

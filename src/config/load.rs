@@ -13,9 +13,11 @@ use crate::config_path;
 use crate::policy::compiled::Policy;
 
 use super::compile::{Settings, UpstreamNeed, settings};
+use super::compile_identity::{IdentitySettings, MethodSettings};
 use super::compile_tests;
 use super::compile_tiers::{self, PolicyTest};
 use super::decode::decode;
+use super::keys_file;
 use super::report::{ConfigError, ConfigErrors, Part, Problem, Report};
 use super::schema::{Config, RedisConfig};
 use super::schema_tiers::{BUILT_IN, TiersFile};
@@ -24,6 +26,8 @@ use super::value::Redacted;
 
 /// Longest secret that is read from a file.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
+/// Longest file of public keys.
+const KEY_BYTES_MAX: u64 = 1 << 20;
 
 /// What the command line and the environment say in place of the file.
 #[derive(Clone, Debug, Default)]
@@ -81,30 +85,60 @@ pub fn load(request: &LoadRequest<'_>) -> Result<Loaded, ConfigErrors> {
     };
     let (mut file, mut config_report) = config.decoded::<Config>();
     apply(&request.overrides, &mut file, &mut config_report);
-    let settings = settings(&file, request.upstream, &read_secret, &mut config_report);
+    let mut settings = settings(&file, request.upstream, &read_secret, &mut config_report);
 
     let (mut file, mut report) = tiers.decoded::<TiersFile>();
     fill_in_built_in(&mut file);
-    let mut parts = compile_tiers::parts(&file, settings.prefixes, &mut report);
+    let mut parts = compile_tiers::parts(&file, settings.identity.prefixes, &mut report);
     let tests = compile_tests::tests(&file, &mut report);
+
+    let is_plan = |name: &str| is_plan(&file, name);
+    let (key_errors, key_warnings) = read_api_keys(&mut settings.identity, request.env, &is_plan);
 
     let ((mut errors, mut warnings), (more_errors, more_warnings)) =
         (config_report.finish(), report.finish());
-    errors.extend(more_errors);
-    warnings.extend(more_warnings);
+    errors.extend(more_errors.into_iter().chain(key_errors));
+    warnings.extend(more_warnings.into_iter().chain(key_warnings));
     if !errors.is_empty() {
         return Err(ConfigErrors(errors));
     }
     parts.trusted_proxies = settings.trusted_proxies.clone();
     let mut hash = Sha256::new();
     tiers.root.digest(&mut hash);
-    hash.update(format!("{:?}{:?}", settings.prefixes, settings.trusted_proxies));
+    hash.update(format!("{:?}{:?}", settings.identity.prefixes, settings.trusted_proxies));
     let policy_hash = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(Loaded { policy: Policy::new(parts), settings, tests, warnings, policy_hash })
 }
 
+/// Whether some tier or subscription has that name.
+pub fn is_plan(file: &TiersFile, name: &str) -> bool {
+    let tiers = file.tiers.iter().flat_map(|tiers| tiers.iter().map(|(tier, _)| tier));
+    let plans = file.subscriptions.iter().flat_map(|plans| plans.iter().map(|(plan, _)| plan));
+    tiers.chain(plans).any(|it| it.eq_ignore_ascii_case(name))
+}
+
+/// Reads the files of API keys that the settings name.
+fn read_api_keys(
+    identity: &mut IdentitySettings,
+    env: &dyn Fn(&str) -> Option<String>,
+    is_plan: &dyn Fn(&str) -> bool,
+) -> (Vec<ConfigError>, Vec<ConfigError>) {
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    for method in &mut identity.methods {
+        let MethodSettings::ApiKey(method) = method else { continue };
+        match keys_file::read(Path::new(&method.file), env, is_plan) {
+            Ok(keys) => {
+                method.keys = keys.keys;
+                warnings.extend(keys.warnings);
+            }
+            Err(ConfigErrors(found)) => errors.extend(found),
+        }
+    }
+    (errors, warnings)
+}
+
 /// A file's text, parsed.
-struct Source {
+pub struct Source {
     name: Option<String>,
     text: String,
     /// As the operator wrote it; what cannot be decoded is taken out of a copy.
@@ -113,7 +147,11 @@ struct Source {
 }
 
 impl Source {
-    fn read(
+    /// Reads and parses a file; without one, the text that stands in for it.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no YAML.
+    pub fn read(
         path: Option<&Path>,
         default: &str,
         env: &dyn Fn(&str) -> Option<String>,
@@ -135,7 +173,8 @@ impl Source {
         }
     }
 
-    fn decoded<T: DeserializeOwned + Default>(&self) -> (T, Report<'_>) {
+    /// Its mirror, and a report that holds what was wrong with its shape.
+    pub fn decoded<T: DeserializeOwned + Default>(&self) -> (T, Report<'_>) {
         let mut report = Report::new(self.name.as_deref(), &self.text, &self.root);
         for fault in &self.faults {
             report.error(&fault.path, Part::Value, Some(fault.mark), &fault.problem);
@@ -232,8 +271,23 @@ fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// The text of a file of public keys.
+///
+/// # Errors
+/// Why it cannot be read.
+pub fn read_key_text(file: &str) -> Result<String, String> {
+    let bytes = read_bytes(Path::new(file), KEY_BYTES_MAX)?;
+    if bytes.len() as u64 > KEY_BYTES_MAX {
+        return Err(format!("too long, expected at most {KEY_BYTES_MAX} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())
+}
+
 /// A secret's file, its last line end aside.
-fn read_secret(file: &str) -> Result<String, String> {
+///
+/// # Errors
+/// Why it cannot be read.
+pub fn read_secret(file: &str) -> Result<String, String> {
     let bytes = read_bytes(Path::new(file), SECRET_BYTES_MAX)?;
     if bytes.len() as u64 > SECRET_BYTES_MAX {
         return Err(format!("too long, expected at most {SECRET_BYTES_MAX} bytes"));

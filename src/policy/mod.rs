@@ -13,3 +13,4 @@ pub mod pattern;
 pub mod plan;
 pub mod route;
 pub mod table;
+pub mod tier;

@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod body;
+pub mod caller;
 pub mod exchange;
 pub mod forward;
 pub mod gate;
