@@ -18,6 +18,7 @@ use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use crate::health::heartbeat::Heartbeats;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
+use crate::identity::identifier::Identifier;
 use crate::metrics::labels::{
     BreakerState, FallbackMode, FallbackReason, LimiterMode, RedisErrorKind,
 };
@@ -75,6 +76,7 @@ impl Wired {
         };
         let metrics = Metrics::new(workers, build, settings.slow_redis);
         let identifier = identifier(&settings.identity, settings.slow_jwks, &metrics)?;
+        let identifier = Arc::new(identifier);
         let policy_metrics = PolicyMetrics::new(&metrics, &policy, settings.slow_upstream);
         let memory = Arc::new(MemoryStore::new(settings.max_identities));
         let redis = settings
@@ -100,11 +102,14 @@ impl Wired {
             database: subscriptions
                 .clone()
                 .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
+            jwks: jwks_view(&identifier),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
                 let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
+                let identifier = Arc::clone(&identifier);
                 Box::new(move || {
+                    metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
                     if let Some(redis) = &redis {
                         metrics.publish_redis(&redis_figures(redis.stats()));
@@ -199,6 +204,17 @@ fn redis_view(redis: &RedisShared) -> DependencyView {
         BreakerState::Closed | BreakerState::Open => DependencyStatus::Unhealthy,
     };
     DependencyView { status, breaker: Some(breaker) }
+}
+
+/// Of several key sets, the one that does worst.
+fn jwks_view(identifier: &Arc<Identifier>) -> Option<View<DependencyView>> {
+    identifier.remotes().next()?;
+    let identifier = Arc::clone(identifier);
+    Some(Box::new(move || {
+        let views = identifier.remotes().map(|remote| remote.view());
+        let worst = views.min_by(|a, b| a.status.value().total_cmp(&b.status.value()));
+        worst.unwrap_or(DependencyView { status: DependencyStatus::Healthy, breaker: None })
+    }))
 }
 
 /// How limits are decided; since when is known to the moment of the last look at it.

@@ -3,14 +3,17 @@
 //! Asks whoever knows, counts what is not believed, and decides nothing.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::identity::identifier::{Identified, Invalid};
 use crate::metrics::labels::IdentityError;
-use crate::policy::caller::Caller;
+use crate::policy::caller::{Caller, Credential};
 use crate::policy::facts::RequestFacts;
+use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
+use crate::subscriptions::Bought;
 
 use super::address;
 use super::gate::{Active, Gate};
@@ -37,6 +40,7 @@ pub async fn of(
     match identified {
         Identified::Anonymous => (caller, None),
         Identified::Known(credential, _) => {
+            caller.bought = bought(gate, active, &credential).await;
             caller.credential = Some(credential);
             (caller, None)
         }
@@ -44,6 +48,19 @@ pub async fn of(
             gate.metrics.identity_error(invalid.reason);
             (caller, Some(invalid))
         }
+    }
+}
+
+/// What the database knows that a user has bought, where it is asked at all.
+async fn bought(gate: &Gate, active: &Active, credential: &Credential) -> Option<Arc<str>> {
+    let subscriptions = gate.subscriptions.as_ref()?;
+    let Identity::User(user) = &credential.identity else { return None };
+    if !active.policy.asks_database(credential) {
+        return None;
+    }
+    match subscriptions.of(user).await {
+        Bought::Plan(name) => Some(name),
+        Bought::None | Bought::Unknown => None,
     }
 }
 

@@ -77,7 +77,7 @@ pub struct Gate {
     /// The policy in force.
     pub active: ArcSwap<Active>,
     /// Who callers are.
-    pub identifier: Identifier,
+    pub identifier: Arc<Identifier>,
     /// What callers have that no tier is known for.
     pub unknown_subscriptions: UnknownSubscriptions,
     /// The time of limits.
