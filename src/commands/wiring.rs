@@ -25,6 +25,7 @@ use crate::metrics::labels::{
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::{Build, Metrics, RedisFigures};
 use crate::policy::compiled::FailureMode;
+use crate::proxy::address::Once;
 use crate::proxy::caller::UnknownSubscriptions;
 use crate::proxy::gate::{Active, Drain, Gate, Page, Settings};
 use crate::proxy::headers::{Reset, ResponseFields};
@@ -33,6 +34,7 @@ use crate::proxy::pool::PoolSettings;
 use crate::proxy::resolve::Addresses;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
+use crate::store::redis::names::KeyNames;
 use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
 use crate::subscriptions::Subscriptions;
@@ -133,6 +135,7 @@ impl Wired {
             subscriptions,
             addresses: Addresses::new(host, port),
             exposed: exposed(&settings, &admin),
+            untrusted: Once::default(),
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
@@ -180,11 +183,15 @@ fn proxy_settings(
 }
 
 fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
+    let mut names = KeyNames::new(&settings.key_prefix);
+    if let Some(secret) = &settings.identity_secret {
+        names = names.with_secret(secret.expose().as_bytes());
+    }
     RedisSettings {
         target: settings.url.target(),
         timeout: settings.timeout,
         on_failure: settings.on_failure,
-        key_prefix: settings.key_prefix.as_str().into(),
+        names,
     }
 }
 

@@ -15,7 +15,9 @@ use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
 use crate::subscriptions::Bought;
 
+use super::address;
 use super::gate::{Active, Gate};
+use super::headers::Present;
 
 /// Unknown subscriptions that are told of, each once.
 const UNKNOWN_TOLD_MAX: usize = 64;
@@ -25,9 +27,10 @@ pub async fn of(
     gate: &Gate,
     active: &Active,
     facts: &RequestFacts<'_>,
+    present: Present,
 ) -> (Caller, Option<Invalid>) {
-    let mut caller = active.policy.anonymous(facts);
-    let address = caller.address;
+    let address = address::of(gate, active, facts, present);
+    let mut caller = Caller::by_address(address);
     let identify = || gate.identifier.identify(facts, address, gate.clock.now());
     let mut identified = identify();
     if let Some(fetched) = gate.identifier.worth_waiting(&identified) {
