@@ -360,6 +360,16 @@ label! {
 }
 
 label! {
+    /// What came of a watched file's new content.
+    ReloadResult {
+        /// It is in force.
+        Ok = "ok",
+        /// It was refused, and what ran before goes on.
+        Error = "error",
+    }
+}
+
+label! {
     /// Which way bytes went, seen from tollgate.
     Direction {
         /// From the caller.
