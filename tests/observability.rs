@@ -570,6 +570,7 @@ impl Admin {
                 status: DependencyStatus::Healthy,
                 breaker: Some(BreakerState::Closed),
             })),
+            database: None,
             limiter: Box::new(move || LimiterView {
                 mode: MODES[usize::from(mode.load(Ordering::Relaxed))],
                 since: NOW,

@@ -38,6 +38,8 @@ pub struct AdminState {
     pub upstream: Arc<UpstreamHealth>,
     /// Redis, where it is configured.
     pub redis: Option<View<DependencyView>>,
+    /// The database of subscriptions, where it is configured.
+    pub database: Option<View<DependencyView>>,
     /// How limits are decided.
     pub limiter: View<LimiterView>,
     /// Sets gauges whose sources are asked when somebody looks, such as the size of the store.

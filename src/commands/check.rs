@@ -53,12 +53,13 @@ fn run_test(policy: &Policy, test: &PolicyTest) -> TestResult {
     let facts = RequestFacts {
         method: &test.method,
         path: &test.target,
+        query: None,
         host: test.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()),
         peer: test.ip,
         headers: &test.headers,
     };
     let mut differences = Vec::new();
-    match policy.plan(&facts, policy.anonymous(&facts)) {
+    match policy.plan(&facts, &policy.anonymous(&facts)) {
         Err(error) => differences.push(format!("the request is refused with 400: {error}")),
         Ok(plan) => {
             let mut compare = |what: &str, found: String, expected: &Option<String>| {

@@ -4,10 +4,12 @@ pub mod check;
 pub mod demo;
 pub mod example_backend;
 pub mod health;
+mod identity;
 pub mod reload;
 pub mod reload_files;
 pub mod run;
 pub mod serve;
+mod subscriptions;
 mod wiring;
 
 use std::fmt;

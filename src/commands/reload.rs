@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::config::load::{ReadError, read_file};
 use crate::config::reload::{Digest, Sight, Step, Track};
 use crate::config::tree::FILE_BYTES_MAX;
-use crate::metrics::labels::ReloadResult;
+use crate::metrics::labels::Attempt;
 use crate::metrics::registry::Metrics;
 use crate::proxy::gate::Active;
 
@@ -199,10 +199,10 @@ impl Reloader {
         let taken = content.map_err(|reason| format!("{name}: {reason}")).and_then(reload);
         file.is_good = taken.is_ok();
         let result = match taken {
-            Ok(()) => ReloadResult::Ok,
+            Ok(()) => Attempt::Ok,
             Err(reason) => {
                 tracing::error!(file = name, "not reloaded, what ran before goes on: {reason}");
-                ReloadResult::Error
+                Attempt::Error
             }
         };
         let is_all_good = self.files.iter().all(|file| file.is_good);

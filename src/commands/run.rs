@@ -17,10 +17,12 @@ use crate::config::load::{LoadRequest, Loaded, load};
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::wiring::Wired;
-use super::{Failure, RunArgs, print, reload, reload_files};
+use super::{Failure, RunArgs, print, reload, reload_files, subscriptions};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long a start waits for key sets.
+const KEYS_AT_START: Duration = Duration::from_secs(3);
 /// How often the store in memory looks for expired state.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -94,7 +96,8 @@ pub fn serve(
         workers => workers,
     };
     let (running, read) = (loaded.settings.clone(), loaded.read.clone());
-    let wired = Wired::new(loaded, workers);
+    let bought = subscriptions::start(settings, workers)?;
+    let wired = Wired::new(loaded, workers, bought)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(Default::default())
@@ -105,6 +108,7 @@ pub fn serve(
         let mut signals = Signals::new(reload)?;
         let heartbeats = Arc::clone(&wired.admin.heartbeats);
         let beat = move |worker| heartbeats.beat(worker, clock::monotonic());
+        fetch_keys(&wired).await;
         let data_path = DataPath::start(&wired.gate, listeners, workers, beat)
             .await
             .context("cannot start a thread")?;
@@ -139,6 +143,22 @@ async fn control(wired: &Wired, data_path: DataPath, signals: &mut Signals) -> a
         }
         name = signals.end() => anyhow::bail!("ended by a second signal ({name}) while draining"),
     }
+}
+
+/// Fetches the key sets, and goes on fetching them. Waits a moment for the first ones, so that the
+/// first tokens are not taken for invalid; if they do not come, so be it.
+async fn fetch_keys(wired: &Wired) {
+    let remotes: Vec<_> = wired.gate.identifier.remotes().map(Arc::clone).collect();
+    for remote in &remotes {
+        let remote = Arc::clone(remote);
+        tokio::task::spawn_local(async move { remote.keep_fresh().await });
+    }
+    let all = async {
+        for remote in &remotes {
+            remote.wait_fetched(KEYS_AT_START).await;
+        }
+    };
+    let _ = tokio::time::timeout(KEYS_AT_START, all).await;
 }
 
 /// What runs beside the data path.

@@ -24,6 +24,7 @@ use crate::metrics::labels::{
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::{Build, Metrics, RedisFigures};
 use crate::policy::compiled::FailureMode;
+use crate::proxy::caller::UnknownSubscriptions;
 use crate::proxy::gate::{Active, Drain, Gate, Page, Settings};
 use crate::proxy::headers::{Reset, ResponseFields};
 use crate::proxy::io::PhaseTimeouts;
@@ -33,6 +34,10 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
+use crate::subscriptions::Subscriptions;
+
+use super::identity::identifier;
+use super::subscriptions;
 
 /// Digits of the policy's hash that are shown.
 const HASH_DIGITS: usize = 12;
@@ -51,7 +56,14 @@ pub struct Wired {
 
 impl Wired {
     /// Makes every module from what was loaded.
-    pub fn new(loaded: Loaded, workers: usize) -> Self {
+    ///
+    /// # Errors
+    /// TLS towards a key set's server cannot be set up.
+    pub fn new(
+        loaded: Loaded,
+        workers: usize,
+        subscriptions: Option<Arc<Subscriptions>>,
+    ) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
         let clock = Clock::System;
         let build = Build {
@@ -60,6 +72,7 @@ impl Wired {
             rustc: env!("TOLLGATE_RUSTC"),
         };
         let metrics = Metrics::new(workers, build, settings.slow_redis);
+        let identifier = identifier(&settings.identity, settings.slow_jwks, &metrics)?;
         let policy_metrics = PolicyMetrics::new(&metrics, &policy, settings.slow_upstream);
         let memory = Arc::new(MemoryStore::new(settings.max_identities));
         let redis = settings
@@ -82,14 +95,20 @@ impl Wired {
             redis: redis
                 .clone()
                 .map(|redis| -> View<DependencyView> { Box::new(move || redis_view(&redis)) }),
+            database: subscriptions
+                .clone()
+                .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
-                let redis = redis.clone();
+                let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
                 Box::new(move || {
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
                     if let Some(redis) = &redis {
                         metrics.publish_redis(&redis_figures(redis.stats()));
+                    }
+                    if let Some(subscriptions) = &subscriptions {
+                        metrics.publish_database(&subscriptions::figures(subscriptions));
                     }
                 })
             },
@@ -99,18 +118,21 @@ impl Wired {
         let gate = Arc::new(Gate {
             settings: proxy_settings(&settings, upstream.as_ref(), workers),
             active: ArcSwap::from_pointee(Active { policy, metrics: policy_metrics }),
+            identifier,
+            unknown_subscriptions: UnknownSubscriptions::default(),
             clock,
             upstream_series: metrics.upstream("default"),
             metrics,
             upstream_health,
             memory,
             redis,
+            subscriptions,
             addresses: Addresses::new(host, port),
             exposed: exposed(&settings, &admin),
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
-        Wired { gate, admin, dns_ttl }
+        Ok(Wired { gate, admin, dns_ttl })
     }
 }
 

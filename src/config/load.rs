@@ -13,9 +13,11 @@ use crate::config_path;
 use crate::policy::compiled::{Policy, PolicyParts};
 
 use super::compile::{Settings, UpstreamNeed, settings};
+use super::compile_identity::{IdentitySettings, MethodSettings};
 use super::compile_tests;
 use super::compile_tiers::{self, PolicyTest};
 use super::decode::decode;
+use super::keys_file;
 use super::reload::{self, Digest, Sections};
 use super::report::{ConfigError, ConfigErrors, Part, Problem, Report};
 use super::schema::{Config, RedisConfig};
@@ -25,6 +27,8 @@ use super::value::Redacted;
 
 /// Longest secret that is read from a file.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
+/// Longest file of public keys.
+const KEY_BYTES_MAX: u64 = 1 << 20;
 
 /// What the command line and the environment say in place of the file.
 #[derive(Clone, Debug, Default)]
@@ -106,11 +110,13 @@ pub fn load(request: &LoadRequest<'_>) -> Result<Loaded, ConfigErrors> {
     };
     let (mut file, mut report) = config.decoded::<Config>();
     apply(&request.overrides, &mut file, &mut report);
-    let settings = settings(&file, request.upstream, &read_secret, &mut report);
+    let mut settings = settings(&file, request.upstream, &read_secret, &mut report);
     let (mut errors, mut warnings) = report.finish();
     let draft = Draft::new(&tiers, &settings);
-    errors.extend(draft.errors);
-    warnings.extend(draft.warnings);
+    let is_plan = |name: &str| is_plan(&draft.file, name);
+    let (key_errors, key_warnings) = read_api_keys(&mut settings.identity, request.env, &is_plan);
+    errors.extend(draft.errors.into_iter().chain(key_errors));
+    warnings.extend(draft.warnings.into_iter().chain(key_warnings));
     if !errors.is_empty() {
         return Err(ConfigErrors(errors));
     }
@@ -170,6 +176,7 @@ pub fn look_through_config(
 
 /// A policy's parts, and what is to be said of them. Not to be used where there are errors.
 struct Draft {
+    file: TiersFile,
     parts: PolicyParts,
     tests: Vec<PolicyTest>,
     errors: Vec<ConfigError>,
@@ -180,23 +187,50 @@ impl Draft {
     fn new(tiers: &Source, settings: &Settings) -> Self {
         let (mut file, mut report) = tiers.decoded::<TiersFile>();
         fill_in_built_in(&mut file);
-        let mut parts = compile_tiers::parts(&file, settings.prefixes, &mut report);
+        let mut parts = compile_tiers::parts(&file, settings.identity.prefixes, &mut report);
         let tests = compile_tests::tests(&file, &mut report);
         parts.trusted_proxies = settings.trusted_proxies.clone();
         let (errors, warnings) = report.finish();
-        Draft { parts, tests, errors, warnings }
+        Draft { file, parts, tests, errors, warnings }
     }
 }
 
 fn policy_hash(tiers: &Source, settings: &Settings) -> String {
     let mut hash = Sha256::new();
     tiers.root.digest(&mut hash);
-    hash.update(format!("{:?}{:?}", settings.prefixes, settings.trusted_proxies));
+    hash.update(format!("{:?}{:?}", settings.identity.prefixes, settings.trusted_proxies));
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Whether some tier or subscription has that name.
+pub fn is_plan(file: &TiersFile, name: &str) -> bool {
+    let tiers = file.tiers.iter().flat_map(|tiers| tiers.iter().map(|(tier, _)| tier));
+    let plans = file.subscriptions.iter().flat_map(|plans| plans.iter().map(|(plan, _)| plan));
+    tiers.chain(plans).any(|it| it.eq_ignore_ascii_case(name))
+}
+
+/// Reads the files of API keys that the settings name.
+fn read_api_keys(
+    identity: &mut IdentitySettings,
+    env: &dyn Fn(&str) -> Option<String>,
+    is_plan: &dyn Fn(&str) -> bool,
+) -> (Vec<ConfigError>, Vec<ConfigError>) {
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    for method in &mut identity.methods {
+        let MethodSettings::ApiKey(method) = method else { continue };
+        match keys_file::read(Path::new(&method.file), env, is_plan) {
+            Ok(keys) => {
+                method.keys = keys.keys;
+                warnings.extend(keys.warnings);
+            }
+            Err(ConfigErrors(found)) => errors.extend(found),
+        }
+    }
+    (errors, warnings)
+}
+
 /// A file's text, parsed.
-struct Source {
+pub struct Source {
     name: Option<String>,
     /// Of its bytes; `None` where there is no file.
     digest: Option<Digest>,
@@ -207,7 +241,11 @@ struct Source {
 }
 
 impl Source {
-    fn read(
+    /// Reads and parses a file; without one, the text that stands in for it.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no YAML.
+    pub fn read(
         path: Option<&Path>,
         default: &str,
         env: &dyn Fn(&str) -> Option<String>,
@@ -251,7 +289,8 @@ impl Source {
         }
     }
 
-    fn decoded<T: DeserializeOwned + Default>(&self) -> (T, Report<'_>) {
+    /// Its mirror, and a report that holds what was wrong with its shape.
+    pub fn decoded<T: DeserializeOwned + Default>(&self) -> (T, Report<'_>) {
         let mut report = Report::new(self.name.as_deref(), &self.text, &self.root);
         for fault in &self.faults {
             report.error(&fault.path, Part::Value, Some(fault.mark), &fault.problem);
@@ -345,6 +384,12 @@ pub enum ReadError {
     Io(#[from] std::io::Error),
 }
 
+impl From<ReadError> for String {
+    fn from(error: ReadError) -> Self {
+        error.to_string()
+    }
+}
+
 /// The bytes of a file that an operator wrote; where it is longer than any may be, no more of it
 /// than shows that.
 ///
@@ -364,9 +409,24 @@ fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
     Ok(bytes)
 }
 
+/// The text of a file of public keys.
+///
+/// # Errors
+/// Why it cannot be read.
+pub fn read_key_text(file: &str) -> Result<String, String> {
+    let bytes = read_bytes(Path::new(file), KEY_BYTES_MAX)?;
+    if bytes.len() as u64 > KEY_BYTES_MAX {
+        return Err(format!("too long, expected at most {KEY_BYTES_MAX} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())
+}
+
 /// A secret's file, its last line end aside.
-fn read_secret(file: &str) -> Result<String, String> {
-    let bytes = read_bytes(Path::new(file), SECRET_BYTES_MAX).map_err(|error| error.to_string())?;
+///
+/// # Errors
+/// Why it cannot be read.
+pub fn read_secret(file: &str) -> Result<String, String> {
+    let bytes = read_bytes(Path::new(file), SECRET_BYTES_MAX)?;
     if bytes.len() as u64 > SECRET_BYTES_MAX {
         return Err(format!("too long, expected at most {SECRET_BYTES_MAX} bytes"));
     }

@@ -7,12 +7,16 @@
 //! Nothing of this is touched while a request is served.
 
 pub mod compile;
+pub mod compile_identity;
 pub mod compile_limits;
+pub mod compile_lookup;
 pub mod compile_rules;
 pub mod compile_tests;
 pub mod compile_tiers;
 pub mod decode;
+pub mod keys_file;
 pub mod load;
+pub mod postgres_url;
 pub mod reload;
 pub mod report;
 pub mod schema;

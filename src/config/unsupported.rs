@@ -40,12 +40,9 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
         upstream.health_check.fall,
         identity_hash_secret,
         identity_hash_secret_file,
-        tier_lookup,
         headers.ietf,
         shedding.mode,
         shedding.max_in_flight,
-        slow_thresholds.database,
-        slow_thresholds.jwks,
         self_service.path,
         usage.sink,
         usage.flush,
@@ -72,8 +69,6 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
     }
     for (index, entry) in config.identity.iter().enumerate() {
         only_default!(report, config_path!["identity", index], entry, IdentityEntry::default();
-            jwt,
-            api_key,
             mtls,
         );
     }

@@ -8,8 +8,7 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 
 use super::exposition::for_exporter;
 use super::labels::{
-    FallbackMode, FallbackReason, IdentityError, QueryType, RedisErrorKind, RefusalReason,
-    ReloadResult,
+    Attempt, FallbackMode, FallbackReason, IdentityError, QueryType, RedisErrorKind, RefusalReason,
 };
 use super::names::{self, Desc, Kind};
 
@@ -121,7 +120,7 @@ impl Events {
         let kinds: Vec<&str> = RedisErrorKind::ALL.iter().map(|it| it.as_str()).collect();
         let refusals: Vec<&str> = RefusalReason::ALL.iter().map(|it| it.as_str()).collect();
         let identity: Vec<&str> = IdentityError::ALL.iter().map(|it| it.as_str()).collect();
-        let reloads: Vec<&str> = ReloadResult::ALL.iter().map(|it| it.as_str()).collect();
+        let reloads: Vec<&str> = Attempt::ALL.iter().map(|it| it.as_str()).collect();
         let fallbacks = FallbackMode::ALL.iter().flat_map(|mode| {
             FallbackReason::ALL.iter().map(|reason| [mode.as_str(), reason.as_str()])
         });

@@ -274,6 +274,28 @@ label! {
 }
 
 label! {
+    /// How a request came to know, or not to know, what its user has bought.
+    LookupResult {
+        /// Remembered.
+        Hit = "hit",
+        /// Remembered from before its time was over; a new answer is asked for meanwhile.
+        Stale = "stale",
+        /// Asked: a subscription.
+        Found = "found",
+        /// Asked: none.
+        None = "none",
+        /// The answer did not come in time.
+        Timeout = "timeout",
+        /// The look-up failed, or did a moment ago.
+        Error = "error",
+        /// The circuit breaker is open: it was not asked.
+        CircuitOpen = "circuit_open",
+        /// Too many were waiting already.
+        Overload = "overload",
+    }
+}
+
+label! {
     /// What a timed call asks for.
     QueryType {
         /// The upstream's answer.
@@ -350,6 +372,12 @@ label! {
         UnknownKid = "unknown_kid",
         /// An API key that no one has.
         UnknownKey = "unknown_key",
+        /// A token without a claim that names its user.
+        NoUser = "no_user",
+        /// Not looked at: its address has sent too many that were wrong.
+        Throttled = "throttled",
+        /// A subscription of a credential or of the database that no tier is known for.
+        UnknownSubscription = "unknown_subscription",
         /// Another issuer, audience or algorithm than configured.
         Unacceptable = "unacceptable",
         /// Not to be parsed.
@@ -360,11 +388,21 @@ label! {
 }
 
 label! {
-    /// What came of a watched file's new content.
-    ReloadResult {
-        /// It is in force.
+    /// Whether something was remembered.
+    CacheResult {
+        /// It was.
+        Hit = "hit",
+        /// It was not.
+        Miss = "miss",
+    }
+}
+
+label! {
+    /// What became of an attempt.
+    Attempt {
+        /// It went well.
         Ok = "ok",
-        /// It was refused, and what ran before goes on.
+        /// It did not.
         Error = "error",
     }
 }

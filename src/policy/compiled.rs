@@ -10,11 +10,12 @@ use ipnet::IpNet;
 use crate::limiter::check::Limits;
 use crate::limiter::quota::{LimitSet, Mode};
 
-use super::caller::{Caller, Credential};
+use super::caller::Caller;
 use super::facts::RequestFacts;
-use super::identity::{Identity, IpPrefix, PrefixLengths};
-use super::plan::{Disposition, Plan, RuleId, Scope, TierId, TierSource};
+use super::identity::{Identity, PrefixLengths};
+use super::plan::{Disposition, Plan, RuleId, Scope, TierId};
 use super::route::{PathError, Router};
+use super::tier::Resolved;
 
 /// What Redis calls the scope of a tier's own limits.
 const TIER_SCOPE: &str = "i";
@@ -112,10 +113,11 @@ pub struct PolicyParts {
 #[derive(Debug)]
 pub struct Policy {
     tiers: Box<[Tier]>,
-    default_tier: TierId,
-    subscriptions: HashMap<Box<str>, TierId>,
-    networks: Box<[(IpNet, TierId)]>,
-    identities: HashMap<Identity, Assigned>,
+    pub(super) default_tier: TierId,
+    /// Subscriptions and tiers by name, lower case.
+    pub(super) plans: HashMap<Box<str>, TierId>,
+    pub(super) networks: Box<[(IpNet, TierId)]>,
+    pub(super) identities: HashMap<Identity, Assigned>,
     rules: Box<[Rule]>,
     scope_keys: Box<[Box<str>]>,
     scope_hashes: Box<[u64]>,
@@ -123,7 +125,7 @@ pub struct Policy {
     router: Router,
     mode: Mode,
     trusted_proxies: Box<[IpNet]>,
-    prefixes: PrefixLengths,
+    pub(super) prefixes: PrefixLengths,
 }
 
 /// Where a request comes from, and what was wrong with what its fields say of that.
@@ -153,14 +155,13 @@ impl Policy {
         networks.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
         let scope_keys: Box<[Box<str>]> =
             parts.rules.iter().map(|rule| format!("e:{}", rule.name).into()).collect();
+        // A subscription of a tier's name goes before the tier.
+        let tiers = parts.tiers.iter().enumerate().map(|(index, tier)| (tier.name.clone(), index));
+        let plans = tiers.chain(parts.subscriptions).map(|(name, tier)| (name, tier_id(tier)));
         Policy {
             default_tier: tier_id(parts.default_tier),
+            plans: plans.collect(),
             tiers: parts.tiers.into(),
-            subscriptions: parts
-                .subscriptions
-                .into_iter()
-                .map(|(name, tier)| (name, tier_id(tier)))
-                .collect(),
             networks: networks.into(),
             identities: parts.identities,
             rules: parts.rules.into(),
@@ -178,17 +179,13 @@ impl Policy {
     ///
     /// # Errors
     /// A path that cannot be read without doubt; the request is refused with 400.
-    pub fn plan(&self, facts: &RequestFacts<'_>, caller: Caller) -> Result<Plan<'_>, PathError> {
+    pub fn plan(&self, facts: &RequestFacts<'_>, caller: &Caller) -> Result<Plan<'_>, PathError> {
         let matched = self.router.find(facts)?;
-        let Caller { address, credential, bought } = caller;
-        let (identity, subscription) = match credential {
-            Some(credential) => (credential.identity, credential.subscription),
-            None => (Identity::Ip(IpPrefix::new(address, self.prefixes)), None),
-        };
-        let (tier, tier_source, refused) =
-            self.tier_of(&identity, subscription.as_deref(), bought.as_deref(), address);
+        let identity = self.identity_of(caller);
+        let Resolved { tier, source, is_refused, unknown } = self.resolve(&identity, caller);
 
-        let mut plan = Plan::new(identity, tier, tier_source);
+        let mut plan = Plan::new(identity, tier, source);
+        plan.unknown_subscription = unknown;
         let lenient_rule = matched.lenient.filter(|rule| Some(*rule) != matched.strict);
         let met = [matched.strict, lenient_rule];
         plan.endpoint = matched.strict.or(matched.lenient);
@@ -198,7 +195,7 @@ impl Policy {
         plan.on_failure = rules()
             .find_map(|(_, rule)| rule.on_failure)
             .or_else(|| self.tier(tier).and_then(|tier| tier.on_failure));
-        if refused {
+        if is_refused {
             plan.disposition = Disposition::Refused;
             return Ok(plan);
         }
@@ -296,57 +293,6 @@ impl Policy {
     /// The caller of whom nothing but the address is known.
     pub fn anonymous(&self, facts: &RequestFacts<'_>) -> Caller {
         Caller::by_address(self.client_address(facts.peer, facts.headers).address)
-    }
-
-    /// Whether the database of subscriptions may have a say in the caller's tier: a user whom
-    /// nothing that goes before it has given one.
-    pub fn asks_database(&self, credential: &Credential) -> bool {
-        let Credential { identity, subscription } = credential;
-        let is_user = matches!(identity, Identity::User(_));
-        let is_known = subscription.as_deref().is_some_and(|name| self.tier_named(name).is_some());
-        is_user && !is_known && !self.identities.contains_key(identity)
-    }
-
-    fn tier_of(
-        &self,
-        identity: &Identity,
-        subscription: Option<&str>,
-        bought: Option<&str>,
-        address: IpAddr,
-    ) -> (TierId, TierSource, bool) {
-        // A denied address is denied whoever the user is.
-        let by_address = || Identity::Ip(IpPrefix::new(address, self.prefixes));
-        if !self.identities.is_empty() {
-            let denied = |it: &Identity| self.identities.get(it) == Some(&Assigned::Deny);
-            if denied(identity) || denied(&by_address()) {
-                return (self.default_tier, TierSource::Identities, true);
-            }
-            if let Some(Assigned::Tier(tier)) = self.identities.get(identity) {
-                return (*tier, TierSource::Identities, false);
-            }
-        }
-        if let Some(tier) = subscription.and_then(|name| self.tier_named(name)) {
-            return (tier, TierSource::Credential, false);
-        }
-        if let Some(tier) = bought.and_then(|name| self.tier_named(name)) {
-            return (tier, TierSource::Database, false);
-        }
-        if let Identity::Ip(_) = identity {
-            let network = self.networks.iter().find(|(network, _)| network.contains(&address));
-            if let Some((_, tier)) = network {
-                return (*tier, TierSource::Networks, false);
-            }
-        }
-        (self.default_tier, TierSource::Default, false)
-    }
-
-    /// The tier of a subscription; a tier's own name stands for itself, in any case of letters.
-    fn tier_named(&self, name: &str) -> Option<TierId> {
-        let name = name.to_ascii_lowercase();
-        self.subscriptions.get(name.as_str()).copied().or_else(|| {
-            let index = self.tiers.iter().position(|tier| *tier.name == *name)?;
-            u16::try_from(index).ok().map(TierId)
-        })
     }
 }
 

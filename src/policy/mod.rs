@@ -12,3 +12,4 @@ pub mod pattern;
 pub mod plan;
 pub mod route;
 pub mod table;
+pub mod tier;

@@ -6,6 +6,7 @@
 //! decide a limit.
 
 pub mod body;
+pub mod caller;
 pub mod exchange;
 pub mod forward;
 pub mod gate;
