@@ -209,3 +209,117 @@ impl Reloader {
         self.metrics.config_reloaded(result, is_all_good, self.clock.now());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::reload::digest;
+    use crate::limiter::time::Timestamp;
+    use crate::metrics::registry::Build;
+
+    const NOW: Timestamp = Timestamp::from_micros(1_767_225_600_000_000);
+
+    struct Three {
+        directory: tempfile::TempDir,
+        reloader: Reloader,
+        told: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Three {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let build = Build { version: "0", commit: "0", rustc: "0" };
+            let metrics = Metrics::new(1, build, Duration::from_millis(10));
+            let told = Arc::new(Mutex::new(Vec::new()));
+            let file = |name: &str| {
+                let path = directory.path().join(name);
+                std::fs::write(&path, "old").unwrap();
+                let (told, name) = (Arc::clone(&told), name.to_owned());
+                let tell = move |content: Vec<u8>| {
+                    let text = String::from_utf8(content).unwrap();
+                    told.lock().push(format!("{name} {text}"));
+                    if text == "worse" { Err("it is bad".to_owned()) } else { Ok(()) }
+                };
+                (path, tell)
+            };
+            let reload = |name: &str| {
+                let (path, tell) = file(name);
+                Watched::new(&path, digest(b"old"), OnChange::Reload(Box::new(tell)))
+            };
+            let (path, mut tell) = file("static");
+            let tell = move |content: Result<Vec<u8>, String>| {
+                let _ = tell(content.unwrap_or_else(String::into_bytes));
+            };
+            let tell = Watched::new(&path, digest(b"old"), OnChange::Tell(Box::new(tell)));
+            let files = vec![reload("one"), tell, reload("two")];
+            let clock = Clock::manual(NOW);
+            let reloader = Reloader { files, metrics, clock, retired: Retired::default() };
+            Three { directory, reloader, told }
+        }
+
+        fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+            std::fs::write(self.directory.path().join(name), content).unwrap();
+        }
+
+        /// Three looks, which is one more than a file at rest needs; what was told in them.
+        fn look(&mut self) -> Vec<String> {
+            (0..3).for_each(|_| self.reloader.look());
+            std::mem::take(&mut self.told.lock())
+        }
+
+        /// Reloads that went well, those that did not, whether all is well, and when it last was.
+        fn figures(&self) -> [f64; 4] {
+            let page = self.reloader.metrics.render(NOW);
+            [
+                "reloads_total{result=\"ok\"}",
+                "reloads_total{result=\"error\"}",
+                "last_reload_successful",
+                "last_reload_success_timestamp_seconds",
+            ]
+            .map(|series| {
+                let series = format!("tollgate_config_{series} ");
+                page.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap()
+            })
+        }
+    }
+
+    #[test]
+    fn each_file_has_its_say_and_one_that_is_refused_is_not_forgotten_over_another() {
+        let mut three = Three::new();
+        assert!(three.look().is_empty());
+        three.write("one", "worse");
+        three.write("static", "worse");
+        assert_eq!(three.look(), ["one worse", "static worse"]);
+        assert_eq!(three.figures(), [0.0, 1.0, 0.0, 0.0]);
+        three.write("two", "good");
+        assert_eq!(three.look(), ["two good"]);
+        let now = NOW.as_micros() as f64 / 1e6;
+        assert_eq!(three.figures(), [1.0, 1.0, 0.0, now], "the first is still refused");
+        three.write("one", "good");
+        assert_eq!(three.look(), ["one good"]);
+        assert_eq!(three.figures(), [2.0, 1.0, 1.0, now]);
+        // What is written again as it was is read, and no more.
+        three.write("one", "good");
+        assert!(three.look().is_empty());
+        three.reloader.reload_all();
+        assert_eq!(three.look(), ["one good", "static worse", "two good"]);
+        assert_eq!(three.figures(), [4.0, 1.0, 1.0, now]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_once_and_never_handed_over() {
+        let mut three = Three::new();
+        three.look();
+        std::fs::remove_file(three.directory.path().join("one")).unwrap();
+        std::fs::remove_file(three.directory.path().join("static")).unwrap();
+        three.write("two", vec![b'x'; FILE_BYTES_MAX + 1]);
+        assert_eq!(three.look(), ["static cannot be read: entity not found"]);
+        assert_eq!(three.figures(), [0.0, 2.0, 0.0, 0.0]);
+        assert!(three.look().is_empty());
+        for name in ["one", "static", "two"] {
+            three.write(name, "old");
+        }
+        assert_eq!(three.look(), ["one old", "static old", "two old"]);
+        assert_eq!(three.figures()[..3], [2.0, 2.0, 1.0]);
+    }
+}
