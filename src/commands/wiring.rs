@@ -120,7 +120,8 @@ impl Wired {
                 })
             },
         });
-        admin.set_config_hash(policy_hash.get(..HASH_DIGITS).unwrap_or(&policy_hash));
+        admin.set_config_hash(shown_hash(&policy_hash));
+        metrics.set_config_loaded(clock.now());
         let gate = Arc::new(Gate {
             settings: proxy_settings(&settings, upstream.as_ref(), workers),
             active: ArcSwap::from_pointee(Active { policy, metrics: policy_metrics }),
@@ -141,6 +142,11 @@ impl Wired {
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
         Ok(Wired { gate, admin, dns_ttl })
     }
+}
+
+/// As much of a policy's hash as is shown.
+pub fn shown_hash(hash: &str) -> &str {
+    hash.get(..HASH_DIGITS).unwrap_or(hash)
 }
 
 fn proxy_settings(

@@ -169,6 +169,11 @@ impl Tollgate {
         self.log.lock().unwrap().clone()
     }
 
+    /// Where its `tollgate.yaml` or `tiers.yaml` is.
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
