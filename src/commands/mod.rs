@@ -5,6 +5,8 @@ pub mod demo;
 pub mod example_backend;
 pub mod health;
 mod identity;
+pub mod reload;
+pub mod reload_files;
 pub mod run;
 pub mod serve;
 mod subscriptions;
@@ -66,7 +68,10 @@ pub struct FileArgs {
 Examples:
   tollgate run --upstream http://127.0.0.1:8081
   tollgate run --upstream http://127.0.0.1:8081 --redis redis://127.0.0.1:6379/0
-  tollgate run --config config/tollgate.yaml --tiers config/tiers.yaml --listen 0.0.0.0:80")]
+  tollgate run --config config/tollgate.yaml --tiers config/tiers.yaml --listen 0.0.0.0:80
+
+A change of the policy's file takes effect while tollgate runs; SIGHUP has it read at once. SIGTERM
+and SIGINT end tollgate once what runs is finished; a second one ends it now.")]
 pub struct RunArgs {
     #[command(flatten)]
     files: FileArgs,

@@ -23,7 +23,8 @@ pub fn start(settings: &Settings, workers: usize) -> Result<Option<Arc<Subscript
     let (place, problem) = match started {
         Ok(subscriptions) => return Ok(Some(Arc::new(subscriptions))),
         Err(StartError::Thread(error)) => {
-            let error = anyhow::Error::from(error).context("cannot start the subscriptions' thread");
+            let error =
+                anyhow::Error::from(error).context("cannot start the subscriptions' thread");
             return Err(Failure::Running(error));
         }
         Err(error @ StartError::Query(_)) => (&lookup.query, Problem::new(error.to_string())),

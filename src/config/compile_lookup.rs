@@ -102,7 +102,8 @@ fn postgres(
         report.value(at("pool"), problem.expected(format!("1 to {POOL_MAX}")));
     }
     let query = postgres.query.trim();
-    let expected = "a query with $1 for the user, such as select subscription from users where id = $1";
+    let expected =
+        "a query with $1 for the user, such as select subscription from users where id = $1";
     if query.is_empty() {
         report.value(at("query"), Problem::new("nothing").expected(expected));
     } else if !names_the_user(query) {
@@ -111,7 +112,8 @@ fn postgres(
         let problem = Problem::new(format!("{} bytes", query.len()));
         report.value(at("query"), problem.expected("at most 16KiB, and no NUL in it"));
     }
-    let (path, url) = given_url("postgres", &postgres.url, &postgres.url_file, read_secret, report)?;
+    let (path, url) =
+        given_url("postgres", &postgres.url, &postgres.url_file, read_secret, report)?;
     let Some(url) = url else {
         let problem = Problem::new("missing").expected("url or url_file");
         report.key(config_path!["tier_lookup", "postgres"], problem);

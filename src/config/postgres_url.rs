@@ -95,7 +95,8 @@ fn parts(text: &str) -> Result<(&str, &str), Problem> {
     };
     if !SCHEMES.contains(&scheme) {
         // What stands before `://` is no secret only if it looks like a scheme.
-        let is_plain = scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+        let is_plain =
+            scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
         let found = if is_plain { shortened(scheme) } else { "***".to_owned() };
         let problem = Problem::new(format!("scheme \"{found}\""));
         return Err(problem.expected_one_of(scheme, SCHEMES));

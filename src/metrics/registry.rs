@@ -11,13 +11,14 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use parking_lot::Mutex;
 
+use crate::limiter::time::Timestamp;
 use crate::policy::compiled::NO_RULE;
 
 use super::cells::{Level, LevelGuard, PerShard};
 use super::handles::{Events, Handles, Sums, describe_all, increment, set_all};
 use super::histogram::LIMITER_EDGES;
 use super::labels::{
-    BreakerState, Dependency, FallbackMode, FallbackReason, IdentityError, LimiterBackend,
+    Attempt, BreakerState, Dependency, FallbackMode, FallbackReason, IdentityError, LimiterBackend,
     LimiterMode, LookupResult, QueryType, RedisErrorKind, RefusalReason,
 };
 use super::names;
@@ -164,6 +165,9 @@ impl Metrics {
         handles.gauge(&names::BUILD_INFO, &[build.version, build.commit, build.rustc]).set(1.0);
         handles.gauge(&names::DB_QUEUE, &[]).set(0.0);
         handles.gauge(&names::DEGRADED, &[]).set(0.0);
+        handles.gauge(&names::CONFIG_LOADED_AT, &[]).set(0.0);
+        handles.gauge(&names::CONFIG_RELOAD_OK, &[]).set(1.0);
+        handles.gauge(&names::RESTART_PENDING, &[]).set(0.0);
         Arc::new(Metrics {
             shards,
             process: PerShard::new(shards),
@@ -311,6 +315,27 @@ impl Metrics {
     /// The hash of the configuration in force.
     pub fn set_config_hash(&self, hash: &str) {
         self.named.lock().config_hash = hash.into();
+    }
+
+    /// What the files said took effect: at the start, and with every reload.
+    pub fn set_config_loaded(&self, at: Timestamp) {
+        let seconds = at.as_micros() as f64 / 1e6;
+        self.handles.gauge(&names::CONFIG_LOADED_AT, &[]).set(seconds);
+    }
+
+    /// A watched file was read anew. `is_all_good`: no watched file is one that was refused.
+    pub fn config_reloaded(&self, result: Attempt, is_all_good: bool, at: Timestamp) {
+        increment(&self.events.reloads, result.index());
+        self.handles.gauge(&names::CONFIG_RELOAD_OK, &[]).set(f64::from(u8::from(is_all_good)));
+        if result == Attempt::Ok {
+            self.set_config_loaded(at);
+        }
+    }
+
+    /// Whether the configuration differs from what runs.
+    pub fn set_restart_pending(&self, is_pending: bool) {
+        let value = f64::from(u8::from(is_pending));
+        self.handles.gauge(&names::RESTART_PENDING, &[]).set(value);
     }
 
     /// The series of an upstream, by its configured name.

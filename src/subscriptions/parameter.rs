@@ -52,14 +52,18 @@ impl Shape {
         };
         let kind = parameter_kind(parameter).ok_or_else(|| {
             let name = parameter.name();
-            format!("$1 is of type {name}, expected a text, an integer or a uuid: cast it, $1::text")
+            format!(
+                "$1 is of type {name}, expected a text, an integer or a uuid: cast it, $1::text"
+            )
         })?;
         let [column] = columns else {
             return Err(format!("it gives {} columns, expected one", columns.len()));
         };
         if !is_text(column) {
             let name = column.name();
-            return Err(format!("it gives a column of type {name}, expected text: cast it, ::text"));
+            return Err(format!(
+                "it gives a column of type {name}, expected text: cast it, ::text"
+            ));
         }
         Ok(Shape { parameter: kind })
     }

@@ -143,10 +143,13 @@ impl Source {
 }
 
 /// Runs until nobody can ask any more. Tells once whether it has started.
-pub fn run(shared: Arc<Shared>, inbox: mpsc::Receiver<Job>, started: &SyncSender<Option<StartError>>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build_local(Default::default());
+pub fn run(
+    shared: Arc<Shared>,
+    inbox: mpsc::Receiver<Job>,
+    started: &SyncSender<Option<StartError>>,
+) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
     match runtime {
         Ok(runtime) => {
             runtime.block_on(serve(shared, inbox, started));

@@ -65,11 +65,12 @@ impl PostgresTarget {
     /// # Errors
     /// What is wrong; never a value out of the URL.
     pub fn parse(url: &str, tls: TlsUse, check: ServerCheck) -> Result<Self, String> {
-        let mut config: tokio_postgres::Config = url.parse().map_err(|error: tokio_postgres::Error| {
-            // The cause alone: above it stands that it is no connection string, which is known.
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            cause.unwrap_or_else(|| error.to_string())
-        })?;
+        let mut config: tokio_postgres::Config =
+            url.parse().map_err(|error: tokio_postgres::Error| {
+                // The cause alone: above it stands that it is no connection string, which is known.
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                cause.unwrap_or_else(|| error.to_string())
+            })?;
         let hosts = config.get_hosts();
         if hosts.is_empty() && config.get_hostaddrs().is_empty() {
             return Err("no host".to_owned());

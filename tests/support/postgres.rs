@@ -273,8 +273,5 @@ fn unprivileged() -> Option<(u32, u32)> {
 fn children_of(parent: u32) -> Vec<Pid> {
     let path = format!("/proc/{parent}/task/{parent}/children");
     let children = std::fs::read_to_string(path).unwrap_or_default();
-    children
-        .split_ascii_whitespace()
-        .filter_map(|id| Pid::from_raw(id.parse().ok()?))
-        .collect()
+    children.split_ascii_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?)).collect()
 }
