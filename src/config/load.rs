@@ -218,9 +218,9 @@ fn read_api_keys(
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     for method in &mut identity.methods {
         let MethodSettings::ApiKey(method) = method else { continue };
-        match keys_file::read(Path::new(&method.file), env, is_plan) {
+        match keys_file::read(Path::new(&method.file), None, env, is_plan) {
             Ok(keys) => {
-                method.keys = keys.keys;
+                (method.keys, method.digest) = (keys.keys, keys.digest);
                 warnings.extend(keys.warnings);
             }
             Err(ConfigErrors(found)) => errors.extend(found),
@@ -261,7 +261,11 @@ impl Source {
         }
     }
 
-    fn of(
+    /// Parses what a file of that name holds.
+    ///
+    /// # Errors
+    /// It is no YAML.
+    pub fn of(
         name: String,
         content: Vec<u8>,
         env: &dyn Fn(&str) -> Option<String>,
@@ -287,6 +291,11 @@ impl Source {
                 Err(Box::new(ConfigError::at(file, &text, mark, &path, &problem)))
             }
         }
+    }
+
+    /// Of the file's bytes, where there is one.
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
     }
 
     /// Its mirror, and a report that holds what was wrong with its shape.
@@ -421,6 +430,12 @@ pub fn read_key_text(file: &str) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())
 }
 
+/// A text without the line end that editors and `echo` leave.
+pub fn without_line_end(text: &str) -> &str {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    text.strip_suffix('\r').unwrap_or(text)
+}
+
 /// A secret's file, its last line end aside.
 ///
 /// # Errors
@@ -431,8 +446,7 @@ pub fn read_secret(file: &str) -> Result<String, String> {
         return Err(format!("too long, expected at most {SECRET_BYTES_MAX} bytes"));
     }
     let text = String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())?;
-    let secret = text.strip_suffix('\n').unwrap_or(&text);
-    let secret = secret.strip_suffix('\r').unwrap_or(secret);
+    let secret = without_line_end(&text);
     if secret.is_empty() {
         return Err("empty, expected a secret".to_owned());
     }
