@@ -9,10 +9,14 @@ mod postgres;
 mod redis;
 #[path = "support/relay.rs"]
 mod relay;
+mod support;
+#[path = "support/tokens.rs"]
+mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tollgate::clock::monotonic;
 use tollgate::config::postgres_url;
 use tollgate::health::dependency::DependencyStatus;
@@ -25,6 +29,8 @@ use tollgate::subscriptions::{Bought, StartError, Subscriptions};
 use postgres::PostgresServer;
 use redis::RedisServer;
 use relay::Relay;
+use support::{Backend, Start, Tollgate, wait_until};
+use tokens::{SECRET, hs256, in_seconds};
 
 /// Longest wait of a request here. Wide enough that a busy machine seldom misses it with a healthy
 /// server.
@@ -608,4 +614,165 @@ fn whoever_is_remembered_is_not_waited_for() {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     let future = std::pin::pin!(subscriptions.of("1"));
     assert_eq!(future.poll(&mut context), std::task::Poll::Ready(plan("pro")));
+}
+
+// --------------------------------------------------------------------------- the whole of tollgate
+
+const TIERS: &str = "
+default_tier: free
+tiers: { free: { per_minute: 3000 }, premium: { per_minute: 5000 }, business: { per_minute: 7000 } }
+subscriptions: { pro: premium }
+identities: { 'user:8': business }
+";
+
+/// The file, with a secret for tokens.
+fn config(lookup: &str) -> String {
+    format!(
+        "identity: [{{ jwt: {{ secret: '{SECRET}' }} }}, {{ ip: {{}} }}]\ntier_lookup:\n{lookup}\n"
+    )
+}
+
+fn run(lookup: &str, backend: &Backend) -> Tollgate {
+    Start::default().upstream(backend.address).config(&config(lookup)).tiers(TIERS).run()
+}
+
+/// The limit of a user by name: of a token that says nothing more, or of one with more claims.
+fn limit(tollgate: &Tollgate, user: &str, tier: Option<&str>) -> u64 {
+    let mut claims = json!({"sub": user, "exp": in_seconds(600)});
+    if let Some(tier) = tier {
+        claims["tier"] = json!(tier);
+    }
+    let head =
+        format!("GET / HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {}\r\n\r\n", hs256(&claims));
+    let answer = tollgate.connect().send(head).answer();
+    assert_eq!(answer.status, 200);
+    answer.number("x-ratelimit-limit")
+}
+
+fn health(tollgate: &Tollgate) -> Value {
+    serde_json::from_slice(&tollgate.admin("/health").body).unwrap()
+}
+
+#[test]
+fn the_tier_of_a_user_is_what_the_database_says() {
+    let Some(mut server) = PostgresServer::spawn() else { return };
+    server.sql(USERS);
+    server.sql(
+        "insert into users values (5, 'BUSINESS'), (6, 'gold'), (8, 'basic'), (9, 'pro'), (10, 'pro');",
+    );
+    let backend = Backend::ok();
+    let lookup = format!(
+        "  postgres: {{ url: '{}', timeout: 2s }}\n  cache_ttl: 300ms\nslow_thresholds: {{ database: 1us }}",
+        server.url()
+    );
+    let tollgate = run(&lookup, &backend);
+    assert_eq!(limit(&tollgate, "1", None), 5000, "pro is premium");
+    assert_eq!(limit(&tollgate, "1", None), 5000, "remembered");
+    assert_eq!(limit(&tollgate, "5", None), 7000, "a tier's own name");
+    assert_eq!(limit(&tollgate, "6", None), 3000, "no tier of that name");
+    assert_eq!(limit(&tollgate, "3", None), 3000, "NULL");
+    assert_eq!(limit(&tollgate, "7", None), 3000, "nobody");
+    assert_eq!(limit(&tollgate, "anna", None), 3000, "no number");
+    assert_eq!(limit(&tollgate, "8", None), 7000, "identities come first");
+    assert_eq!(limit(&tollgate, "9", Some("free")), 3000, "the token comes first");
+    let address = tollgate.get("/");
+    assert_eq!(address.number("x-ratelimit-limit"), 3000, "no user, no look-up");
+
+    let lookups = |result: &str| {
+        let series = format!("tollgate_subscription_lookups_total{{result=\"{result}\"}}");
+        tollgate.metric(&series)
+    };
+    assert_eq!((lookups("found"), lookups("none")), (3.0, 3.0));
+    assert_eq!((lookups("timeout"), lookups("error"), lookups("overload")), (0.0, 0.0, 0.0));
+    assert!(lookups("hit") + lookups("stale") >= 1.0);
+    let database =
+        |name: &str, label: &str| tollgate.metric(&format!("{name}{{{label}=\"database\"}}"));
+    assert!(database("slow_query_count_total", "query_type") >= 5.0);
+    assert_eq!(database("query_timeout_count_total", "query_type"), 0.0);
+    assert_eq!(database("dependency_health_status", "dependency"), 1.0);
+    assert_eq!(database("circuit_breaker_state", "service"), 0.0);
+    assert_eq!(tollgate.metric("backpressure_db_queue_size"), 0.0);
+    let pool = "tollgate_pool_connections{pool=\"database\",state=\"idle\"}";
+    assert!(tollgate.metric(pool) >= 1.0);
+    assert_eq!(health(&tollgate)["dependencies"]["database"], "healthy");
+    assert_eq!(health(&tollgate)["circuit_breakers"]["database"], "closed");
+
+    server.stop();
+    wait_until("it is unhealthy", || health(&tollgate)["dependencies"]["database"] == "unhealthy");
+    assert_eq!(health(&tollgate)["status"], "degraded");
+    assert_eq!(tollgate.admin("/readyz").status, 200);
+    assert_eq!(health(&tollgate)["circuit_breakers"]["database"], "open");
+    assert_eq!(limit(&tollgate, "1", None), 5000, "the last answer holds");
+    assert_eq!(limit(&tollgate, "10", None), 3000, "of whom there is none, the default tier");
+    assert!(lookups("circuit_open") >= 1.0 && lookups("stale") >= 1.0);
+    assert_eq!(database("dependency_health_status", "dependency"), 0.0);
+    assert_eq!(database("circuit_breaker_state", "service"), 2.0);
+    server.start();
+    wait_until("it is asked again", || limit(&tollgate, "10", None) == 5000);
+    assert_eq!(health(&tollgate)["dependencies"]["database"], "healthy");
+    let log = tollgate.log();
+    assert!(log.contains("the database of subscriptions is unavailable"), "{log}");
+    assert!(log.contains("the database of subscriptions is back"), "{log}");
+    assert!(!log.contains("pa55word"), "{log}");
+}
+
+#[test]
+fn a_wrong_query_keeps_tollgate_from_starting() {
+    let Some(server) = PostgresServer::spawn() else { return };
+    server.sql(USERS);
+    let failed = |query: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("tollgate.yaml");
+        let lookup = format!("  postgres:\n    url: '{}'\n    query: {query}", server.url());
+        std::fs::write(&file, config(&lookup)).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        command.args(["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--upstream"]);
+        command.args(["http://127.0.0.1:1", "--config"]).arg(&file);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!said.contains("pa55word"), "{said}");
+        said.replace(&format!("{}/", directory.path().display()), "")
+    };
+    let said = failed("select subscriptoin from users where id = $1");
+    let expected = "tollgate.yaml:5:12: tier_lookup.postgres.query: the database refuses the query: \
+        column \"subscriptoin\" does not exist (SQLSTATE 42703, at character 8 of the query)";
+    assert!(said.contains(expected), "{said}");
+    assert!(said.contains("\n  5 |     query: select subscriptoin from"), "{said}");
+    let said = failed("select id from users where id = $1");
+    assert!(
+        said.contains("it gives a column of type int8, expected text: cast it, ::text"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_database_that_is_not_there_keeps_nobody_from_starting() {
+    let backend = Backend::ok();
+    let port = support::nobody().port();
+    let lookup = format!("  postgres: {{ url: 'postgres://me:pa55word@127.0.0.1:{port}/plans' }}");
+    let tollgate = run(&lookup, &backend);
+    assert_eq!(limit(&tollgate, "1", None), 3000);
+    assert_eq!(health(&tollgate)["dependencies"]["database"], "unhealthy");
+    let log = tollgate.log();
+    let expected = "the database of subscriptions is not there yet, the default tier holds";
+    assert!(log.contains(expected) && log.contains("Connection refused"), "{log}");
+    assert!(log.contains(&format!("postgres://127.0.0.1:{port}/plans")), "{log}");
+    assert!(!log.contains("pa55word"), "{log}");
+}
+
+#[test]
+fn the_hash_may_live_in_the_stores_redis() {
+    let Some(server) = RedisServer::spawn_tcp() else { return };
+    server.words("HSET plan-of-1 name pro");
+    let backend = Backend::ok();
+    let lookup = format!(
+        "  redis: {{ hash: 'plan-of-{{id}}', field: name, timeout: 2s }}\nstore: {{ redis: {{ url: '{}', timeout: 1s }} }}",
+        server.tcp_url()
+    );
+    let tollgate = run(&lookup, &backend);
+    assert_eq!(limit(&tollgate, "1", None), 5000);
+    assert_eq!(limit(&tollgate, "2", None), 3000);
+    assert_eq!(health(&tollgate)["dependencies"]["database"], "healthy");
+    assert_eq!(tollgate.metric("dependency_health_status{dependency=\"database\"}"), 1.0);
 }
