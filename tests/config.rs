@@ -706,8 +706,7 @@ endpoints: [{ name: a, path: /a, exempt: true, cost: 3 }]
         warnings(&loaded.unwrap()),
         [
             "tiers.free.burst: burst 2 is below per_second 5",
-            "tiers.free.per_minute: 1000 is never reached",
-            "tiers.free.per_minute: 1000 is never reached",
+            "tiers.free.per_minute: 1000 can never bind",
             "networks[\"10.1.0.0/8\"]: \"10.1.0.0/8\" has bits beyond its prefix, expected 10.0.0.0/8",
             "endpoints[0].cost: without effect: the rule is exempt",
         ]

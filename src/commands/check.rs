@@ -7,6 +7,7 @@ use crate::config::compile_tiers::PolicyTest;
 use crate::config::load::{LoadRequest, Loaded, Overrides, load};
 use crate::config::report::ConfigError;
 use crate::config::schema_tiers::DispositionSpec;
+use crate::policy::caller::Caller;
 use crate::policy::compiled::Policy;
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::Disposition;
@@ -39,7 +40,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
             let results: Vec<TestResult> = tests.iter().map(|it| run_test(policy, it)).collect();
             (&[][..], warnings.as_slice(), results)
         }
-        Err(errors) => (errors.0.as_slice(), &[][..], Vec::new()),
+        Err(errors) => (errors.0.as_slice(), errors.1.as_slice(), Vec::new()),
     };
     match args.format {
         Format::Human => print_human(errors, warnings, &tests),
@@ -58,7 +59,8 @@ fn run_test(policy: &Policy, test: &PolicyTest) -> TestResult {
         headers: &test.headers,
     };
     let mut differences = Vec::new();
-    match policy.plan(&facts, policy.anonymous(&facts)) {
+    let caller = Caller { credential: test.credential.clone(), ..policy.anonymous(&facts) };
+    match policy.plan(&facts, caller) {
         Err(error) => differences.push(format!("the request is refused with 400: {error}")),
         Ok(plan) => {
             let mut compare = |what: &str, found: String, expected: &Option<String>| {

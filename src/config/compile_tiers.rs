@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use http::{HeaderMap, Method};
 
 use crate::config_path;
+use crate::policy::caller::Credential;
 use crate::policy::compiled::{Assigned, PolicyParts, Tier};
 use crate::policy::identity::{Identity, IpPrefix, PrefixLengths};
 use crate::policy::plan::TierId;
@@ -42,6 +43,8 @@ pub struct PolicyTest {
     pub target: String,
     /// The caller's address.
     pub ip: IpAddr,
+    /// What the caller presents beside it.
+    pub credential: Option<Credential>,
     /// Its header fields.
     pub headers: HeaderMap,
     /// The tier that the caller must have.

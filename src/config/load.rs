@@ -21,6 +21,7 @@ use super::schema::{Config, RedisConfig};
 use super::schema_tiers::{BUILT_IN, TiersFile};
 use super::tree::{self, FILE_BYTES_MAX, Mark, Misplaced, Node};
 use super::value::Redacted;
+use super::warnings;
 
 /// Longest secret that is read from a file.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
@@ -82,18 +83,21 @@ pub fn load(request: &LoadRequest<'_>) -> Result<Loaded, ConfigErrors> {
     let (mut file, mut config_report) = config.decoded::<Config>();
     apply(&request.overrides, &mut file, &mut config_report);
     let settings = settings(&file, request.upstream, &read_secret, &mut config_report);
+    warnings::secrets(&file, &mut config_report);
 
     let (mut file, mut report) = tiers.decoded::<TiersFile>();
     fill_in_built_in(&mut file);
     let mut parts = compile_tiers::parts(&file, settings.prefixes, &mut report);
-    let tests = compile_tests::tests(&file, &mut report);
+    warnings::networks(&file, &parts, &settings, &mut report);
+    warnings::exposed(&file, &settings.server, &mut report);
+    let tests = compile_tests::tests(&file, settings.prefixes, &mut report);
 
     let ((mut errors, mut warnings), (more_errors, more_warnings)) =
         (config_report.finish(), report.finish());
     errors.extend(more_errors);
     warnings.extend(more_warnings);
     if !errors.is_empty() {
-        return Err(ConfigErrors(errors));
+        return Err(ConfigErrors(errors, warnings));
     }
     parts.trusted_proxies = settings.trusted_proxies.clone();
     let mut hash = Sha256::new();
@@ -157,15 +161,18 @@ fn errors_of_both(
     config: Result<Source, Box<ConfigError>>,
     tiers: Result<Source, Box<ConfigError>>,
 ) -> ConfigErrors {
-    let of_config = match config {
-        Err(error) => vec![*error],
-        Ok(source) => source.decoded::<Config>().1.finish().0,
-    };
-    let of_tiers = match tiers {
-        Err(error) => vec![*error],
-        Ok(source) => source.decoded::<TiersFile>().1.finish().0,
-    };
-    ConfigErrors(of_config.into_iter().chain(of_tiers).collect())
+    fn of<T: DeserializeOwned + Default>(
+        source: Result<Source, Box<ConfigError>>,
+    ) -> (Vec<ConfigError>, Vec<ConfigError>) {
+        match source {
+            Err(error) => (vec![*error], Vec::new()),
+            Ok(source) => source.decoded::<T>().1.finish(),
+        }
+    }
+    let ((mut errors, mut warnings), of_tiers) = (of::<Config>(config), of::<TiersFile>(tiers));
+    errors.extend(of_tiers.0);
+    warnings.extend(of_tiers.1);
+    ConfigErrors(errors, warnings)
 }
 
 fn apply(overrides: &Overrides, config: &mut Config, report: &mut Report<'_>) {

@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::blot::blotted;
 use super::tree::{Mark, Node};
 
 /// Widest piece of a source line that an excerpt shows.
@@ -201,9 +202,9 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Every error that was found, in the order of the files.
+/// Every error that was found, and what is odd beside them, each in the order of the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigErrors(pub Vec<ConfigError>);
+pub struct ConfigErrors(pub Vec<ConfigError>, pub Vec<ConfigError>);
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -304,6 +305,13 @@ impl<'f> Report<'f> {
         }
     }
 
+    /// A scalar's text as far as it stands in the file itself, as [`Node::literal`] says; `None`
+    /// where the command line stands in for it.
+    pub fn literal(&self, path: &[Step]) -> Option<&'f str> {
+        let is_overridden = self.overrides.iter().any(|(over, _)| path.starts_with(over));
+        self.root.find(path).filter(|node| !is_overridden && !node.is_null())?.literal()
+    }
+
     /// Whether the file has something at this path.
     pub fn is_set(&self, path: &[Step]) -> bool {
         self.root.find(path).is_some()
@@ -375,14 +383,22 @@ pub fn shortened(text: &str) -> String {
 }
 
 /// The lines of a text as YAML counts them.
+pub fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let Some(end) = text.find(['\n', '\r']) else {
+            rest = None;
+            return Some(text);
+        };
+        let (line, after) = text.split_at(end);
+        rest = after.strip_prefix("\r\n").or_else(|| after.get(1..));
+        Some(line)
+    })
+}
+
 fn line_of(text: &str, number: usize) -> Option<&str> {
-    let mut rest = text;
-    for _ in 1..number {
-        let end = rest.find(['\n', '\r'])?;
-        let (_, after) = rest.split_at(end);
-        rest = after.strip_prefix("\r\n").or_else(|| after.get(1..))?;
-    }
-    rest.split(['\n', '\r']).next()
+    lines(text).nth(number.checked_sub(1)?)
 }
 
 /// The source text from a mark to the end of its line.
@@ -393,8 +409,8 @@ pub fn text_at(text: &str, mark: Mark) -> Option<&str> {
 }
 
 fn excerpt(text: &str, mark: Mark) -> Option<String> {
-    let line = line_of(text, mark.line)?;
-    let shown: Vec<char> = blotted(line)
+    line_of(text, mark.line)?;
+    let shown: Vec<char> = blotted(text, mark.line)
         .into_iter()
         .map(|c| if c == '\t' { ' ' } else { c })
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
@@ -409,38 +425,6 @@ fn excerpt(text: &str, mark: Mark) -> Option<String> {
     let gutter = " ".repeat(number.len());
     let indent = " ".repeat(column - start);
     Some(format!("  {number} | {}\n  {gutter} | {indent}{carets}", piece.trim_end()))
-}
-
-/// A line with what may be a secret blotted out, character by character, so that columns hold.
-fn blotted(line: &str) -> Vec<char> {
-    let mut shown: Vec<char> = line.chars().collect();
-    // User and password of a URL, and of what should have been one.
-    let is_end = |c: &char| c.is_whitespace() || "\"'".contains(*c);
-    for word in shown.split_mut(is_end) {
-        let text: String = word.iter().collect();
-        let is_identity = text.starts_with("user:") || text.starts_with("key:");
-        if let Some(at) = word.iter().rposition(|c| *c == '@')
-            && !is_identity
-        {
-            let scheme = text.find("://").and_then(|byte| text.get(..byte + 3));
-            let start = scheme.map_or(0, |scheme| scheme.chars().count());
-            word.iter_mut().take(at).skip(start).for_each(|c| *c = '*');
-        }
-    }
-    // What a key named `…secret` holds. A reference to the environment is no secret, its default
-    // may be one: all of it goes.
-    let mut from = 0;
-    while let Some(found) = line.get(from..).and_then(|rest| rest.find("secret")) {
-        from += found + "secret".len();
-        let (before, rest) = line.split_at(from);
-        if rest.trim_start_matches(['"', '\'', ' ']).starts_with(':') {
-            let start = before.chars().count() + rest.chars().take_while(|c| *c != ':').count() + 1;
-            let hidden = shown.iter_mut().skip(start).filter(|c| !c.is_whitespace());
-            hidden.for_each(|c| *c = '*');
-            break;
-        }
-    }
-    shown
 }
 
 #[cfg(test)]
