@@ -74,7 +74,7 @@ pub fn limit_set(path: &[Step], spec: &LimitSpec, report: &mut Report<'_>) -> Li
     }
     let second = rate.map(|rate| Bucket { rate, burst: burst.unwrap_or(rate) });
     let set = LimitSet { second, minute, hour };
-    warnings::limits(path, &set, report);
+    warnings::limits(path, &set, burst.is_some(), report);
     set
 }
 

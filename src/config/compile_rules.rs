@@ -116,7 +116,7 @@ fn rule(
     if !spec.exempt {
         check_cost(index, spec.cost, tiers, &limits, report);
     }
-    warnings::rule(index, spec, &limits, (tiers, names), report);
+    warnings::rule(index, spec, (&limits, &named), (tiers, names), report);
     Rule {
         name: name.into(),
         cost: spec.cost,

@@ -227,6 +227,7 @@ pub struct Report<'f> {
     faulted: Vec<Path>,
     overrides: Vec<(Path, &'static str)>,
     left_out: usize,
+    warnings_left_out: usize,
     errors: Vec<ConfigError>,
     warnings: Vec<ConfigError>,
 }
@@ -241,6 +242,7 @@ impl<'f> Report<'f> {
             faulted: Vec::new(),
             overrides: Vec::new(),
             left_out: 0,
+            warnings_left_out: 0,
             errors: Vec::new(),
             warnings: Vec::new(),
         }
@@ -251,9 +253,14 @@ impl<'f> Report<'f> {
         let (mut errors, mut warnings) = (self.errors, self.warnings);
         errors.sort_by_key(|error| (error.line, error.column));
         warnings.sort_by_key(|warning| (warning.line, warning.column));
-        if self.left_out > 0 {
-            let problem = Problem::new(format!("{} more errors, not shown", self.left_out));
-            errors.push(ConfigError::of_whole(self.file, &[], &problem));
+        for (shown, left_out, what) in [
+            (&mut errors, self.left_out, "errors"),
+            (&mut warnings, self.warnings_left_out, "warnings"),
+        ] {
+            if left_out > 0 {
+                let problem = Problem::new(format!("{left_out} more {what}, not shown"));
+                shown.push(ConfigError::of_whole(self.file, &[], &problem));
+            }
         }
         (errors, warnings)
     }
@@ -298,11 +305,15 @@ impl<'f> Report<'f> {
 
     /// A warning at a field's value.
     pub fn warn(&mut self, path: Path, problem: Problem) {
-        let is_silent = self.faulted.iter().any(|faulted| path.starts_with(faulted));
-        if !is_silent && self.warnings.len() < ERRORS_MAX {
-            let warning = self.located(&path, Part::Value, None, &problem);
-            self.warnings.push(warning);
+        if self.faulted.iter().any(|faulted| path.starts_with(faulted)) {
+            return;
         }
+        if self.warnings.len() >= ERRORS_MAX {
+            self.warnings_left_out += 1;
+            return;
+        }
+        let warning = self.located(&path, Part::Value, None, &problem);
+        self.warnings.push(warning);
     }
 
     /// A scalar's text as far as it stands in the file itself, as [`Node::literal`] says; `None`

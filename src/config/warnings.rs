@@ -3,6 +3,7 @@
 //! Warns only of what is certain: a limit that can never refuse, a rule that nothing can meet, a
 //! secret that can be read in the file. Each has a sentence that says why.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
@@ -16,7 +17,7 @@ use super::compile::{ServerSettings, Settings};
 use super::compile_limits::Names;
 use super::report::{Path, Problem, Report, Step};
 use super::schema::Config;
-use super::schema_tiers::{Endpoint, ModeSpec, TiersFile};
+use super::schema_tiers::{Endpoint, TiersFile};
 use super::tree::FILLED_IN;
 
 /// Seconds that a minute's window may count: 60 sub-buckets, and the one that is being filled.
@@ -38,14 +39,14 @@ const PRIVATE: [&str; 7] = [
     "::1/128",
 ];
 
-/// Limits of one tier, or of a rule for one tier, that get in each other's way.
-pub fn limits(path: &[Step], set: &LimitSet, report: &mut Report<'_>) {
+/// Limits of one tier, or of a rule for one tier, that get in each other's way. `has_burst`: it is
+/// given, and not the rate's stand-in.
+pub fn limits(path: &[Step], set: &LimitSet, has_burst: bool, report: &mut Report<'_>) {
     let below = |key: &str| [path, &[Step::from(key)]].concat();
     let never = |number: NonZeroU32| Problem::new(format!("{number} can never bind"));
     let minute_and_hour = [(set.minute, "per_minute"), (set.hour, "per_hour")];
     if let Some(Bucket { rate, burst }) = set.second {
-        let is_given = report.is_set(&below("burst"));
-        let (key, value) = if is_given { ("burst", burst) } else { ("per_second", rate) };
+        let (key, value) = if has_burst { ("burst", burst) } else { ("per_second", rate) };
         if burst < rate {
             let problem = Problem::new(format!("burst {burst} is below per_second {rate}"));
             let hint = "requests at the same moment get the burst only";
@@ -109,46 +110,41 @@ fn is_covered(rule: &LimitSet, tier: &LimitSet) -> bool {
         && window(rule.hour, [hour, in_an_hour, most_of(tier.second, HOUR_SECONDS)])
 }
 
-/// Parts of a rule that have no effect. `limits`: what was made of its own, by tier.
+/// Parts of a rule that have no effect. `limits`: what was made of its own, by tier, and for which
+/// of the tiers the rule names them.
 pub fn rule(
     index: usize,
     spec: &Endpoint,
-    limits: &[Option<LimitSet>],
+    limits: (&[Option<LimitSet>], &[bool]),
     (tiers, names): (&[Tier], &Names<'_>),
     report: &mut Report<'_>,
 ) {
     let at = |key: &str| config_path!["endpoints", index, key];
     if spec.exempt {
-        for (key, is_given) in [
-            ("cost", spec.cost != 1),
-            ("limits", !spec.limits.0.is_empty()),
-            ("mode", spec.mode != ModeSpec::Enforce),
-            ("on_failure", spec.on_failure.is_some()),
-        ] {
+        for (key, is_given) in [("cost", spec.cost != 1), ("limits", !spec.limits.0.is_empty())] {
             if is_given {
                 report.warn(at(key), Problem::new("without effect: the rule is exempt"));
             }
         }
         return;
     }
-    let is_named = |name: &str| spec.limits.iter().any(|(key, _)| key == name);
-    let unnamed = || names.list.iter().filter(|name| !is_named(name));
-    let covered = |name: &&str| {
-        let tier = *names.index.get(name)?;
+    let (limits, named) = limits;
+    let covered = |tier: usize| {
         let own = (*limits.get(tier)?)?;
         Some(is_covered(&own, &tiers.get(tier)?.limits))
     };
+    let mut unnamed = named.iter().enumerate().filter(|(_, is_named)| !**is_named).peekable();
     for (key, _) in spec.limits.iter() {
         let path = || config_path!["endpoints", index, "limits", key];
         let hint = "a rule's limits come on top of the tier's, never instead";
         if key != "any" {
-            if covered(&key) == Some(true) {
+            if names.index.get(key).copied().and_then(covered) == Some(true) {
                 let found = format!("never refuses what tier \"{key}\" does not refuse anyway");
                 report.warn(path(), Problem::new(found).hint(hint));
             }
-        } else if unnamed().next().is_none() {
+        } else if unnamed.peek().is_none() {
             report.warn(path(), Problem::new("without effect: every tier is named beside it"));
-        } else if unnamed().all(|name| covered(name) == Some(true)) {
+        } else if unnamed.all(|(tier, _)| covered(tier) == Some(true)) {
             let found = "never refuses what the tiers do not refuse anyway";
             report.warn(path(), Problem::new(found).hint(hint));
         }
@@ -200,10 +196,12 @@ pub fn networks(
         return;
     }
     let Some(default) = parts.tiers.get(parts.default_tier) else { return };
+    let by_name: HashMap<&str, &Tier> =
+        parts.tiers.iter().map(|tier| (&*tier.name, tier)).collect();
     let private: Vec<IpNet> = PRIVATE.iter().filter_map(|text| text.parse().ok()).collect();
     for (text, name) in file.networks.iter() {
         let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-        let tier = parts.tiers.iter().find(|tier| *tier.name == **name);
+        let tier = by_name.get(name.as_str()).copied();
         let (Ok(network), Some(tier)) = (network, tier) else { continue };
         let is_private = private.iter().any(|it| it.contains(&network) || network.contains(it));
         if is_private && allows_more(&tier.limits, &default.limits) {
@@ -257,7 +255,7 @@ fn warn_of_secret(path: Path, what: &str, is_plain: fn(&str) -> bool, report: &m
     let place = if beside { ", beside a variable or as its default" } else { "" };
     let Some(Step::Key(key)) = path.last() else { return };
     let problem = Problem::new(format!("{what} in plain text{place}"))
-        .expected(format!("${{NAME}} alone, or {key}_file"));
+        .expected(format!("a variable, such as ${{NAME}}, or {key}_file"));
     report.warn(path, problem);
 }
 
