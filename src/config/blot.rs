@@ -30,11 +30,23 @@ pub fn blotted(text: &str, number: usize) -> Vec<char> {
     }
     hide_user_info(&mut shown);
     hide_passwords(line, &mut shown);
+    // A URL whose end, and perhaps whose `@`, is on another line.
+    if let Some(open) = opened(line, None).filter(|open| open.quote.is_some()) {
+        hide(&mut shown, line.get(..open.value).unwrap_or_default().chars().count());
+    }
     // What follows on the same line goes as well: where a secret ends, only a parser would know.
     if let Some(key) = keys(line).find(|key| is_secret(key.name)) {
         hide(&mut shown, line.get(..key.end).unwrap_or_default().chars().count());
     }
     shown
+}
+
+/// A value as messages may repeat it: its user and password aside.
+pub fn without_password(text: &str) -> String {
+    let mut shown: Vec<char> = text.chars().collect();
+    hide_user_info(&mut shown);
+    hide_passwords(text, &mut shown);
+    shown.into_iter().collect()
 }
 
 fn hide(shown: &mut [char], from: usize) {
@@ -93,6 +105,8 @@ fn keys(line: &str) -> impl Iterator<Item = Key<'_>> {
 struct Open {
     /// Where the key's line begins; deeper lines are the value's.
     indent: usize,
+    /// Where it begins, in its key's line.
+    value: usize,
     /// The quote that ends it.
     quote: Option<char>,
     /// Nothing of it has been seen: wherever the next line begins, it is the value's.
@@ -130,27 +144,31 @@ fn opened(line: &str, open: Option<Open>) -> Option<Open> {
         }
     }
     // Every line of a file comes by here, once for every excerpt.
-    if !OPENING.iter().any(|part| line.contains(part)) {
+    if !OPENING.iter().any(|part| line.contains(part)) || line.trim_start().starts_with('#') {
         return None;
     }
-    let key = keys(line).find(|key| {
-        is_secret(key.name) || URL_KEYS.contains(&key.name.to_ascii_lowercase().as_str())
-    })?;
+    let is_url = |key: &Key<'_>| URL_KEYS.contains(&key.name.to_ascii_lowercase().as_str());
+    let key = keys(line).filter(|key| is_secret(key.name) || is_url(key)).last()?;
     let value = line.get(key.end..).unwrap_or_default().trim();
     let value = if value.starts_with('#') { "" } else { value };
     let indent = indent(line);
     match value.chars().next() {
         None | Some('|' | '>' | '&' | '!') => {
-            Some(Open { indent, quote: None, is_awaited: value.is_empty() })
+            Some(Open { indent, value: key.end, quote: None, is_awaited: value.is_empty() })
         }
         Some(quote @ ('"' | '\'')) => {
             let is_closed = value.get(1..).is_some_and(|rest| rest.contains(quote));
-            (!is_closed).then_some(Open { indent, quote: Some(quote), is_awaited: false })
+            (!is_closed).then_some(Open {
+                indent,
+                value: key.end,
+                quote: Some(quote),
+                is_awaited: false,
+            })
         }
         // A list or a mapping in its place, or plain text that may go on.
         Some('[' | '{') => None,
         Some(_) if is_secret(key.name) && !value.contains([',', '}']) => {
-            Some(Open { indent, quote: None, is_awaited: false })
+            Some(Open { indent, value: key.end, quote: None, is_awaited: false })
         }
         Some(_) => None,
     }

@@ -467,6 +467,7 @@ fn mark_of(span: Span) -> Mark {
     Mark { line: start.line().max(1), column: start.col() + 1, length }
 }
 
+#[derive(Debug)]
 struct Unexpanded {
     reference: String,
     problem: Problem,
