@@ -73,6 +73,7 @@ fn measure(router: &Router, paths: &[String]) -> f64 {
             let facts = RequestFacts {
                 method: &Method::GET,
                 path,
+                query: None,
                 host: Some("api.example.com"),
                 peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 headers: &headers,

@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use tollgate::config::compile::UpstreamNeed;
 use tollgate::config::json_schema::{of_config, of_tiers};
-use tollgate::config::load::{LoadRequest, Loaded, Overrides, load};
-use tollgate::config::report::{ConfigError, ConfigErrors};
+use tollgate::config::load::{LoadRequest, Loaded, Overrides, Rejected, examine};
+use tollgate::config::report::ConfigError;
 use tollgate::config::value::Redacted;
 use tollgate::limiter::check::{Limits, State, States, check};
 use tollgate::limiter::decision::SCOPES_MAX;
@@ -26,7 +26,7 @@ const SECOND: u64 = 1_000_000;
 /// Where a minute, and so a second, begins.
 const START_US: u64 = 1_767_225_600_000_000;
 
-fn load_both(config: &str, tiers: &str, overrides: Overrides) -> Result<Loaded, ConfigErrors> {
+fn load_both(config: &str, tiers: &str, overrides: Overrides) -> Result<Loaded, Rejected> {
     let directory = tempfile::tempdir().unwrap();
     let written = |name: &str, text: &str| {
         let path = directory.path().join(name);
@@ -34,7 +34,7 @@ fn load_both(config: &str, tiers: &str, overrides: Overrides) -> Result<Loaded, 
         path
     };
     let (config, tiers) = (written("tollgate.yaml", config), written("tiers.yaml", tiers));
-    let loaded = load(&LoadRequest {
+    let loaded = examine(&LoadRequest {
         config: Some(&config),
         tiers: Some(&tiers),
         overrides,
@@ -57,8 +57,8 @@ fn load_both(config: &str, tiers: &str, overrides: Overrides) -> Result<Loaded, 
             Ok(loaded)
         }
         Err(mut errors) => {
-            short(&mut errors.0);
-            short(&mut errors.1);
+            short(&mut errors.errors.0);
+            short(&mut errors.warnings);
             Err(errors)
         }
     }
@@ -73,7 +73,7 @@ fn told(warning: &ConfigError) -> String {
 
 fn warnings(config: &str, tiers: &str) -> Vec<ConfigError> {
     let loaded = load_both(config, tiers, Overrides::default());
-    loaded.unwrap_or_else(|errors| panic!("{errors}\n{config}{tiers}")).warnings
+    loaded.unwrap_or_else(|errors| panic!("{}\n{config}{tiers}", errors.errors)).warnings
 }
 
 fn repository(name: &str) -> std::path::PathBuf {
@@ -121,9 +121,9 @@ fn the_other_file_may_make_it_right_or_wrong() {
 fn warnings_come_beside_errors_and_have_a_bound() {
     let tiers = "tiers: { free: { per_second: 5, burst: 2 }, Gold: {} }";
     let errors = load_both("server: { workers: x }", tiers, Overrides::default()).unwrap_err();
-    assert_eq!(errors.0.len(), 2, "{errors}");
+    assert_eq!(errors.errors.0.len(), 2, "{}", errors.errors);
     assert_eq!(
-        errors.1.iter().map(|it| it.path.as_str()).collect::<Vec<_>>(),
+        errors.warnings.iter().map(|it| it.path.as_str()).collect::<Vec<_>>(),
         ["tiers.free.burst"]
     );
 
@@ -150,7 +150,7 @@ fn every_key_that_holds_a_secret_is_looked_at() {
     let found = |config: &str| -> Vec<String> {
         match load_both(config, "", Overrides::default()) {
             Ok(loaded) => loaded.warnings,
-            Err(errors) => errors.1,
+            Err(errors) => errors.warnings,
         }
         .iter()
         .filter(|warning| warning.message.contains("in plain text"))
@@ -238,7 +238,7 @@ fn no_secret_is_ever_shown() {
     for config in layouts {
         let (errors, warnings) = match load_both(config, "", Overrides::default()) {
             Ok(loaded) => (Vec::new(), loaded.warnings),
-            Err(errors) => (errors.0, errors.1),
+            Err(errors) => (errors.errors.0, errors.warnings),
         };
         for told in errors.iter().chain(&warnings) {
             let all = format!("{told} {:?} {:?}", told.expected, told.suggestion);
@@ -517,7 +517,7 @@ fn compiled(mut rules: Vec<String>) -> (Vec<String>, Loaded) {
         match load_both("", &format!("endpoints:\n{text}"), Overrides::default()) {
             Ok(loaded) => return (rules, loaded),
             Err(errors) => {
-                let path = &errors.0.last().unwrap().path;
+                let path = &errors.errors.0.last().unwrap().path;
                 let index = path["endpoints[".len()..].split(']').next().unwrap();
                 rules.remove(index.parse().unwrap());
             }
@@ -537,10 +537,11 @@ proptest! {
                 method: &method,
                 path,
                 host,
+                query: None,
                 peer: "203.0.113.9".parse().unwrap(),
                 headers: &headers,
             };
-            let plan = loaded.policy.plan(&facts, loaded.policy.anonymous(&facts)).unwrap();
+            let plan = loaded.policy.plan(&facts, &loaded.policy.anonymous(&facts)).unwrap();
             if let Some(rule) = plan.endpoint {
                 is_met[usize::from(rule.0)] = true;
             }

@@ -28,6 +28,7 @@ fn find(router: &Router, request: &Request) -> Result<Matched, PathError> {
     router.find(&RequestFacts {
         method: &request.method,
         path: &request.path,
+        query: None,
         host: request.host,
         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
         headers: &request.headers,

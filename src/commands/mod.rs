@@ -4,9 +4,13 @@ pub mod check;
 pub mod demo;
 pub mod example_backend;
 pub mod health;
+mod identity;
+pub mod reload;
+pub mod reload_files;
 pub mod run;
 pub mod schema;
 pub mod serve;
+mod subscriptions;
 mod wiring;
 
 use std::fmt;
@@ -67,7 +71,10 @@ pub struct FileArgs {
 Examples:
   tollgate run --upstream http://127.0.0.1:8081
   tollgate run --upstream http://127.0.0.1:8081 --redis redis://127.0.0.1:6379/0
-  tollgate run --config config/tollgate.yaml --tiers config/tiers.yaml --listen 0.0.0.0:80")]
+  tollgate run --config config/tollgate.yaml --tiers config/tiers.yaml --listen 0.0.0.0:80
+
+A change of the policy's file takes effect while tollgate runs; SIGHUP has it read at once. SIGTERM
+and SIGINT end tollgate once what runs is finished; a second one ends it now.")]
 pub struct RunArgs {
     #[command(flatten)]
     files: FileArgs,

@@ -14,12 +14,15 @@ use crate::clock;
 use crate::config::compile::{LogSettings, UpstreamNeed};
 use crate::config::load::{LoadRequest, Loaded, load};
 
+use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::wiring::Wired;
-use super::{Failure, RunArgs, print};
+use super::{Failure, RunArgs, print, reload, reload_files, subscriptions};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long a start waits for key sets.
+const KEYS_AT_START: Duration = Duration::from_secs(3);
 /// How often the store in memory looks for expired state.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -45,7 +48,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         env: &|name| std::env::var(name).ok(),
     })?;
     let limits_in = if loaded.settings.redis.is_some() { "Redis" } else { "memory" };
-    serve(loaded, |addresses| {
+    let origin = Origin {
+        config: args.files.config.clone(),
+        tiers: args.files.tiers.clone(),
+        overrides: args.overrides(),
+    };
+    serve(loaded, origin, |addresses| {
         let data: Vec<String> = addresses.data.iter().map(ToString::to_string).collect();
         print(format_args!(
             "tollgate {}: listening on {}, admin on {}, limits in {limits_in}",
@@ -56,11 +64,16 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     })
 }
 
-/// Serves until a signal ends it; `announce` is told where, once that is sure.
+/// Serves until a signal ends it; `announce` is told where, once that is sure. The files of `origin`
+/// are watched.
 ///
 /// # Errors
-/// An address that cannot be listened on; a second signal.
-pub fn serve(loaded: Loaded, announce: impl FnOnce(&Addresses)) -> Result<(), Failure> {
+/// An address that cannot be listened on; a thread that cannot be started; a second signal.
+pub fn serve(
+    loaded: Loaded,
+    origin: Origin,
+    announce: impl FnOnce(&Addresses),
+) -> Result<(), Failure> {
     start_log(&loaded.settings.log);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -82,15 +95,20 @@ pub fn serve(loaded: Loaded, announce: impl FnOnce(&Addresses)) -> Result<(), Fa
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         workers => workers,
     };
-    let wired = Wired::new(loaded, workers);
+    let (running, read) = (loaded.settings.clone(), loaded.read.clone());
+    let bought = subscriptions::start(settings, workers)?;
+    let wired = Wired::new(loaded, workers, bought)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(Default::default())
         .context("cannot make the control runtime")?;
     let end = runtime.block_on(async {
-        let mut signals = Signals::new()?;
+        let reloader = reload_files::reloader(&wired, running, origin, read);
+        let reload = reload::spawn(reloader).context("cannot start a thread")?;
+        let mut signals = Signals::new(reload)?;
         let heartbeats = Arc::clone(&wired.admin.heartbeats);
         let beat = move |worker| heartbeats.beat(worker, clock::monotonic());
+        fetch_keys(&wired).await;
         let data_path = DataPath::start(&wired.gate, listeners, workers, beat)
             .await
             .context("cannot start a thread")?;
@@ -127,6 +145,22 @@ async fn control(wired: &Wired, data_path: DataPath, signals: &mut Signals) -> a
     }
 }
 
+/// Fetches the key sets, and goes on fetching them. Waits a moment for the first ones, so that the
+/// first tokens are not taken for invalid; if they do not come, so be it.
+async fn fetch_keys(wired: &Wired) {
+    let remotes: Vec<_> = wired.gate.identifier.remotes().map(Arc::clone).collect();
+    for remote in &remotes {
+        let remote = Arc::clone(remote);
+        tokio::task::spawn_local(async move { remote.keep_fresh().await });
+    }
+    let all = async {
+        for remote in &remotes {
+            remote.wait_fetched(KEYS_AT_START).await;
+        }
+    };
+    let _ = tokio::time::timeout(KEYS_AT_START, all).await;
+}
+
 /// What runs beside the data path.
 fn spawn_background(wired: &Wired) {
     let addresses = Arc::clone(&wired.gate.addresses);
@@ -143,17 +177,19 @@ fn spawn_background(wired: &Wired) {
     });
 }
 
-/// The signals that end tollgate, and the one that does not yet mean anything.
+/// The signals that end tollgate, and the one that has it reload.
 struct Signals {
+    reload: reload::Handle,
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
 }
 
 impl Signals {
-    fn new() -> anyhow::Result<Self> {
+    fn new(reload: reload::Handle) -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Signals {
+            reload,
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
@@ -166,9 +202,7 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hang_up.recv() => {
-                    tracing::warn!("SIGHUP: reloading is not supported yet; nothing has changed");
-                }
+                _ = self.hang_up.recv() => self.reload.request(),
             }
         }
     }

@@ -11,16 +11,18 @@ use ipnet::IpNet;
 
 use crate::config_path;
 use crate::policy::compiled::FailureMode;
-use crate::policy::identity::PrefixLengths;
 
+use super::compile_identity::{IdentitySettings, identity};
+use super::compile_lookup::{LookupSettings, lookup};
+use super::compile_secret::identity_secret;
 use super::report::{Path, Problem, Report, nearest};
 use super::schema::{
-    Config, Exposed, IdentityEntry, IpIdentity, LISTEN_DEFAULT, LogFormat, LogLevel, OnFailure,
-    RedisConfig, Reset, Server, StoreConfig, Upstream,
+    Config, Exposed, LISTEN_DEFAULT, LogFormat, LogLevel, OnFailure, RedisConfig, Reset, Server,
+    StoreConfig, Upstream,
 };
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
-use super::value::{DURATION_MAX, HumanDuration};
+use super::value::{DURATION_MAX, HumanDuration, Redacted};
 
 /// Where Redis is where nothing says otherwise.
 const REDIS_URL_DEFAULT: &str = "redis://127.0.0.1:6379/0";
@@ -47,18 +49,22 @@ pub struct Settings {
     pub upstream: Option<UpstreamSettings>,
     /// Shared state; `None`: in memory.
     pub redis: Option<RedisSettings>,
+    /// The database of subscriptions.
+    pub lookup: Option<LookupSettings>,
     /// Most identities whose state is kept in memory.
     pub max_identities: usize,
     /// Peers whose forwarding fields are believed; the policy holds them too.
     pub trusted_proxies: Vec<IpNet>,
-    /// How much of an address makes an identity; the policy holds it too.
-    pub prefixes: PrefixLengths,
+    /// How callers are known.
+    pub identity: IdentitySettings,
     /// Which fields answers carry.
     pub headers: HeaderSettings,
     /// Time to the backend's response head above which an answer counts as slow.
     pub slow_upstream: Duration,
     /// Time of a check above which Redis counts as slow.
     pub slow_redis: Duration,
+    /// Time of a fetch above which a key set's server counts as slow.
+    pub slow_jwks: Duration,
     /// Logs.
     pub log: LogSettings,
 }
@@ -126,6 +132,8 @@ pub struct RedisSettings {
     pub on_failure: FailureMode,
     /// What every key begins with.
     pub key_prefix: String,
+    /// What identities are hashed with, at least 16 bytes.
+    pub identity_secret: Option<Redacted>,
 }
 
 /// Which fields answers carry.
@@ -185,9 +193,18 @@ pub fn settings(
     let slow_upstream =
         positive(config_path!["slow_thresholds", "upstream"], slow.upstream, report);
     let slow_redis = positive(config_path!["slow_thresholds", "redis"], slow.redis, report);
+    let slow_jwks = positive(config_path!["slow_thresholds", "jwks"], slow.jwks, report);
     let upstream = upstream(&config.upstream, need, report);
-    let redis = redis(&config.store, read_secret, report);
-    let prefixes = prefixes(&config.identity, report);
+    let mut redis = redis(&config.store, read_secret, report);
+    let identity_secret = identity_secret(config, read_secret, report);
+    if let Some(redis) = &mut redis {
+        redis.identity_secret = identity_secret;
+    }
+    let slow_database =
+        positive(config_path!["slow_thresholds", "database"], slow.database, report);
+    let store_url = redis.as_ref().map(|it| &it.url);
+    let lookup = lookup(config.tier_lookup.as_ref(), store_url, slow_database, read_secret, report);
+    let identity = identity(&config.identity, report);
     let trusted_proxies = trusted_proxies(&config.server.trusted_proxies, report);
     let max_identities = at_least_one(
         config_path!["store", "memory", "max_identities"],
@@ -199,9 +216,10 @@ pub fn settings(
         admin_listen,
         upstream,
         redis,
+        lookup,
         max_identities,
         trusted_proxies,
-        prefixes,
+        identity,
         headers: HeaderSettings {
             x_ratelimit: config.headers.x_ratelimit,
             reset: match config.headers.reset {
@@ -212,6 +230,7 @@ pub fn settings(
         },
         slow_upstream,
         slow_redis,
+        slow_jwks,
         log: LogSettings {
             level: match config.log.level {
                 LogLevel::Off => "off",
@@ -356,6 +375,7 @@ fn redis(
         timeout,
         on_failure: failure_mode(redis.on_failure),
         key_prefix: prefix.clone(),
+        identity_secret: None,
     })
 }
 
@@ -381,47 +401,12 @@ fn redis_url(
         },
         (None, None) => (at("url"), REDIS_URL_DEFAULT.to_owned()),
     };
-    url::redis(&text).map_err(|problem| report.value(path, problem)).ok()
+    redis_url_of(&text, path, report)
 }
 
-fn prefixes(entries: &[IdentityEntry], report: &mut Report<'_>) -> PrefixLengths {
-    let mut prefixes = PrefixLengths::default();
-    let mut ip_before = None;
-    for (index, entry) in entries.iter().enumerate() {
-        let kinds = [
-            entry.jwt.is_some(),
-            entry.api_key.is_some(),
-            entry.mtls.is_some(),
-            entry.ip.is_some(),
-        ];
-        let given = kinds.iter().filter(|is_given| **is_given).count();
-        if given != 1 {
-            let found = if given == 0 { "an empty entry" } else { "several kinds in one entry" };
-            let problem = Problem::new(found).expected("one of jwt, api_key, mtls, ip");
-            report.value(config_path!["identity", index], problem);
-        }
-        let Some(ip) = &entry.ip else { continue };
-        if let Some(before) = ip_before {
-            let problem = Problem::new("a second ip entry")
-                .expected(format!("only that of identity[{before}]"));
-            report.key(config_path!["identity", index, "ip"], problem);
-        }
-        ip_before = Some(index);
-        prefixes = checked_prefixes(index, ip, report);
-    }
-    prefixes
-}
-
-fn checked_prefixes(index: usize, ip: &IpIdentity, report: &mut Report<'_>) -> PrefixLengths {
-    for (key, length, most) in
-        [("ipv4_prefix", ip.ipv4_prefix, 32), ("ipv6_prefix", ip.ipv6_prefix, 128)]
-    {
-        if length > most {
-            let problem = Problem::new(length.to_string()).expected(format!("0 to {most}"));
-            report.value(config_path!["identity", index, "ip", key], problem);
-        }
-    }
-    PrefixLengths { ipv4: ip.ipv4_prefix.min(32), ipv6: ip.ipv6_prefix.min(128) }
+/// Reads a Redis's URL; what is wrong with it is reported at `path`.
+pub fn redis_url_of(text: &str, path: Path, report: &mut Report<'_>) -> Option<RedisUrl> {
+    url::redis(text).map_err(|problem| report.value(path, problem)).ok()
 }
 
 fn trusted_proxies(texts: &[String], report: &mut Report<'_>) -> Vec<IpNet> {
@@ -480,7 +465,8 @@ fn at_least_one(path: Path, number: u32, report: &mut Report<'_>) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-fn positive(path: Path, duration: HumanDuration, report: &mut Report<'_>) -> Duration {
+/// A duration above zero, or it is reported.
+pub fn positive(path: Path, duration: HumanDuration, report: &mut Report<'_>) -> Duration {
     debug_assert!(duration.0 <= DURATION_MAX, "parsed durations are bounded");
     if duration.0.is_zero() {
         report.value(path, Problem::new("0").expected("a duration above zero"));

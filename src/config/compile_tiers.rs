@@ -10,7 +10,7 @@ use http::{HeaderMap, Method};
 use crate::config_path;
 use crate::policy::caller::Credential;
 use crate::policy::compiled::{Assigned, PolicyParts, Tier};
-use crate::policy::identity::{Identity, IpPrefix, PrefixLengths};
+use crate::policy::identity::{Identity, IpPrefix, PrefixLengths, is_identifier};
 use crate::policy::plan::TierId;
 
 use super::compile::{failure_mode, host_bits, not_defined};
@@ -27,8 +27,6 @@ use super::value::Ordered;
 const INDICES_MAX: usize = u16::MAX as usize;
 /// Sets of limits that rules keep, one per tier and rule.
 const RULE_LIMITS_MAX: usize = 1 << 22;
-/// Longest user or key.
-const IDENTIFIER_BYTES_MAX: usize = 256;
 
 /// One request, and what must come of it.
 #[derive(Clone, Debug)]
@@ -233,11 +231,9 @@ pub fn identity(text: &str, prefixes: PrefixLengths) -> Result<Identity, Problem
             Err(_) => problem,
         });
     };
-    let is_plain =
-        !id.is_empty() && id.len() <= IDENTIFIER_BYTES_MAX && !id.chars().any(char::is_control);
     let expected = "1 to 256 bytes without control characters behind the colon";
     match kind {
-        "user" | "key" if !is_plain => Err(wrong().expected(expected)),
+        "user" | "key" if !is_identifier(id) => Err(wrong().expected(expected)),
         "user" => Ok(Identity::User(id.into())),
         "key" => Ok(Identity::Key(id.into())),
         "ip" => address_identity(id, prefixes),

@@ -166,6 +166,16 @@ impl ConfigError {
         }
     }
 
+    /// The same place with another message.
+    pub fn saying(self, problem: &Problem) -> Self {
+        ConfigError {
+            message: problem.message(),
+            expected: problem.expected.clone(),
+            suggestion: problem.suggestion.clone(),
+            ..self
+        }
+    }
+
     /// An error at a place of a file's text.
     pub fn at(file: &str, text: &str, mark: Mark, path: &[Step], problem: &Problem) -> Self {
         ConfigError {
@@ -202,9 +212,9 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Every error that was found, and what is odd beside them, each in the order of the files.
+/// Every error that was found, in the order of the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigErrors(pub Vec<ConfigError>, pub Vec<ConfigError>);
+pub struct ConfigErrors(pub Vec<ConfigError>);
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -321,6 +331,21 @@ impl<'f> Report<'f> {
     pub fn literal(&self, path: &[Step]) -> Option<&'f str> {
         let is_overridden = self.overrides.iter().any(|(over, _)| path.starts_with(over));
         self.root.find(path).filter(|node| !is_overridden && !node.is_null())?.literal()
+    }
+
+    /// Whether an error was reported at this field or below it.
+    pub fn has_errors_below(&self, path: &[Step]) -> bool {
+        let field = written(path);
+        let is_below = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
+        let mut errors = self.errors.iter();
+        self.is_silent_below(path)
+            || errors.any(|error| error.path.strip_prefix(&*field).is_some_and(is_below))
+    }
+
+    /// An error at a field's value that is not reported: for what is found out later. Where the
+    /// file does not have the field, at what it should be in.
+    pub fn locate(&self, path: &[Step], problem: &Problem) -> ConfigError {
+        self.located(path, Part::Value, None, problem)
     }
 
     /// Whether the file has something at this path.

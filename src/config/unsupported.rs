@@ -38,14 +38,9 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
         upstream.health_check.timeout,
         upstream.health_check.rise,
         upstream.health_check.fall,
-        identity_hash_secret,
-        identity_hash_secret_file,
-        tier_lookup,
         headers.ietf,
         shedding.mode,
         shedding.max_in_flight,
-        slow_thresholds.database,
-        slow_thresholds.jwks,
         self_service.path,
         usage.sink,
         usage.flush,
@@ -72,8 +67,6 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
     }
     for (index, entry) in config.identity.iter().enumerate() {
         only_default!(report, config_path!["identity", index], entry, IdentityEntry::default();
-            jwt,
-            api_key,
             mtls,
         );
     }

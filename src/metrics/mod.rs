@@ -11,6 +11,7 @@
 
 pub mod cells;
 pub mod histogram;
+pub mod identity;
 pub mod labels;
 pub mod names;
 pub mod policy;

@@ -12,7 +12,7 @@ use crate::policy::identity::IdentifierType;
 use super::exposition::{Family, assemble};
 use super::handles::{Handles, Sums};
 use super::histogram::{HistogramTotals, LIMITER_EDGES, OVERHEAD_EDGES, REQUEST_EDGES};
-use super::labels::{Direction, ErrorType, LimitDecision, LimiterBackend, Outcome};
+use super::labels::{CacheResult, Direction, ErrorType, LimitDecision, LimiterBackend, Outcome};
 use super::names;
 use super::registry::Metrics;
 use super::series::{
@@ -77,6 +77,11 @@ impl Metrics {
         for direction in Direction::ALL {
             let sum = total(self.process.iter().filter_map(|cells| cells.bytes(*direction)));
             handles.counter(&names::BYTES, &[direction.as_str()]).absolute(sum);
+        }
+        for result in CacheResult::ALL {
+            let cells = self.process.iter();
+            let sum = total(cells.filter_map(|cells| cells.token_lookups.get(result.index())));
+            handles.counter(&names::TOKEN_CACHE, &[result.as_str()]).absolute(sum);
         }
         handles.gauge(&names::IN_FLIGHT, &[]).set(self.requests_in_flight() as f64);
         handles.gauge(&names::REDIS_QUEUE, &[]).set(self.redis_queue() as f64);

@@ -13,7 +13,8 @@ use crate::policy::identity::IdentifierType;
 use super::cells::{Level, LevelGuard, PerShard};
 use super::histogram::{HistogramCells, HistogramTotals, REQUEST_EDGES};
 use super::labels::{
-    CodeClass, Direction, ErrorType, LimitDecision, LimiterBackend, MethodLabel, Outcome,
+    CacheResult, CodeClass, Direction, ErrorType, LimitDecision, LimiterBackend, MethodLabel,
+    Outcome,
 };
 use super::window::{LatencyRing, SlidingMin};
 
@@ -291,6 +292,8 @@ pub struct ProcessCells {
     pub limiter: [HistogramCells; LimiterBackend::COUNT],
     /// Time of a call to Redis.
     pub redis: HistogramCells,
+    /// Tokens, by whether they were known.
+    pub token_lookups: [AtomicU64; CacheResult::COUNT],
     bytes: [AtomicU64; Direction::COUNT],
 }
 

@@ -10,11 +10,13 @@ use ipnet::IpNet;
 use crate::limiter::check::Limits;
 use crate::limiter::quota::{LimitSet, Mode};
 
-use super::caller::{Caller, Credential};
+use super::caller::Caller;
 use super::facts::RequestFacts;
-use super::identity::{Identity, IpPrefix, PrefixLengths};
-use super::plan::{Disposition, Plan, RuleId, Scope, TierId, TierSource};
+use super::forwarded::{self, ClientAddress};
+use super::identity::{Identity, PrefixLengths};
+use super::plan::{Disposition, Plan, RuleId, Scope, TierId};
 use super::route::{PathError, Router};
+use super::tier::Resolved;
 
 /// What Redis calls the scope of a tier's own limits.
 const TIER_SCOPE: &str = "i";
@@ -112,10 +114,11 @@ pub struct PolicyParts {
 #[derive(Debug)]
 pub struct Policy {
     tiers: Box<[Tier]>,
-    default_tier: TierId,
-    subscriptions: HashMap<Box<str>, TierId>,
-    networks: Box<[(IpNet, TierId)]>,
-    identities: HashMap<Identity, Assigned>,
+    pub(super) default_tier: TierId,
+    /// Subscriptions and tiers by name, lower case.
+    pub(super) plans: HashMap<Box<str>, TierId>,
+    pub(super) networks: Box<[(IpNet, TierId)]>,
+    pub(super) identities: HashMap<Identity, Assigned>,
     rules: Box<[Rule]>,
     scope_keys: Box<[Box<str>]>,
     scope_hashes: Box<[u64]>,
@@ -123,25 +126,7 @@ pub struct Policy {
     router: Router,
     mode: Mode,
     trusted_proxies: Box<[IpNet]>,
-    prefixes: PrefixLengths,
-}
-
-/// Where a request comes from, and what was wrong with what its fields say of that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientAddress {
-    /// The caller's address, IPv4 mapped into IPv6 already folded.
-    pub address: IpAddr,
-    /// Why forwarding fields were not believed, if there were any.
-    pub fault: Option<ForwardedFault>,
-}
-
-/// Why forwarding fields were not believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ForwardedFault {
-    /// They came from a peer that is not trusted.
-    Untrusted,
-    /// They cannot be read.
-    Malformed,
+    pub(super) prefixes: PrefixLengths,
 }
 
 impl Policy {
@@ -153,14 +138,13 @@ impl Policy {
         networks.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
         let scope_keys: Box<[Box<str>]> =
             parts.rules.iter().map(|rule| format!("e:{}", rule.name).into()).collect();
+        // A subscription of a tier's name goes before the tier.
+        let tiers = parts.tiers.iter().enumerate().map(|(index, tier)| (tier.name.clone(), index));
+        let plans = tiers.chain(parts.subscriptions).map(|(name, tier)| (name, tier_id(tier)));
         Policy {
             default_tier: tier_id(parts.default_tier),
+            plans: plans.collect(),
             tiers: parts.tiers.into(),
-            subscriptions: parts
-                .subscriptions
-                .into_iter()
-                .map(|(name, tier)| (name, tier_id(tier)))
-                .collect(),
             networks: networks.into(),
             identities: parts.identities,
             rules: parts.rules.into(),
@@ -178,17 +162,13 @@ impl Policy {
     ///
     /// # Errors
     /// A path that cannot be read without doubt; the request is refused with 400.
-    pub fn plan(&self, facts: &RequestFacts<'_>, caller: Caller) -> Result<Plan<'_>, PathError> {
+    pub fn plan(&self, facts: &RequestFacts<'_>, caller: &Caller) -> Result<Plan<'_>, PathError> {
         let matched = self.router.find(facts)?;
-        let Caller { address, credential, bought } = caller;
-        let (identity, subscription) = match credential {
-            Some(credential) => (credential.identity, credential.subscription),
-            None => (Identity::Ip(IpPrefix::new(address, self.prefixes)), None),
-        };
-        let (tier, tier_source, refused) =
-            self.tier_of(&identity, subscription.as_deref(), bought.as_deref(), address);
+        let identity = self.identity_of(caller);
+        let Resolved { tier, source, is_refused, unknown } = self.resolve(&identity, caller);
 
-        let mut plan = Plan::new(identity, tier, tier_source);
+        let mut plan = Plan::new(identity, tier, source);
+        plan.unknown_subscription = unknown;
         let lenient_rule = matched.lenient.filter(|rule| Some(*rule) != matched.strict);
         let met = [matched.strict, lenient_rule];
         plan.endpoint = matched.strict.or(matched.lenient);
@@ -198,7 +178,7 @@ impl Policy {
         plan.on_failure = rules()
             .find_map(|(_, rule)| rule.on_failure)
             .or_else(|| self.tier(tier).and_then(|tier| tier.on_failure));
-        if refused {
+        if is_refused {
             plan.disposition = Disposition::Refused;
             return Ok(plan);
         }
@@ -270,93 +250,19 @@ impl Policy {
 
     /// Whether this peer's forwarding fields are believed.
     pub fn is_trusted(&self, peer: IpAddr) -> bool {
-        let peer = peer.to_canonical();
-        self.trusted_proxies.iter().any(|network| network.contains(&peer))
+        forwarded::is_trusted(peer, &self.trusted_proxies)
     }
 
-    /// The caller's address: the socket's peer, or, from a trusted peer, the first untrusted
-    /// address of `X-Forwarded-For` walked from the right. A chain that cannot be read ends the
-    /// walk at the last address that could be.
+    /// The caller's address: the socket's peer, or, from a trusted peer, whom its forwarding
+    /// fields name.
     pub fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
-        if self.trusted_proxies.is_empty() || !self.is_trusted(peer) {
-            return ClientAddress { address: peer.to_canonical(), fault: None };
-        }
-        let mut client = peer.to_canonical();
-        let lines = headers.get_all("x-forwarded-for").iter().rev();
-        for element in lines.flat_map(|line| line.to_str().unwrap_or("?").rsplit(',')) {
-            let Some(address) = parse_forwarded_address(element.trim()) else { break };
-            client = address.to_canonical();
-            if !self.is_trusted(client) {
-                break;
-            }
-        }
-        ClientAddress { address: client, fault: None }
+        forwarded::client_address(peer, headers, &self.trusted_proxies)
     }
 
     /// The caller of whom nothing but the address is known.
     pub fn anonymous(&self, facts: &RequestFacts<'_>) -> Caller {
         Caller::by_address(self.client_address(facts.peer, facts.headers).address)
     }
-
-    /// Whether the database of subscriptions may have a say in the caller's tier: a user whom
-    /// nothing that goes before it has given one.
-    pub fn asks_database(&self, credential: &Credential) -> bool {
-        let Credential { identity, subscription } = credential;
-        let is_user = matches!(identity, Identity::User(_));
-        let is_known = subscription.as_deref().is_some_and(|name| self.tier_named(name).is_some());
-        is_user && !is_known && !self.identities.contains_key(identity)
-    }
-
-    fn tier_of(
-        &self,
-        identity: &Identity,
-        subscription: Option<&str>,
-        bought: Option<&str>,
-        address: IpAddr,
-    ) -> (TierId, TierSource, bool) {
-        // A denied address is denied whoever the user is.
-        let by_address = || Identity::Ip(IpPrefix::new(address, self.prefixes));
-        if !self.identities.is_empty() {
-            let denied = |it: &Identity| self.identities.get(it) == Some(&Assigned::Deny);
-            if denied(identity) || denied(&by_address()) {
-                return (self.default_tier, TierSource::Identities, true);
-            }
-            if let Some(Assigned::Tier(tier)) = self.identities.get(identity) {
-                return (*tier, TierSource::Identities, false);
-            }
-        }
-        if let Some(tier) = subscription.and_then(|name| self.tier_named(name)) {
-            return (tier, TierSource::Credential, false);
-        }
-        if let Some(tier) = bought.and_then(|name| self.tier_named(name)) {
-            return (tier, TierSource::Database, false);
-        }
-        if let Identity::Ip(_) = identity {
-            let network = self.networks.iter().find(|(network, _)| network.contains(&address));
-            if let Some((_, tier)) = network {
-                return (*tier, TierSource::Networks, false);
-            }
-        }
-        (self.default_tier, TierSource::Default, false)
-    }
-
-    /// The tier of a subscription; a tier's own name stands for itself, in any case of letters.
-    fn tier_named(&self, name: &str) -> Option<TierId> {
-        let name = name.to_ascii_lowercase();
-        self.subscriptions.get(name.as_str()).copied().or_else(|| {
-            let index = self.tiers.iter().position(|tier| *tier.name == *name)?;
-            u16::try_from(index).ok().map(TierId)
-        })
-    }
-}
-
-/// An address of `X-Forwarded-For`: bare, in brackets, or with a port behind it.
-fn parse_forwarded_address(element: &str) -> Option<IpAddr> {
-    element
-        .parse::<IpAddr>()
-        .or_else(|_| element.parse::<std::net::SocketAddr>().map(|socket| socket.ip()))
-        .or_else(|_| element.trim_matches(['[', ']']).parse())
-        .ok()
 }
 
 /// FNV-1a: names of the operator's own, so no attacker chooses them, and the same in every run.

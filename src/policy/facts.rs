@@ -11,6 +11,8 @@ pub struct RequestFacts<'a> {
     pub method: &'a Method,
     /// The target's path as it came: no query, nothing decoded. `*` for `OPTIONS *`.
     pub path: &'a str,
+    /// What stands behind the path's `?`, as it came.
+    pub query: Option<&'a str>,
     /// The authority that the request is for, without port handling: `Host`, or `:authority`.
     pub host: Option<&'a str>,
     /// The other end of the socket.

@@ -4,6 +4,15 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+/// Longest id of a user or key, in bytes.
+pub const IDENTIFIER_BYTES_MAX: usize = 256;
+
+/// Whether a user or key may have this id: not empty, at most [`IDENTIFIER_BYTES_MAX`] long, no
+/// control characters.
+pub fn is_identifier(id: &str) -> bool {
+    (1..=IDENTIFIER_BYTES_MAX).contains(&id.len()) && !id.chars().any(char::is_control)
+}
+
 /// The kind of an identity, as the `identifier_type` label says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]

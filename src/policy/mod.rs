@@ -6,9 +6,11 @@
 pub mod caller;
 pub mod compiled;
 pub mod facts;
+pub mod forwarded;
 pub mod identity;
 pub mod path;
 pub mod pattern;
 pub mod plan;
 pub mod route;
 pub mod table;
+pub mod tier;

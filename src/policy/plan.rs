@@ -1,5 +1,7 @@
 //! What a request will be checked for, and why.
 
+use std::sync::Arc;
+
 use crate::limiter::check::Limits;
 use crate::limiter::decision::SCOPES_MAX;
 
@@ -65,6 +67,8 @@ pub struct Plan<'p> {
     pub tier: TierId,
     /// Why that tier.
     pub tier_source: TierSource,
+    /// A subscription of the caller's that no tier is known for.
+    pub unknown_subscription: Option<Arc<str>>,
     /// The rule that names the request in labels: the strict reading's, else the lenient one's.
     pub endpoint: Option<RuleId>,
     /// What to do with it.
@@ -76,6 +80,28 @@ pub struct Plan<'p> {
     scopes: [Option<Scope<'p>>; SCOPES_MAX],
 }
 
+impl TierSource {
+    /// Every source, in the order in which they are asked.
+    pub const ALL: [TierSource; 5] = [
+        TierSource::Identities,
+        TierSource::Credential,
+        TierSource::Database,
+        TierSource::Networks,
+        TierSource::Default,
+    ];
+
+    /// As answers name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            TierSource::Identities => "identities",
+            TierSource::Credential => "credential",
+            TierSource::Database => "database",
+            TierSource::Networks => "networks",
+            TierSource::Default => "default",
+        }
+    }
+}
+
 impl<'p> Plan<'p> {
     /// A plan without scopes.
     pub fn new(identity: Identity, tier: TierId, tier_source: TierSource) -> Self {
@@ -83,6 +109,7 @@ impl<'p> Plan<'p> {
             identity,
             tier,
             tier_source,
+            unknown_subscription: None,
             endpoint: None,
             disposition: Disposition::Unlimited,
             cost: 1,

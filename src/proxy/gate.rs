@@ -10,14 +10,18 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::health::upstream::UpstreamHealth;
+use crate::identity::identifier::Identifier;
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::Metrics;
 use crate::metrics::series::UpstreamSeries;
 use crate::policy::compiled::Policy;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
+use crate::subscriptions::Subscriptions;
 
+use super::address::Once;
 use super::body::ProxyBody;
+use super::caller::UnknownSubscriptions;
 use super::headers::ResponseFields;
 use super::io::PhaseTimeouts;
 use super::pool::PoolSettings;
@@ -72,6 +76,10 @@ pub struct Gate {
     pub settings: Settings,
     /// The policy in force.
     pub active: ArcSwap<Active>,
+    /// Who callers are.
+    pub identifier: Arc<Identifier>,
+    /// What callers have that no tier is known for.
+    pub unknown_subscriptions: UnknownSubscriptions,
     /// The time of limits.
     pub clock: Clock,
     /// The process's metrics.
@@ -84,10 +92,14 @@ pub struct Gate {
     pub memory: Arc<MemoryStore>,
     /// Limiter state in Redis, if it is configured.
     pub redis: Option<Arc<RedisShared>>,
+    /// What users have bought, if there is a database to ask.
+    pub subscriptions: Option<Arc<Subscriptions>>,
     /// Where the upstream is.
     pub addresses: Arc<Addresses>,
     /// Paths that tollgate answers itself on the data port: `server.expose`.
     pub exposed: Vec<(&'static str, Page)>,
+    /// Whether it was said that a private peer's forwarding fields are not believed.
+    pub untrusted: Once,
     /// Whether tollgate is about to stop.
     pub drain: Drain,
 }

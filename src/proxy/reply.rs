@@ -43,6 +43,8 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub enum Refusal {
     /// Malformed or ambiguous: 400.
     BadRequest,
+    /// A credential that is not believed, where that is not passed over: 401.
+    Unauthorized,
     /// The identity is on the deny list: 403.
     Forbidden,
     /// CONNECT or TRACE: 405.
@@ -75,6 +77,9 @@ impl Refusal {
         const DENIED: &str = "tollgate; error=http_request_denied";
         match self {
             Refusal::BadRequest => (StatusCode::BAD_REQUEST, r#"{"error":"Bad request"}"#, FORM),
+            Refusal::Unauthorized => {
+                (StatusCode::UNAUTHORIZED, r#"{"error":"Unauthorized"}"#, DENIED)
+            }
             Refusal::Forbidden => (StatusCode::FORBIDDEN, r#"{"error":"Forbidden"}"#, DENIED),
             Refusal::MethodNotAllowed => {
                 (StatusCode::METHOD_NOT_ALLOWED, r#"{"error":"Method not allowed"}"#, FORM)
@@ -197,6 +202,7 @@ mod tests {
     fn every_refusal_is_json_and_names_its_cause() {
         for refusal in [
             Refusal::BadRequest,
+            Refusal::Unauthorized,
             Refusal::Forbidden,
             Refusal::MethodNotAllowed,
             Refusal::RequestTimeout,

@@ -7,11 +7,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HeaderValue};
+use http::header::{CONNECTION, HeaderValue, WWW_AUTHENTICATE};
 use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 
 use crate::clock;
+use crate::identity::identifier::Invalid;
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
@@ -21,6 +22,7 @@ use crate::policy::plan::{Disposition, Plan, RuleId};
 use crate::store::{Backend, Checked};
 
 use super::body::ProxyBody;
+use super::caller;
 use super::exchange::Exchange;
 use super::forward::Call;
 use super::gate::Active;
@@ -184,11 +186,23 @@ async fn decide<'a>(
         exchange.keep_quiet();
         return Next::Answer(response);
     }
+    let gate = &worker.gate;
     let facts = facts_of(request, conn);
-    let Ok(plan) = active.policy.plan(&facts, active.policy.anonymous(&facts)) else {
+    let (caller, invalid) = caller::of(gate, active, &facts, present).await;
+    let Ok(plan) = active.policy.plan(&facts, &caller) else {
         return Next::Answer(refused(exchange, Refusal::BadRequest));
     };
     exchange.planned(&plan);
+    gate.unknown_subscriptions.note(gate, &plan);
+    for name in gate.identifier.stripped() {
+        request.headers_mut().remove(name);
+    }
+    if let Some(invalid) = invalid {
+        if invalid.is_rejected && plan.disposition != Disposition::Refused {
+            return Next::Answer(unauthorized(worker, exchange, invalid));
+        }
+        active.metrics.credential_invalid(plan.endpoint);
+    }
     let limit = settings.body_bytes_max;
     if limit > 0 && request.body().size_hint().lower() > limit {
         return Next::Answer(refused(exchange, Refusal::ContentTooLarge));
@@ -264,9 +278,20 @@ fn denied(worker: &Worker, decision: &Decision) -> Response<ProxyBody> {
     response
 }
 
+/// 401, and what to present instead.
+fn unauthorized(worker: &Worker, exchange: &mut Exchange, invalid: Invalid) -> Response<ProxyBody> {
+    let mut response = refused(exchange, Refusal::Unauthorized);
+    let challenge = worker.gate.identifier.challenge(invalid.method);
+    if let Ok(challenge) = HeaderValue::try_from(challenge) {
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    }
+    response
+}
+
 fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
     let ending = match refusal {
         Refusal::StoreUnavailable => Ending::ProxyError,
+        Refusal::Unauthorized => Ending::Unauthorized,
         Refusal::UpstreamUnreachable | Refusal::UpstreamBroken => Ending::UpstreamConnect,
         Refusal::ConnectTimeout | Refusal::ResponseTimeout => Ending::UpstreamTimeout,
         Refusal::BadRequest
@@ -284,6 +309,7 @@ fn facts_of<'a>(request: &'a Request<Incoming>, conn: &ConnState) -> RequestFact
     RequestFacts {
         method: request.method(),
         path: request.uri().path(),
+        query: request.uri().query(),
         host: headers.get(http::header::HOST).and_then(|host| host.to_str().ok()),
         peer: conn.peer.ip(),
         headers,

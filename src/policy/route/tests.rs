@@ -51,6 +51,7 @@ fn find(
     router.find(&RequestFacts {
         method: &method.parse().unwrap(),
         path,
+        query: None,
         host,
         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
         headers: &headers,

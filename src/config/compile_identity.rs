@@ -1,0 +1,433 @@
+//! `identity:` to the ways in which callers are known.
+//!
+//! Collects every error, not the first. Key files are read here, so that what is wrong with them is
+//! said at the start; the file of API keys is [`super::keys_file`]'s.
+
+use http::Uri;
+use http::header::{HOST, HeaderName};
+
+use crate::config_path;
+use crate::identity::algorithm::Algorithm;
+use crate::identity::api_key::ApiKey;
+use crate::identity::identifier::OnInvalid;
+use crate::identity::keys::KeySet;
+use crate::identity::present::TokenPlaces;
+use crate::identity::token::TokenRules;
+use crate::limiter::time::Micros;
+use crate::policy::identity::PrefixLengths;
+
+use super::load::{read_key_text, read_secret};
+use super::report::{Path, Problem, Report, Step};
+use super::schema::{self, IdentityEntry, IpIdentity, Jwt};
+use super::url::quoted;
+use super::value::{ByteSize, HumanDuration, Redacted};
+
+/// Octets of the shortest shared secret: as many as HS256 makes (RFC 7518 §3.2).
+const SECRET_BYTES_MIN: usize = 32;
+/// Longer tokens than that do not fit into a head.
+const TOKEN_BYTES_MAX: u64 = 64 << 10;
+/// Clocks that differ by more are broken.
+const LEEWAY_MAX: HumanDuration = HumanDuration::secs(3600);
+
+/// The ways in which callers are known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdentitySettings {
+    /// In order.
+    pub methods: Vec<MethodSettings>,
+    /// How much of an address makes an identity; the policy holds it too.
+    pub prefixes: PrefixLengths,
+}
+
+/// One way of knowing a caller.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MethodSettings {
+    /// By a token.
+    Jwt(Box<JwtSettings>),
+    /// By an API key.
+    ApiKey(ApiKeySettings),
+    /// By the address.
+    Ip,
+}
+
+/// Tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JwtSettings {
+    /// Where they are looked for.
+    pub places: TokenPlaces,
+    /// What is asked of them.
+    pub rules: TokenRules,
+    /// What they are verified with.
+    pub keys: KeyOrigin,
+    /// What an invalid one means.
+    pub on_invalid: OnInvalid,
+}
+
+/// Where keys come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum KeyOrigin {
+    /// The file itself.
+    Secret(Redacted),
+    /// A file that holds a secret, and what it held.
+    SecretFile(String, Redacted),
+    /// A file of public keys, and what it held: good keys.
+    KeyFile(String, Redacted),
+    /// A key set at a URL.
+    Url(Uri),
+}
+
+/// API keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiKeySettings {
+    /// The field that bears them.
+    pub header: HeaderName,
+    /// The file that lists them.
+    pub file: String,
+    /// What it lists.
+    pub keys: Vec<ApiKey>,
+    /// Whether the field is taken out of what the upstream sees.
+    pub strip: bool,
+    /// What an unknown one means.
+    pub on_invalid: OnInvalid,
+}
+
+/// Compiles every entry. The keys of API keys' files are still to be read.
+pub fn identity(entries: &[IdentityEntry], report: &mut Report<'_>) -> IdentitySettings {
+    let mut settings = IdentitySettings { methods: Vec::new(), prefixes: PrefixLengths::default() };
+    let mut ip_before = None;
+    for (index, entry) in entries.iter().enumerate() {
+        let path = || config_path!["identity", index];
+        let IdentityEntry { jwt, api_key, mtls, ip } = entry;
+        let given = [jwt.is_some(), api_key.is_some(), mtls.is_some(), ip.is_some()];
+        let given = given.iter().filter(|is_given| **is_given).count();
+        if given != 1 && !report.is_silent_below(&path()) {
+            let found = if given == 0 { "an empty entry" } else { "several kinds in one entry" };
+            let problem = Problem::new(found).expected("one of jwt, api_key, mtls, ip");
+            report.value(path(), problem);
+        }
+        if let Some(before) = ip_before
+            && ip.is_none()
+        {
+            let found = format!("never reached: everybody has an address (identity[{before}])");
+            report.warn(path(), Problem::new(found).expected("ip as the last entry"));
+        }
+        if let Some(jwt) = jwt {
+            settings.methods.extend(self::jwt(index, jwt, report).map(MethodSettings::Jwt));
+        }
+        if let Some(api_key) = api_key {
+            settings.methods.extend(self::api_key(index, api_key, report));
+        }
+        if let Some(ip) = ip {
+            if let Some(before) = ip_before {
+                let problem = Problem::new("a second ip entry")
+                    .expected(format!("only that of identity[{before}]"));
+                report.key(config_path!["identity", index, "ip"], problem);
+            }
+            ip_before = Some(index);
+            settings.prefixes = prefixes(index, ip, report);
+            settings.methods.push(MethodSettings::Ip);
+        }
+    }
+    settings
+}
+
+fn jwt(index: usize, jwt: &Jwt, report: &mut Report<'_>) -> Option<Box<JwtSettings>> {
+    let at = |key: &str| config_path!["identity", index, "jwt", key];
+    let header = header(at("header"), jwt.header.as_deref().unwrap_or("Authorization"), report);
+    let places = TokenPlaces {
+        header: header?,
+        cookie: name(at("cookie"), jwt.cookie.as_deref(), report),
+        query: name(at("query"), jwt.query.as_deref(), report),
+    };
+    let algorithms = algorithms(index, &jwt.algorithms, report);
+    let claims = |key: &str, claims: &[String], report: &mut Report<'_>| -> Box<[Box<str>]> {
+        for (place, claim) in claims.iter().enumerate() {
+            if claim.is_empty() {
+                let path = config_path!["identity", index, "jwt", key, place];
+                report.value(path, Problem::new("an empty name").expected("the name of a claim"));
+            }
+        }
+        claims.iter().map(|claim| claim.as_str().into()).collect()
+    };
+    let user_claims = claims("user_claim", &jwt.user_claim, report);
+    if user_claims.is_empty() {
+        let problem = Problem::new("an empty list").expected("the name of a claim");
+        report.value(at("user_claim"), problem);
+    }
+    let rules = TokenRules {
+        user_claims,
+        tier_claims: claims("tier_claim", &jwt.tier_claim, report),
+        issuer: filled(at("issuer"), jwt.issuer.as_deref(), report),
+        audience: filled(at("audience"), jwt.audience.as_deref(), report),
+        leeway: leeway(at("leeway"), jwt.leeway, report),
+        bytes_max: bytes_max(at("max_bytes"), jwt.max_bytes, report),
+        algorithms: algorithms.clone().unwrap_or_default().into(),
+    };
+    let keys = keys(index, jwt, algorithms.as_deref(), report)?;
+    Some(Box::new(JwtSettings { places, rules, keys, on_invalid: on_invalid(jwt.on_invalid) }))
+}
+
+/// `None`: they are wrong, so that nothing more can be said of the keys.
+fn algorithms(index: usize, names: &[String], report: &mut Report<'_>) -> Option<Vec<Algorithm>> {
+    let path = config_path!["identity", index, "jwt", "algorithms"];
+    if names.is_empty() {
+        let problem = Problem::new("an empty list").expected("at least one algorithm");
+        report.value(path, problem);
+        return None;
+    }
+    let known = || Algorithm::ALL.iter().map(|it| it.as_str());
+    let mut algorithms = Vec::with_capacity(names.len());
+    for (place, name) in names.iter().enumerate() {
+        match Algorithm::parse(name) {
+            Some(algorithm) if algorithms.contains(&algorithm) => {}
+            Some(algorithm) => algorithms.push(algorithm),
+            None => {
+                let problem = Problem::new(quoted(name)).expected_one_of(name, known());
+                let is_none = name.eq_ignore_ascii_case("none");
+                let why = "a token without a signature proves nothing";
+                let problem = if is_none { problem.hint(why) } else { problem };
+                report.value([path.as_slice(), &[Step::Index(place)]].concat(), problem);
+            }
+        }
+    }
+    (algorithms.len() == names.len()).then_some(algorithms)
+}
+
+fn keys(
+    index: usize,
+    jwt: &Jwt,
+    algorithms: Option<&[Algorithm]>,
+    report: &mut Report<'_>,
+) -> Option<KeyOrigin> {
+    let at = |key: &str| config_path!["identity", index, "jwt", key];
+    let given: Vec<&str> = [
+        ("secret", jwt.secret.is_some()),
+        ("secret_file", jwt.secret_file.is_some()),
+        ("public_key_file", jwt.public_key_file.is_some()),
+        ("jwks_file", jwt.jwks_file.is_some()),
+        ("jwks_url", jwt.jwks_url.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(key, is_given)| is_given.then_some(key))
+    .collect();
+    let expected = "one of secret, secret_file, public_key_file, jwks_file, jwks_url";
+    let key = match given[..] {
+        [key] => key,
+        [] => {
+            let problem = Problem::new("nothing to verify tokens with").expected(expected);
+            report.key(config_path!["identity", index, "jwt"], problem);
+            return None;
+        }
+        [first, second, ..] => {
+            let problem = Problem::new(format!("given beside {first}")).expected(expected);
+            report.key(at(second), problem);
+            return None;
+        }
+    };
+    let algorithms = algorithms?;
+    let is_secret = key.starts_with("secret");
+    if is_misplaced(index, key, algorithms, is_secret, report) {
+        return None;
+    }
+    let unreadable = |file: &str, reason| Problem::new(format!("{file}: {reason}"));
+    let path = at(key);
+    match (&jwt.secret, &jwt.secret_file, &jwt.jwks_url) {
+        (Some(secret), _, _) => is_good_secret(path, secret.expose(), algorithms, report)
+            .then(|| KeyOrigin::Secret(secret.clone())),
+        (_, Some(file), _) => match read_secret(file) {
+            Ok(secret) => is_good_secret(path, &secret, algorithms, report)
+                .then(|| KeyOrigin::SecretFile(file.clone(), Redacted::new(secret))),
+            Err(reason) => {
+                report.value(path, unreadable(file, reason));
+                None
+            }
+        },
+        (_, _, Some(url)) => key_url(path, url, report).map(KeyOrigin::Url),
+        _ => {
+            let file = jwt.public_key_file.as_ref().or(jwt.jwks_file.as_ref())?;
+            let text = read_key_text(file).and_then(|text| {
+                let keys = KeySet::parse(text.as_bytes(), algorithms);
+                keys.map(|_| text).map_err(|error| error.to_string())
+            });
+            match text {
+                Ok(text) => Some(KeyOrigin::KeyFile(file.clone(), Redacted::new(text))),
+                Err(reason) => {
+                    report.value(path, unreadable(file, reason));
+                    None
+                }
+            }
+        }
+    }
+}
+
+/// A secret is for HMAC alone, and a published key never: who knows it could sign.
+fn is_misplaced(
+    index: usize,
+    key: &str,
+    algorithms: &[Algorithm],
+    is_secret: bool,
+    report: &mut Report<'_>,
+) -> bool {
+    let may_be_either = key == "jwks_file";
+    let fits = |it: &Algorithm| may_be_either || it.is_symmetric() == is_secret;
+    let Some(place) = algorithms.iter().position(|it| !fits(it)) else { return false };
+    let path = config_path!["identity", index, "jwt", "algorithms"];
+    let name = algorithms.get(place).map_or("", |it| it.as_str());
+    let (expected, hint) = if is_secret {
+        ("HS256, HS384 or HS512", "a shared secret verifies these alone".to_owned())
+    } else {
+        let hint =
+            format!("name those that your tokens are signed with, such as [RS256], for {key}");
+        ("RS256, PS256, ES256, EdDSA and their kin", hint)
+    };
+    let problem = Problem::new(format!("{name} with {key}")).expected(expected).hint(hint);
+    if report.is_set(&path) {
+        report.value([path.as_slice(), &[Step::Index(place)]].concat(), problem);
+    } else {
+        let problem = Problem::new("algorithms is not set, and its default is HS256")
+            .expected(expected)
+            .hint(problem.suggestion.unwrap_or_default());
+        report.key(config_path!["identity", index, "jwt", key], problem);
+    }
+    true
+}
+
+fn is_good_secret(
+    path: Path,
+    secret: &str,
+    algorithms: &[Algorithm],
+    report: &mut Report<'_>,
+) -> bool {
+    let length = secret.len();
+    let expected = format!("at least {SECRET_BYTES_MIN} bytes");
+    let how = "openssl rand -base64 48 makes one";
+    if length == 0 {
+        report.value(path, Problem::new("an empty secret").expected(expected).hint(how));
+        return false;
+    }
+    if length < SECRET_BYTES_MIN {
+        let problem = Problem::new(format!("a secret of {length} bytes")).expected(expected);
+        let why = format!("a shorter one can be guessed from any token (RFC 7518 §3.2); {how}");
+        report.value(path, problem.hint(why));
+        return false;
+    }
+    if let Some(longer) = algorithms.iter().find(|it| it.hash_bytes() > length) {
+        let (name, bytes) = (longer.as_str(), longer.hash_bytes());
+        let found = format!("a secret of {length} bytes; RFC 7518 asks for {bytes} with {name}");
+        report.warn(path, Problem::new(found));
+    }
+    true
+}
+
+fn key_url(path: Path, text: &str, report: &mut Report<'_>) -> Option<Uri> {
+    const FORM: &str = "https://HOST/PATH";
+    // Nothing of it is repeated but its host: it may hold a password.
+    let Some(url) = text.parse::<Uri>().ok().filter(|url| url.authority().is_some()) else {
+        report.value(path, Problem::new("not a URL").expected(FORM));
+        return None;
+    };
+    let host = url.host().unwrap_or_default();
+    match url.scheme_str() {
+        Some("https") => {}
+        Some("http") => {
+            let is_local = host == "localhost"
+                || host
+                    .trim_matches(['[', ']'])
+                    .parse()
+                    .is_ok_and(|it: std::net::IpAddr| it.is_loopback());
+            if !is_local {
+                let found = "keys over http: whoever is on the way can put theirs in place";
+                report.warn(path.clone(), Problem::new(found).expected("https"));
+            }
+        }
+        _ => {
+            report.value(path, Problem::new("another scheme").expected(FORM));
+            return None;
+        }
+    }
+    if url.authority().is_some_and(|it| it.as_str().contains('@')) {
+        report.value(path, Problem::new("a user or password").expected(FORM));
+        return None;
+    }
+    Some(url)
+}
+
+fn api_key(
+    index: usize,
+    api_key: &schema::ApiKey,
+    report: &mut Report<'_>,
+) -> Option<MethodSettings> {
+    let at = |key: &str| config_path!["identity", index, "api_key", key];
+    let header = header(at("header"), &api_key.header, report)?;
+    let Some(file) = api_key.keys_file.clone() else {
+        let problem = Problem::new("not set").expected("the file that lists the keys' hashes");
+        report.key(at("keys_file"), problem);
+        return None;
+    };
+    let (strip, on_invalid) = (api_key.strip, on_invalid(api_key.on_invalid));
+    let keys = Vec::new();
+    let settings = ApiKeySettings { header, file, keys, strip, on_invalid };
+    Some(MethodSettings::ApiKey(settings))
+}
+
+fn on_invalid(on_invalid: schema::OnInvalid) -> OnInvalid {
+    match on_invalid {
+        schema::OnInvalid::Ip => OnInvalid::Ip,
+        schema::OnInvalid::Reject => OnInvalid::Reject,
+    }
+}
+
+fn header(path: Path, name: &str, report: &mut Report<'_>) -> Option<HeaderName> {
+    let header = HeaderName::from_bytes(name.as_bytes()).ok().filter(|it| *it != HOST);
+    if header.is_none() {
+        let problem = Problem::new(quoted(name)).expected("the name of a header field");
+        report.value(path, problem);
+    }
+    header
+}
+
+/// The name of a cookie or a parameter: a token of RFC 9110 §5.6.2.
+fn name(path: Path, name: Option<&str>, report: &mut Report<'_>) -> Option<Box<str>> {
+    let name = name?;
+    if HeaderName::from_bytes(name.as_bytes()).is_err() {
+        report.value(path, Problem::new(quoted(name)).expected("a name of letters and digits"));
+        return None;
+    }
+    Some(name.into())
+}
+
+fn filled(path: Path, text: Option<&str>, report: &mut Report<'_>) -> Option<Box<str>> {
+    let text = text?;
+    if text.is_empty() {
+        let problem = Problem::new("an empty text").expected("what the claim must say, or null");
+        report.value(path, problem);
+    }
+    Some(text.into())
+}
+
+fn leeway(path: Path, leeway: HumanDuration, report: &mut Report<'_>) -> Micros {
+    if leeway.0 > LEEWAY_MAX.0 {
+        let found = format!("{} s", leeway.0.as_secs());
+        report.value(path, Problem::new(found).expected("at most 1h"));
+    }
+    Micros::from_micros(u64::try_from(leeway.0.as_micros()).unwrap_or(u64::MAX))
+}
+
+fn bytes_max(path: Path, bytes: ByteSize, report: &mut Report<'_>) -> usize {
+    if !(1..=TOKEN_BYTES_MAX).contains(&bytes.0) {
+        let problem = Problem::new(format!("{} bytes", bytes.0));
+        report.value(path, problem.expected("1 byte to 64KiB"));
+    }
+    usize::try_from(bytes.0).unwrap_or(usize::MAX)
+}
+
+fn prefixes(index: usize, ip: &IpIdentity, report: &mut Report<'_>) -> PrefixLengths {
+    for (key, length, most) in
+        [("ipv4_prefix", ip.ipv4_prefix, 32), ("ipv6_prefix", ip.ipv6_prefix, 128)]
+    {
+        if length > most {
+            let problem = Problem::new(length.to_string()).expected(format!("0 to {most}"));
+            report.value(config_path!["identity", index, "ip", key], problem);
+        }
+    }
+    PrefixLengths { ipv4: ip.ipv4_prefix.min(32), ipv6: ip.ipv6_prefix.min(128) }
+}

@@ -1,0 +1,107 @@
+//! Fetching a key set: one GET, bounded in time and size, over http or https.
+//!
+//! No redirect is followed: whom to trust for keys is the configuration's to say.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{ACCEPT, USER_AGENT};
+use http::{Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::crypto::aws_lc_rs;
+use rustls::{ClientConfig, RootCertStore};
+
+/// For a whole fetch: name, connection, answer.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest answer, in bytes.
+pub const BYTES_MAX: usize = 1 << 20;
+
+/// Fetches from one place.
+#[derive(Debug)]
+pub struct Fetcher {
+    client: Client<HttpsConnector<HttpConnector>, Empty<bytes::Bytes>>,
+    url: Uri,
+}
+
+/// Why nothing was fetched. Names neither the URL nor what it answered.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Not within [`TIMEOUT`].
+    #[error("no answer within {TIMEOUT:?}")]
+    Timeout,
+    /// No connection, or it broke.
+    #[error("{}", chain(.0.as_ref()))]
+    Connection(Box<dyn std::error::Error + Send + Sync>),
+    /// An answer other than 200.
+    #[error("answered {0}, expected 200 (redirects are not followed)")]
+    Status(StatusCode),
+}
+
+impl Fetcher {
+    /// Trusts the system's authorities, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn new(url: Uri) -> Result<Self, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        if url.scheme() == Some(&http::uri::Scheme::HTTPS) {
+            let found = rustls_native_certs::load_native_certs();
+            for error in found.errors {
+                tracing::warn!(%error, "some of the system's authorities cannot be read");
+            }
+            roots.add_parsable_certificates(found.certs);
+        }
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_or_http()
+            .enable_http1()
+            .build();
+        // The next fetch is minutes away: no connection is kept for it.
+        let client =
+            Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+        Ok(Fetcher { client, url })
+    }
+
+    /// The body of the answer.
+    ///
+    /// # Errors
+    /// None came, or one that is no use.
+    pub async fn fetch(&self) -> Result<bytes::Bytes, FetchError> {
+        tokio::time::timeout(TIMEOUT, self.get()).await.unwrap_or(Err(FetchError::Timeout))
+    }
+
+    async fn get(&self) -> Result<bytes::Bytes, FetchError> {
+        let request = Request::get(self.url.clone())
+            .header(ACCEPT, "application/jwk-set+json, application/json")
+            .header(USER_AGENT, concat!("tollgate/", env!("CARGO_PKG_VERSION")))
+            .body(Empty::new())
+            .map_err(|error| FetchError::Connection(error.into()))?;
+        let answer = self.client.request(request).await;
+        let answer = answer.map_err(|error| FetchError::Connection(error.into()))?;
+        if answer.status() != StatusCode::OK {
+            return Err(FetchError::Status(answer.status()));
+        }
+        let body = Limited::new(answer.into_body(), BYTES_MAX).collect().await;
+        Ok(body.map_err(FetchError::Connection)?.to_bytes())
+    }
+}
+
+/// An error and what it came from, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

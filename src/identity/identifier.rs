@@ -1,0 +1,252 @@
+//! The configured ways of knowing a caller, tried in order.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::header::HeaderName;
+
+use crate::limiter::time::Timestamp;
+use crate::metrics::labels::IdentityError;
+use crate::metrics::registry::Metrics;
+use crate::policy::caller::Credential;
+use crate::policy::facts::RequestFacts;
+
+use super::api_key::{ApiKeyFault, KeyTable};
+use super::cache::{self, TokenCache};
+use super::jwks::{KeySource, RemoteKeys};
+use super::present::{Presented, TokenPlaces, in_field};
+use super::throttle::FailureThrottle;
+use super::token::{self, TokenFault, TokenRules};
+
+/// What an invalid credential means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnInvalid {
+    /// The caller is known by address.
+    Ip,
+    /// 401.
+    Reject,
+}
+
+/// One way of knowing a caller.
+#[derive(Debug)]
+pub enum Method {
+    /// By a token.
+    Jwt(Box<JwtMethod>),
+    /// By an API key.
+    ApiKey(ApiKeyMethod),
+    /// By the address, which everybody has: nothing behind it is tried.
+    Address,
+}
+
+/// Tokens.
+#[derive(Debug)]
+pub struct JwtMethod {
+    /// Where they are looked for.
+    pub places: TokenPlaces,
+    /// What is asked of them.
+    pub rules: TokenRules,
+    /// What they are verified with.
+    pub keys: Arc<KeySource>,
+    /// Where those come from, if they are fetched.
+    pub remote: Option<Arc<RemoteKeys>>,
+    /// What an invalid one means.
+    pub on_invalid: OnInvalid,
+    /// What is known already.
+    pub cache: TokenCache,
+}
+
+/// API keys.
+#[derive(Debug)]
+pub struct ApiKeyMethod {
+    /// The field that bears them.
+    pub header: HeaderName,
+    /// All of them.
+    pub keys: Arc<ArcSwap<KeyTable>>,
+    /// Whether the field is taken out of what the upstream sees.
+    pub strip: bool,
+    /// What an unknown one means.
+    pub on_invalid: OnInvalid,
+}
+
+/// Who sent a request, as far as it presents a credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identified {
+    /// It presents none: the address is all there is.
+    Anonymous,
+    /// A verified one, found by the method of this index.
+    Known(Credential, usize),
+    /// One that is not believed.
+    Invalid(Invalid),
+}
+
+/// A credential that is not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    /// Why.
+    pub reason: IdentityError,
+    /// The method that found it, by index.
+    pub method: usize,
+    /// Whether the request is refused for it.
+    pub is_rejected: bool,
+}
+
+/// Knows callers by what they present.
+#[derive(Debug)]
+pub struct Identifier {
+    methods: Box<[Method]>,
+    throttle: FailureThrottle,
+    metrics: Arc<Metrics>,
+}
+
+impl Identifier {
+    /// Tries these methods, in this order.
+    pub fn new(methods: Vec<Method>, metrics: Arc<Metrics>) -> Self {
+        Identifier { methods: methods.into(), throttle: FailureThrottle::default(), metrics }
+    }
+
+    /// The methods, in order.
+    pub fn methods(&self) -> &[Method] {
+        &self.methods
+    }
+
+    /// Who sent this request. `address` answers for the failures of those who present what is not
+    /// believed. The first method that finds a credential decides, whatever it makes of it.
+    pub fn identify(
+        &self,
+        facts: &RequestFacts<'_>,
+        address: IpAddr,
+        now: Timestamp,
+    ) -> Identified {
+        for (index, method) in self.methods.iter().enumerate() {
+            let (found, on_invalid) = match method {
+                Method::Jwt(jwt) => (self.by_token(jwt, facts, address, now), jwt.on_invalid),
+                Method::ApiKey(keys) => (keys.find(facts, now), keys.on_invalid),
+                Method::Address => return Identified::Anonymous,
+            };
+            match found {
+                None => {}
+                Some(Ok(credential)) => return Identified::Known(credential, index),
+                Some(Err(reason)) => {
+                    let is_rejected = on_invalid == OnInvalid::Reject;
+                    return Identified::Invalid(Invalid { reason, method: index, is_rejected });
+                }
+            }
+        }
+        Identified::Anonymous
+    }
+
+    /// Where a token names a key that may have been published a moment ago: the end of the fetch
+    /// that will tell, which takes [`super::jwks::UNKNOWN_KID_PATIENCE`] at most.
+    pub fn worth_waiting(
+        &self,
+        identified: &Identified,
+    ) -> Option<impl Future<Output = ()> + use<>> {
+        let Identified::Invalid(Invalid { reason: IdentityError::UnknownKid, method, .. }) =
+            identified
+        else {
+            return None;
+        };
+        match self.methods.get(*method)? {
+            Method::Jwt(jwt) => jwt.remote.as_ref()?.worth_waiting(),
+            Method::ApiKey(_) | Method::Address => None,
+        }
+    }
+
+    /// The fields that no upstream gets to see.
+    pub fn stripped(&self) -> impl Iterator<Item = &HeaderName> {
+        self.methods.iter().filter_map(|method| match method {
+            Method::ApiKey(keys) if keys.strip => Some(&keys.header),
+            Method::ApiKey(_) | Method::Jwt(_) | Method::Address => None,
+        })
+    }
+
+    /// What a 401 asks for (RFC 9110 §11.6.1): a token (RFC 6750 §3), or a key.
+    pub fn challenge(&self, method: usize) -> String {
+        match self.methods.get(method) {
+            Some(Method::ApiKey(keys)) => format!("ApiKey realm=\"{}\"", keys.header),
+            _ => "Bearer realm=\"tollgate\", error=\"invalid_token\"".to_owned(),
+        }
+    }
+
+    /// The key sets that have to be kept fresh.
+    pub fn remotes(&self) -> impl Iterator<Item = &Arc<RemoteKeys>> {
+        self.methods.iter().filter_map(|method| match method {
+            Method::Jwt(jwt) => jwt.remote.as_ref(),
+            Method::ApiKey(_) | Method::Address => None,
+        })
+    }
+
+    /// Tokens that are remembered.
+    pub fn tokens_remembered(&self) -> usize {
+        let of = |method: &Method| match method {
+            Method::Jwt(jwt) => jwt.cache.len(),
+            Method::ApiKey(_) | Method::Address => 0,
+        };
+        self.methods.iter().map(of).sum()
+    }
+
+    fn by_token(
+        &self,
+        jwt: &JwtMethod,
+        facts: &RequestFacts<'_>,
+        address: IpAddr,
+        now: Timestamp,
+    ) -> Option<Result<Credential, IdentityError>> {
+        let text = match jwt.places.find(facts) {
+            Presented::Nothing => return None,
+            Presented::Unclear => return Some(Err(IdentityError::Malformed)),
+            Presented::One(text) => text,
+        };
+        // Not worth a hash.
+        if text.len() > jwt.rules.bytes_max {
+            return Some(Err(IdentityError::Malformed));
+        }
+        let keys = jwt.keys.load();
+        let hash = cache::hash(text);
+        let known = jwt.cache.get(&hash, keys.generation, now);
+        self.metrics.token_looked_up(known.is_some());
+        let verdict = known.map(|it| it.map_err(Some)).unwrap_or_else(|| {
+            if !self.throttle.admits(address, now) {
+                return Err(None);
+            }
+            let verdict = token::verify(text, &jwt.rules, &keys.set, now).map(Arc::new);
+            jwt.cache.put(hash, keys.generation, verdict.as_ref().map_err(|fault| *fault));
+            if verdict.is_err() {
+                self.throttle.failed(address, now);
+            }
+            verdict.map_err(Some)
+        });
+        Some(verdict.map(|token| token.credential.clone()).map_err(reason))
+    }
+}
+
+impl ApiKeyMethod {
+    fn find(
+        &self,
+        facts: &RequestFacts<'_>,
+        now: Timestamp,
+    ) -> Option<Result<Credential, IdentityError>> {
+        match in_field(facts, &self.header, Some) {
+            Presented::Nothing => None,
+            Presented::Unclear => Some(Err(IdentityError::Malformed)),
+            Presented::One(key) => Some(self.keys.load().find(key, now).map_err(|it| match it {
+                ApiKeyFault::Unknown => IdentityError::UnknownKey,
+                ApiKeyFault::Expired => IdentityError::Expired,
+            })),
+        }
+    }
+}
+
+/// The label of a fault; `None`: it was not looked at.
+fn reason(fault: Option<TokenFault>) -> IdentityError {
+    match fault {
+        None => IdentityError::Throttled,
+        Some(TokenFault::Malformed) => IdentityError::Malformed,
+        Some(TokenFault::Unacceptable) => IdentityError::Unacceptable,
+        Some(TokenFault::UnknownKid) => IdentityError::UnknownKid,
+        Some(TokenFault::BadSignature) => IdentityError::BadSignature,
+        Some(TokenFault::Expired | TokenFault::NotYetValid) => IdentityError::Expired,
+        Some(TokenFault::NoUser) => IdentityError::NoUser,
+    }
+}
