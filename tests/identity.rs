@@ -6,6 +6,7 @@ mod support;
 #[path = "support/tokens.rs"]
 mod tokens;
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -192,14 +193,14 @@ fn a_flood_of_wrong_signatures_of_one_address_is_not_looked_at() {
     let good = hs256(&json!({"sub": "known", "exp": in_seconds(600)}));
     assert_eq!(with_token(&tollgate, &good).status, 200);
     let mut client = tollgate.connect();
-    for number in 0..200 {
+    for number in 0..1_000 {
         let token = forger.token(&json!({"sub": number}));
         client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n"));
         client.answer();
     }
     wait_until("all are counted", || {
         identity_errors(&tollgate, "throttled") + identity_errors(&tollgate, "bad_signature")
-            == 200.0
+            == 1_000.0
     });
     assert!(identity_errors(&tollgate, "throttled") > 0.0);
     assert!(identity_errors(&tollgate, "bad_signature") >= 50.0);
@@ -207,7 +208,7 @@ fn a_flood_of_wrong_signatures_of_one_address_is_not_looked_at() {
     assert_eq!(seen(&with_token(&tollgate, &good)), (200, 3, 1));
     let hits = tollgate.metric("tollgate_token_cache_lookups_total{result=\"hit\"}");
     assert_eq!(hits, 1.0);
-    assert!(tollgate.metric("tollgate_token_cache_entries") > 50.0);
+    assert!(tollgate.metric("tollgate_token_cache_entries") >= 50.0);
 }
 
 fn sha256(text: &str) -> String {
@@ -359,12 +360,17 @@ fn published_keys_are_fetched_rotated_and_kept_through_an_outage() {
     let url = format!("http://{}/.well-known/jwks.json", server.address);
     let rest = "algorithms: [RS256, ES256], on_invalid: reject";
     let tollgate = start(&backend, &format!("[{{ jwt: {{ jwks_url: '{url}', {rest} }} }}]"));
-    let claims = |user: &str| json!({"sub": user, "exp": in_seconds(600)});
-    let by = |signer: &Signer, kid: &str, user: &str| {
-        with_token(&tollgate, &signer.token_with_kid(Some(kid), &claims(user))).status
+    let exp = in_seconds(600);
+    let token = |signer: &Signer, kid: &str| {
+        signer.token_with_kid(Some(kid), &json!({"sub": kid, "exp": exp}))
     };
+    let stranger = Signer::new(Algorithm::ES256);
+    let tokens: HashMap<&str, String> = [("old", &old), ("new", &new), ("stranger", &stranger)]
+        .map(|(kid, signer)| (kid, token(signer, kid)))
+        .into();
+    let status_of = |kid: &str| with_token(&tollgate, &tokens[kid]).status;
     assert_eq!(server.fetches(), 1, "before the first request");
-    assert_eq!(by(&old, "old", "a"), 200);
+    assert_eq!(status_of("old"), 200);
     assert_eq!(tollgate.metric("tollgate_jwks_keys"), 1.0);
     assert_eq!(tollgate.metric("dependency_health_status{dependency=\"jwks\"}"), 1.0);
     let health = tollgate.admin("/health").text();
@@ -372,34 +378,34 @@ fn published_keys_are_fetched_rotated_and_kept_through_an_outage() {
     assert_eq!(health["dependencies"]["jwks"], "healthy");
     assert_eq!(health["circuit_breakers"]["jwks"], "closed");
     // The key is a stranger's: nothing that was just fetched again would help.
-    let stranger = Signer::new(Algorithm::ES256);
-    assert_eq!(by(&stranger, "stranger", "a"), 401);
+    assert_eq!(status_of("stranger"), 401);
     for number in 0..20 {
-        assert_eq!(by(&stranger, &format!("stranger {number}"), "a"), 401);
+        let other = token(&stranger, &format!("stranger {number}"));
+        assert_eq!(with_token(&tollgate, &other).status, 401);
     }
     assert!(server.fetches() <= 2, "{} fetches", server.fetches());
     wait_until("they are counted", || identity_errors(&tollgate, "unknown_kid") == 21.0);
 
     // A key that was rotated in is found by the first token that names it, once a fetch is due.
     server.publish(&key_set(&[(&old, "old"), (&new, "new")]));
-    wait_until("the new key is known", || by(&new, "new", "b") == 200);
+    wait_until("the new key is known", || status_of("new") == 200);
     assert_eq!(tollgate.metric("tollgate_jwks_keys"), 2.0);
-    assert_eq!(by(&old, "old", "a"), 200);
+    assert_eq!(status_of("old"), 200);
 
     // An outage, and then rubbish: what was fetched holds.
     server.publish("");
     wait_until("a fetch has failed", || {
-        by(&stranger, "someone", "a");
+        status_of("stranger");
         tollgate.metric("tollgate_jwks_fetches_total{result=\"error\"}") >= 1.0
     });
     server.publish("<html>not a key set</html>");
-    assert_eq!(by(&new, "new", "b"), 200);
-    assert_eq!(by(&old, "old", "a"), 200);
+    assert_eq!(status_of("new"), 200);
+    assert_eq!(status_of("old"), 200);
     assert_eq!(tollgate.metric("dependency_health_status{dependency=\"jwks\"}"), 0.5);
     assert!(tollgate.log().contains("the last good one holds"));
     // The old key is withdrawn: its tokens, known ones too, are worth nothing.
     server.publish(&key_set(&[(&new, "new")]));
-    wait_until("the old key is forgotten", || by(&old, "old", "a") == 401);
+    wait_until("the old key is forgotten", || status_of("old") == 401);
     assert_eq!(tollgate.metric("dependency_health_status{dependency=\"jwks\"}"), 1.0);
 }
 

@@ -37,8 +37,9 @@ pub fn metrics_response(state: &AdminState) -> Answer {
     let metrics = &state.metrics;
     let redis = state.redis.as_ref().map(|view| (Dependency::Redis, view()));
     let database = state.database.as_ref().map(|view| (Dependency::Database, view()));
+    let jwks = state.jwks.as_ref().map(|view| (Dependency::Jwks, view()));
     let upstream = Some((Dependency::Upstream, state.upstream_view()));
-    for (dependency, view) in [upstream, redis, database].into_iter().flatten() {
+    for (dependency, view) in [upstream, redis, database, jwks].into_iter().flatten() {
         metrics.set_dependency_health(dependency, view.status.value());
         if let Some(breaker) = view.breaker {
             metrics.set_breaker(dependency, breaker);
@@ -78,8 +79,9 @@ pub fn health_response(state: &AdminState) -> Answer {
     let upstream = state.upstream_view();
     let redis = state.redis.as_ref().map(|view| view());
     let database = state.database.as_ref().map(|view| view());
+    let jwks = state.jwks.as_ref().map(|view| view());
     let limiter = (state.limiter)();
-    let status = status(state, [Some(upstream), redis, database], limiter.mode);
+    let status = status(state, [Some(upstream), redis, database, jwks], limiter.mode);
     let process = metrics_process::collector::collect();
     let rss = process.resident_memory_bytes;
     let redis_queue = state.metrics.redis_queue();
@@ -110,11 +112,13 @@ pub fn health_response(state: &AdminState) -> Answer {
         },
         dependencies: Dependencies {
             database: database.map_or(NOT_CONFIGURED, |view| view.status.as_str()),
+            jwks: jwks.map_or(NOT_CONFIGURED, |view| view.status.as_str()),
             redis: redis.map_or(NOT_CONFIGURED, |view| view.status.as_str()),
             upstream: upstream.status.as_str(),
         },
         circuit_breakers: Breakers {
             database: database.and_then(|view| view.breaker).map(BreakerState::as_str),
+            jwks: jwks.and_then(|view| view.breaker).map(BreakerState::as_str),
             redis: redis.and_then(|view| view.breaker).map(BreakerState::as_str),
             upstream: upstream.breaker.map(BreakerState::as_str),
         },
@@ -145,7 +149,7 @@ fn unready(state: &AdminState) -> Option<Unready> {
 /// orchestrators do to the unhealthy, would help nobody.
 fn status(
     state: &AdminState,
-    dependencies: [Option<DependencyView>; 3],
+    dependencies: [Option<DependencyView>; 4],
     mode: LimiterMode,
 ) -> DependencyStatus {
     if unready(state).is_some() || !state.heartbeats.is_alive(monotonic()) {
@@ -245,6 +249,7 @@ struct Memory {
 #[derive(Serialize)]
 struct Dependencies {
     database: &'static str,
+    jwks: &'static str,
     redis: &'static str,
     upstream: &'static str,
 }
@@ -253,6 +258,8 @@ struct Dependencies {
 struct Breakers {
     #[serde(skip_serializing_if = "Option::is_none")]
     database: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jwks: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]

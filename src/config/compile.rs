@@ -14,6 +14,7 @@ use crate::policy::compiled::FailureMode;
 
 use super::compile_identity::{IdentitySettings, identity};
 use super::compile_lookup::{LookupSettings, lookup};
+use super::compile_secret::identity_secret;
 use super::report::{Path, Problem, Report, nearest};
 use super::schema::{
     Config, Exposed, LISTEN_DEFAULT, LogFormat, LogLevel, OnFailure, RedisConfig, Reset, Server,
@@ -21,7 +22,7 @@ use super::schema::{
 };
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
-use super::value::{DURATION_MAX, HumanDuration};
+use super::value::{DURATION_MAX, HumanDuration, Redacted};
 
 /// Where Redis is where nothing says otherwise.
 const REDIS_URL_DEFAULT: &str = "redis://127.0.0.1:6379/0";
@@ -131,6 +132,8 @@ pub struct RedisSettings {
     pub on_failure: FailureMode,
     /// What every key begins with.
     pub key_prefix: String,
+    /// What identities are hashed with, at least 16 bytes.
+    pub identity_secret: Option<Redacted>,
 }
 
 /// Which fields answers carry.
@@ -192,7 +195,11 @@ pub fn settings(
     let slow_redis = positive(config_path!["slow_thresholds", "redis"], slow.redis, report);
     let slow_jwks = positive(config_path!["slow_thresholds", "jwks"], slow.jwks, report);
     let upstream = upstream(&config.upstream, need, report);
-    let redis = redis(&config.store, read_secret, report);
+    let mut redis = redis(&config.store, read_secret, report);
+    let identity_secret = identity_secret(config, read_secret, report);
+    if let Some(redis) = &mut redis {
+        redis.identity_secret = identity_secret;
+    }
     let slow_database =
         positive(config_path!["slow_thresholds", "database"], slow.database, report);
     let store_url = redis.as_ref().map(|it| &it.url);
@@ -368,6 +375,7 @@ fn redis(
         timeout,
         on_failure: failure_mode(redis.on_failure),
         key_prefix: prefix.clone(),
+        identity_secret: None,
     })
 }
 

@@ -11,6 +11,7 @@ pub mod compile_identity;
 pub mod compile_limits;
 pub mod compile_lookup;
 pub mod compile_rules;
+pub mod compile_secret;
 pub mod compile_tests;
 pub mod compile_tiers;
 pub mod decode;

@@ -38,8 +38,6 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
         upstream.health_check.timeout,
         upstream.health_check.rise,
         upstream.health_check.fall,
-        identity_hash_secret,
-        identity_hash_secret_file,
         headers.ietf,
         shedding.mode,
         shedding.max_in_flight,

@@ -384,6 +384,10 @@ label! {
         Malformed = "malformed",
         /// A forwarding field from a peer that is not trusted.
         XffUntrusted = "xff_untrusted",
+        /// A trusted peer's forwarding field that names nobody: the peer's own address counted.
+        XffMalformed = "xff_malformed",
+        /// `X-Forwarded-For` was believed, and `Forwarded` names somebody else.
+        XffConflict = "xff_conflict",
     }
 }
 

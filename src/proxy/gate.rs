@@ -19,6 +19,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 use crate::subscriptions::Subscriptions;
 
+use super::address::Once;
 use super::body::ProxyBody;
 use super::caller::UnknownSubscriptions;
 use super::headers::ResponseFields;
@@ -76,7 +77,7 @@ pub struct Gate {
     /// The policy in force.
     pub active: ArcSwap<Active>,
     /// Who callers are.
-    pub identifier: Identifier,
+    pub identifier: Arc<Identifier>,
     /// What callers have that no tier is known for.
     pub unknown_subscriptions: UnknownSubscriptions,
     /// The time of limits.
@@ -97,6 +98,8 @@ pub struct Gate {
     pub addresses: Arc<Addresses>,
     /// Paths that tollgate answers itself on the data port: `server.expose`.
     pub exposed: Vec<(&'static str, Page)>,
+    /// Whether it was said that a private peer's forwarding fields are not believed.
+    pub untrusted: Once,
     /// Whether tollgate is about to stop.
     pub drain: Drain,
 }
