@@ -246,7 +246,7 @@ mod tests {
                 let (path, tell) = file(name);
                 Watched::new(&path, digest(b"old"), OnChange::Reload(Box::new(tell)))
             };
-            let (path, mut tell) = file("static");
+            let (path, tell) = file("static");
             let tell = move |content: Result<Vec<u8>, String>| {
                 let _ = tell(content.unwrap_or_else(String::into_bytes));
             };
