@@ -307,6 +307,61 @@ fn what_is_wrong_with_a_file_of_keys_is_said_with_its_place() {
     assert_eq!(output.status.code(), Some(0), "a warning is no error");
 }
 
+#[test]
+fn files_of_keys_and_secrets_are_read_again_when_they_change() {
+    let backend = Backend::ok();
+    let directory = tempfile::tempdir().unwrap();
+    let entry = |key: &str, tier: &str| {
+        format!("keys: [{{ id: acme, sha256: {}, tier: {tier} }}]", sha256(key))
+    };
+    let keys = keys_file(&directory, &entry("first", "premium"));
+    let secret = directory.path().join("secret");
+    let secret_file = secret.display();
+    std::fs::write(&secret, format!("{SECRET}\n")).unwrap();
+    let identity = format!(
+        "[{{ jwt: {{ secret_file: {secret_file}, on_invalid: reject }} }}, \
+         {{ api_key: {{ keys_file: {keys}, on_invalid: reject }} }}]"
+    );
+    let tollgate = start(&backend, &identity);
+    let with_key = |key: &str| get_with(&tollgate, &[("X-API-Key", key)]).status;
+    let reloads = |result: &str| {
+        tollgate.metric(&format!("tollgate_config_reloads_total{{result=\"{result}\"}}"))
+    };
+    assert_eq!((with_key("first"), with_key("second")), (200, 401));
+
+    // Another list, whole from one moment to the next.
+    let replace = |text: &str| {
+        let new = directory.path().join("keys.new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(&new, &keys).unwrap();
+    };
+    replace(&entry("second", "enterprise"));
+    wait_until("the second key is known", || with_key("second") == 200);
+    assert_eq!(with_key("first"), 401);
+    assert_eq!(reloads("ok"), 1.0);
+
+    // A mistake leaves what there was.
+    replace("keys: [{ id: acme, sha256: nothing }]");
+    wait_until("it is refused", || reloads("error") == 1.0);
+    assert_eq!(with_key("second"), 200);
+    assert!(tollgate.log().contains("keys.yaml:1:28: keys[0].sha256: 7 characters that are no"));
+
+    // The secret is changed: tokens of the old one are worth nothing, those that are known too.
+    let new_secret = "another secret, at least as long as it has to be";
+    let old = hs256(&json!({"sub": "1", "exp": in_seconds(600)}));
+    let new = Signer::of_secret(Algorithm::HS256, new_secret.as_bytes());
+    let new = new.token(&json!({"sub": "1", "exp": in_seconds(600)}));
+    assert_eq!(with_token(&tollgate, &old).status, 200);
+    assert_eq!(with_token(&tollgate, &new).status, 401);
+    std::fs::write(&secret, format!("{new_secret}\n")).unwrap();
+    wait_until("the new secret counts", || with_token(&tollgate, &new).status == 200);
+    assert_eq!(with_token(&tollgate, &old).status, 401);
+    std::fs::write(&secret, "short").unwrap();
+    wait_until("a short one is refused", || reloads("error") == 2.0);
+    assert_eq!(with_token(&tollgate, &new).status, 200);
+    assert!(!tollgate.log().contains(new_secret) && !tollgate.log().contains(SECRET));
+}
+
 /// A server of key sets: answers what it was last told to, and counts.
 struct KeyServer {
     address: SocketAddr,

@@ -7,7 +7,13 @@ use std::sync::Arc;
 use crate::admin::state::AdminState;
 use crate::clock;
 use crate::config::compile::Settings;
+use crate::config::compile_identity::{
+    IdentitySettings, KeyFile, KeyOrigin, MethodSettings, key_set,
+};
+use crate::config::keys_file;
 use crate::config::load::{AsRead, Overrides, load_policy, look_through_config};
+use crate::identity::api_key::KeyTable;
+use crate::identity::identifier::{ApiKeyMethod, JwtMethod, Method};
 use crate::metrics::policy::PolicyMetrics;
 use crate::proxy::gate::{Active, Gate};
 
@@ -29,6 +35,7 @@ pub struct Origin {
 pub fn reloader(wired: &Wired, settings: Settings, origin: Origin, read: AsRead) -> Reloader {
     let retired = Retired::default();
     let mut files = Vec::new();
+    let identity = identity_files(&wired.gate, &settings.identity);
     if let (Some(path), Some(in_force)) = (&origin.tiers, read.tiers) {
         let policy = PolicyFile {
             path: path.clone(),
@@ -57,7 +64,60 @@ pub fn reloader(wired: &Wired, settings: Settings, origin: Origin, read: AsRead)
         files.push(Watched::new(path, in_force, OnChange::Tell(tell)));
     }
     let metrics = Arc::clone(&wired.gate.metrics);
+    files.extend(identity);
     Reloader { files, metrics, clock: wired.gate.clock.clone(), retired }
+}
+
+/// The files of keys and secrets that callers are known by.
+fn identity_files(gate: &Arc<Gate>, settings: &IdentitySettings) -> Vec<Watched> {
+    let methods = gate.identifier.methods().iter().zip(&settings.methods);
+    let watched = |(method, settings): (&Method, &MethodSettings)| match (method, settings) {
+        (Method::Jwt(jwt), MethodSettings::Jwt(settings)) => {
+            let KeyOrigin::File(file) = &settings.keys else { return None };
+            let reload = reload_keys(jwt, file);
+            Some(Watched::new(Path::new(&file.path), file.digest, OnChange::Reload(reload)))
+        }
+        (Method::ApiKey(api_key), MethodSettings::ApiKey(settings)) => {
+            let path = PathBuf::from(&settings.file);
+            let reload = reload_api_keys(api_key, gate, path.clone());
+            Some(Watched::new(&path, settings.digest, OnChange::Reload(reload)))
+        }
+        _ => None,
+    };
+    methods.filter_map(watched).collect()
+}
+
+type Reload = Box<dyn FnMut(Vec<u8>) -> Result<(), String> + Send>;
+
+/// Puts the keys in force that a file of keys or a secret makes.
+fn reload_keys(jwt: &JwtMethod, file: &KeyFile) -> Reload {
+    let (keys, algorithms) = (Arc::clone(&jwt.keys), jwt.rules.algorithms.clone());
+    let (name, kind) = (file.path.clone(), file.kind);
+    Box::new(move |content| {
+        let text = String::from_utf8(content).map_err(|_| format!("{name}: not UTF-8"))?;
+        let set = key_set(kind, &text, &algorithms)
+            .map_err(|problem| format!("{name}: {}", problem.message()))?;
+        tracing::info!(file = name, keys = set.len(), "keys of tokens reloaded");
+        keys.replace(set);
+        Ok(())
+    })
+}
+
+fn reload_api_keys(api_key: &ApiKeyMethod, gate: &Arc<Gate>, path: PathBuf) -> Reload {
+    let (keys, gate) = (Arc::clone(&api_key.keys), Arc::clone(gate));
+    Box::new(move |content| {
+        let active = gate.active.load_full();
+        let is_plan = |name: &str| active.policy.knows_plan(name);
+        let read = keys_file::read(&path, Some(content), &variable, &is_plan)
+            .map_err(|errors| errors.to_string())?;
+        for warning in &read.warnings {
+            tracing::warn!("{warning}");
+        }
+        let table = KeyTable::new(read.keys);
+        tracing::info!(file = %path.display(), keys = table.len(), "API keys reloaded");
+        keys.store(Arc::new(table));
+        Ok(())
+    })
 }
 
 /// The policy's file and what it is compiled for.

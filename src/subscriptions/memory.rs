@@ -11,7 +11,7 @@ use quick_cache::sync::Cache;
 
 use super::{Bought, jitter};
 
-/// Users whose answer is kept; about 40 MB with names of subscriptions and users as they are.
+/// Users whose answer is kept: some 25 MB where users and subscriptions have short names.
 pub const USERS_MAX: usize = 100_000;
 /// An answer that is older says nothing any more, however long the database is away.
 pub const STALE_MAX: Duration = Duration::from_secs(24 * 3_600);

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::error::{DbError, ErrorPosition, SqlState};
-use tokio_postgres::{Client, Config, Error, Statement};
+use tokio_postgres::{Client, Config, Error, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::parameter::{Parameter, Plan, Shape};
@@ -153,24 +153,22 @@ impl Ready<'_> {
             return Ok(None);
         };
         self.lease.is_asking = true;
-        let rows = self.lease.client()?.query_raw(&self.statement, [parameter]).await;
-        let mut rows = pin!(rows.map_err(|error| failure(&error))?);
-        let next = rows.try_next().await.map_err(|error| failure(&error))?;
-        let plan = match &next {
-            Some(row) => {
-                let plan: Option<Plan<'_>> = row
-                    .try_get(0)
-                    .map_err(|_| Failure::User("a subscription that is no text".to_owned()))?;
-                plan.map(|plan| plan.0)
-            }
-            None => None,
+        let answer = self.first_row(parameter).await;
+        // An error of the server's is the end of its work.
+        let has_ended = match &answer {
+            Ok((_, has_more)) => !has_more,
+            Err(error) => error.as_db_error().is_some(),
         };
-        if plan.is_some_and(|plan| plan.len() > PLAN_BYTES_MAX) {
-            return Err(Failure::User("a subscription with far too long a name".to_owned()));
-        }
-        let plan = plan.filter(|plan| !plan.is_empty()).map(Arc::from);
-        let has_more =
-            next.is_some() && rows.try_next().await.map_err(|error| failure(&error))?.is_some();
+        self.lease.is_asking = !has_ended;
+        let (row, has_more) = match answer.map_err(|error| failure(&error)) {
+            Ok(answer) => answer,
+            Err(error) => {
+                if has_ended && matches!(error, Failure::User(_)) {
+                    self.lease.keep();
+                }
+                return Err(error);
+            }
+        };
         if has_more && !postgres.has_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "tier_lookup.postgres.query gives several rows for a user, of which the first \
@@ -178,10 +176,19 @@ impl Ready<'_> {
             );
         }
         // What is left of many rows is not worth waiting for.
-        if !has_more {
+        if has_ended {
             self.lease.keep();
         }
-        Ok(plan)
+        row.as_ref().map_or(Ok(None), plan_in)
+    }
+
+    /// The first row, if there is one, and whether there are more.
+    async fn first_row(&self, parameter: Parameter) -> Result<(Option<Row>, bool), Error> {
+        let Some(client) = &self.lease.object else { return Ok((None, false)) };
+        let mut rows = pin!(client.query_raw(&self.statement, [parameter]).await?);
+        let row = rows.try_next().await?;
+        let has_more = row.is_some() && rows.try_next().await?.is_some();
+        Ok((row, has_more))
     }
 
     /// There and back.
@@ -205,6 +212,18 @@ impl Ready<'_> {
                 Ok(())
             }
         }
+    }
+}
+
+/// The name of a subscription, as a row has it.
+fn plan_in(row: &Row) -> Result<Option<Arc<str>>, Failure> {
+    let plan: Result<Option<Plan<'_>>, Error> = row.try_get(0);
+    match plan {
+        Err(_) => Err(Failure::User("a subscription that is no text".to_owned())),
+        Ok(Some(Plan(name))) if name.len() > PLAN_BYTES_MAX => {
+            Err(Failure::User("a subscription with far too long a name".to_owned()))
+        }
+        Ok(plan) => Ok(plan.filter(|plan| !plan.0.is_empty()).map(|plan| Arc::from(plan.0))),
     }
 }
 
