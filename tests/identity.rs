@@ -2,6 +2,8 @@
 //! what is counted, what the upstream gets to see, and what nobody ever sees.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+#[path = "support/redis.rs"]
+mod redis;
 mod support;
 #[path = "support/tokens.rs"]
 mod tokens;
@@ -15,7 +17,8 @@ use std::sync::{Arc, Mutex};
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 
-use support::{Answer, Backend, Client, Start, Tollgate, wait_until};
+use redis::{RedisServer, Reply};
+use support::{Answer, Backend, Client, Start, Tollgate, nobody, wait_until};
 use tokens::{SECRET, Signer, hs256, in_seconds};
 
 const TIERS: &str = "
@@ -522,4 +525,66 @@ fn no_secret_is_ever_said() {
         assert!(!said.contains(secret.as_str()), "{secret} was said in\n{said}");
     }
     assert!(said.contains("rate_limit_hits_total"), "something was said at all");
+}
+
+/// The same for what is shared and what is asked: users in Redis, passwords of dependencies that
+/// answer and of one that does not, secrets of files that are reloaded and refused.
+#[test]
+fn no_secret_reaches_redis_or_the_log_of_a_dependency() {
+    let acl = ["--user", "planted", "on", ">planted-redis-pw", "~*", "&*", "+@all"];
+    let Some(server) = RedisServer::spawn_tcp_with(&acl) else { return };
+    let backend = Backend::ok();
+    let directory = tempfile::tempdir().unwrap();
+    let file = keys_file(&directory, "keys: []");
+    let keys = KeyServer::spawn("");
+    let config = format!(
+        "identity:
+  - jwt: {{ secret: '{SECRET}' }}
+  - jwt: {{ header: X-Other, jwks_url: 'http://{}/set?key=planted-query', algorithms: [RS256] }}
+  - api_key: {{ keys_file: {file} }}
+identity_hash_secret: planted-identity-hash-secret
+store: {{ redis: {{ url: 'redis://planted:planted-redis-pw@127.0.0.1:{}/0', timeout: 5s }} }}
+tier_lookup: {{ postgres: {{ url: 'postgres://me:planted-database-pw@{}/plans' }} }}
+log: {{ level: trace }}
+",
+        keys.address,
+        server.port(),
+        nobody()
+    );
+    let tollgate = Start::default().upstream(backend.address).config(&config).tiers(TIERS).run();
+    let user = "planted-user-of-redis";
+    let token = hs256(&json!({"sub": user, "exp": in_seconds(600)}));
+    for _ in 0..3 {
+        assert_eq!(with_token(&tollgate, &token).status, 200);
+    }
+    assert_eq!(with_token(&tollgate, &token).status, 429);
+    assert_eq!(get_with(&tollgate, &[("X-Other", "Bearer a.b.c")]).status, 200);
+    std::fs::write(&file, "keys: [{ id: a, sha256: planted-key-in-a-wrong-place }]").unwrap();
+    tollgate.signal("HUP");
+    wait_until("the file is refused", || {
+        tollgate.metric("tollgate_config_reloads_total{result=\"error\"}") >= 1.0
+    });
+
+    let mut said = tollgate.log() + &tollgate.admin("/metrics").text();
+    said += &tollgate.admin("/health").text();
+    assert!(said.contains("no tier") || said.contains("database"), "the database was missed");
+    let stored = server.keys();
+    assert!(stored.len() >= 2, "the user and the address");
+    for key in &stored {
+        said += &String::from_utf8_lossy(key);
+        if let Reply::Text(value) = server.command(&[b"GET", key]) {
+            said += &String::from_utf8_lossy(&value);
+        }
+    }
+    for secret in [
+        SECRET,
+        "planted-identity-hash-secret",
+        "planted-redis-pw",
+        "planted-database-pw",
+        "planted-query",
+        "planted-key-in-a-wrong-place",
+        user,
+    ] {
+        assert!(!said.contains(secret), "{secret} was said in\n{said}");
+    }
 }

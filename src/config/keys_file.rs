@@ -68,7 +68,7 @@ pub fn read(
         Some(content) => Source::of(path.display().to_string(), content, env),
         None => Source::read(Some(path), "", env),
     };
-    let source = source.map_err(|error| ConfigErrors(vec![*error]))?;
+    let source = source.map_err(|error| ConfigErrors(without_excerpts(vec![*error])))?;
     let (file, mut report) = source.decoded::<KeysFile>();
     if file.keys.len() > KEYS_MAX {
         let problem = Problem::new(format!("{} keys", file.keys.len()));
@@ -87,8 +87,14 @@ pub fn read(
         }
     }
     let (errors, warnings) = report.finish();
+    let (errors, warnings) = (without_excerpts(errors), without_excerpts(warnings));
     let digest = source.digest().unwrap_or_default();
     if errors.is_empty() { Ok(Keys { keys, digest, warnings }) } else { Err(ConfigErrors(errors)) }
+}
+
+/// Keys stand where hashes should in many a first try, and no line of theirs is to be repeated.
+fn without_excerpts(errors: Vec<ConfigError>) -> Vec<ConfigError> {
+    errors.into_iter().map(|error| ConfigError { excerpt: None, ..error }).collect()
 }
 
 fn key(
