@@ -33,6 +33,7 @@ fn load_texts(
         "PORT" => Some("8085".to_owned()),
         "EMPTY" => Some(String::new()),
         "REDIS_URL" => Some("redis://me:hunter2@cache:7000/2".to_owned()),
+        "HASH_SECRET" => Some("0123456789abcdef".to_owned()),
         _ => None,
     };
     let loaded = load(&LoadRequest {
@@ -456,7 +457,7 @@ fn identities_are_hashed_with_a_secret_of_the_file_or_of_its_own() {
     let given = Some("0123456789abcdef".to_owned());
     let no_warning = Vec::<String>::new();
     assert_eq!(secret_of("store: { redis: {} }"), (None, no_warning.clone()));
-    let text = "store: { redis: {} }\nidentity_hash_secret: 0123456789abcdef\n";
+    let text = "store: { redis: {} }\nidentity_hash_secret: ${HASH_SECRET}\n";
     assert_eq!(secret_of(text), (given.clone(), no_warning.clone()));
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("secret");
@@ -464,7 +465,7 @@ fn identities_are_hashed_with_a_secret_of_the_file_or_of_its_own() {
     let text = format!("store: {{ redis: {{}} }}\nidentity_hash_secret_file: {}\n", path.display());
     assert_eq!(secret_of(&text), (given, no_warning));
     // Where nothing is stored in Redis there is nothing to hash.
-    let without = "identity_hash_secret: 0123456789abcdef\n";
+    let without = "identity_hash_secret: ${HASH_SECRET}\n";
     let warned = "identity_hash_secret: without effect: there is no store.redis".to_owned();
     assert_eq!(secret_of(without), (None, vec![warned]));
 
@@ -738,8 +739,7 @@ endpoints: [{ name: a, path: /a, exempt: true, cost: 3 }]
         warnings(&loaded.unwrap()),
         [
             "tiers.free.burst: burst 2 is below per_second 5",
-            "tiers.free.per_minute: 1000 is never reached",
-            "tiers.free.per_minute: 1000 is never reached",
+            "tiers.free.per_minute: 1000 can never bind",
             "networks[\"10.1.0.0/8\"]: \"10.1.0.0/8\" has bits beyond its prefix, expected 10.0.0.0/8",
             "endpoints[0].cost: without effect: the rule is exempt",
         ]

@@ -35,7 +35,7 @@ serve() {
 }
 answers() {
     expected=$(cat)
-    found=$(eval "$1")
+    found=$(eval "$1" | tr -d '\r')
     [ "$found" = "$expected" ] && return
     printf 'typed:    %s\nexpected: %s\nfound:    %s\n' "$1" "$expected" "$found"
     cat server.log

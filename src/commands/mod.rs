@@ -8,6 +8,7 @@ mod identity;
 pub mod reload;
 pub mod reload_files;
 pub mod run;
+pub mod schema;
 pub mod serve;
 mod subscriptions;
 mod wiring;
@@ -49,6 +50,8 @@ enum Command {
     Check(CheckArgs),
     /// Print the health of a running tollgate; exit 0 if it serves, 1 if not
     Health(HealthArgs),
+    /// Print the JSON Schema of a file, for editors
+    Schema(SchemaArgs),
 }
 
 /// Where the two files are.
@@ -158,6 +161,30 @@ pub struct HealthArgs {
     admin: String,
 }
 
+/// Options of `tollgate schema`.
+#[derive(Args, Clone, Copy, Debug)]
+#[command(after_help = "\
+Examples:
+  tollgate schema config > tollgate.schema.json
+  tollgate schema tiers > tiers.schema.json
+
+An editor that reads YAML with schemas then needs one comment at the top of the file:
+  # yaml-language-server: $schema=./tiers.schema.json")]
+pub struct SchemaArgs {
+    /// Which of the two files
+    #[arg(value_enum, value_name = "FILE")]
+    file: SchemaFile,
+}
+
+/// One of the two files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SchemaFile {
+    /// tollgate.yaml.
+    Config,
+    /// tiers.yaml.
+    Tiers,
+}
+
 /// Prints a line of a command's result. Whoever was to read it may be gone (`tollgate check | head`),
 /// which is no reason to panic, and none to stop serving.
 pub fn print(line: impl fmt::Display) {
@@ -219,6 +246,10 @@ impl Cli {
             Command::Demo(args) => demo::demo(&args),
             Command::Check(args) => check::check(&args),
             Command::Health(args) => health::health(&args).map_err(Failure::Running),
+            Command::Schema(args) => {
+                schema::schema(&args);
+                Ok(())
+            }
         }
     }
 }

@@ -24,6 +24,7 @@ use super::schema::{Config, RedisConfig};
 use super::schema_tiers::{BUILT_IN, TiersFile};
 use super::tree::{self, FILE_BYTES_MAX, Mark, Misplaced, Node};
 use super::value::Redacted;
+use super::warnings;
 
 /// Longest secret that is read from a file.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
@@ -97,11 +98,28 @@ pub struct LoadedPolicy {
     pub warnings: Vec<ConfigError>,
 }
 
+/// What is said of files that cannot be used.
+#[derive(Debug)]
+pub struct Rejected {
+    /// Everything that is wrong, in the order of the files.
+    pub errors: ConfigErrors,
+    /// What is odd beside it, likewise.
+    pub warnings: Vec<ConfigError>,
+}
+
 /// Loads everything.
 ///
 /// # Errors
 /// Everything that is wrong, in the order of the files.
 pub fn load(request: &LoadRequest<'_>) -> Result<Loaded, ConfigErrors> {
+    examine(request).map_err(|rejected| rejected.errors)
+}
+
+/// Loads everything, and tells what is odd even where something is wrong.
+///
+/// # Errors
+/// Both.
+pub fn examine(request: &LoadRequest<'_>) -> Result<Loaded, Rejected> {
     let config = Source::read(request.config, "", request.env);
     let tiers = Source::read(request.tiers, BUILT_IN, request.env);
     let (config, tiers) = match (config, tiers) {
@@ -111,6 +129,7 @@ pub fn load(request: &LoadRequest<'_>) -> Result<Loaded, ConfigErrors> {
     let (mut file, mut report) = config.decoded::<Config>();
     apply(&request.overrides, &mut file, &mut report);
     let mut settings = settings(&file, request.upstream, &read_secret, &mut report);
+    warnings::secrets(&file, &mut report);
     let (mut errors, mut warnings) = report.finish();
     let draft = Draft::new(&tiers, &settings);
     let is_plan = |name: &str| is_plan(&draft.file, name);
@@ -118,7 +137,7 @@ pub fn load(request: &LoadRequest<'_>) -> Result<Loaded, ConfigErrors> {
     errors.extend(draft.errors.into_iter().chain(key_errors));
     warnings.extend(draft.warnings.into_iter().chain(key_warnings));
     if !errors.is_empty() {
-        return Err(ConfigErrors(errors));
+        return Err(Rejected { errors: ConfigErrors(errors), warnings });
     }
     let sections = Sections::of(&config.root);
     Ok(Loaded {
@@ -188,7 +207,9 @@ impl Draft {
         let (mut file, mut report) = tiers.decoded::<TiersFile>();
         fill_in_built_in(&mut file);
         let mut parts = compile_tiers::parts(&file, settings.identity.prefixes, &mut report);
-        let tests = compile_tests::tests(&file, &mut report);
+        warnings::networks(&file, &parts, settings, &mut report);
+        warnings::exposed(&file, &settings.server, &mut report);
+        let tests = compile_tests::tests(&file, settings.identity.prefixes, &mut report);
         parts.trusted_proxies = settings.trusted_proxies.clone();
         let (errors, warnings) = report.finish();
         Draft { file, parts, tests, errors, warnings }
@@ -320,16 +341,19 @@ impl Source {
 fn errors_of_both(
     config: Result<Source, Box<ConfigError>>,
     tiers: Result<Source, Box<ConfigError>>,
-) -> ConfigErrors {
-    let of_config = match config {
-        Err(error) => vec![*error],
-        Ok(source) => source.decoded::<Config>().1.finish().0,
-    };
-    let of_tiers = match tiers {
-        Err(error) => vec![*error],
-        Ok(source) => source.decoded::<TiersFile>().1.finish().0,
-    };
-    ConfigErrors(of_config.into_iter().chain(of_tiers).collect())
+) -> Rejected {
+    fn of<T: DeserializeOwned + Default>(
+        source: Result<Source, Box<ConfigError>>,
+    ) -> (Vec<ConfigError>, Vec<ConfigError>) {
+        match source {
+            Err(error) => (vec![*error], Vec::new()),
+            Ok(source) => source.decoded::<T>().1.finish(),
+        }
+    }
+    let ((mut errors, mut warnings), of_tiers) = (of::<Config>(config), of::<TiersFile>(tiers));
+    errors.extend(of_tiers.0);
+    warnings.extend(of_tiers.1);
+    Rejected { errors: ConfigErrors(errors), warnings }
 }
 
 fn apply(overrides: &Overrides, config: &mut Config, report: &mut Report<'_>) {

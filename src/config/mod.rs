@@ -6,6 +6,7 @@
 //! knows when it is worth going again.
 //! Nothing of this is touched while a request is served.
 
+pub mod blot;
 pub mod compile;
 pub mod compile_identity;
 pub mod compile_limits;
@@ -15,6 +16,7 @@ pub mod compile_secret;
 pub mod compile_tests;
 pub mod compile_tiers;
 pub mod decode;
+pub mod json_schema;
 pub mod keys_file;
 pub mod load;
 pub mod postgres_url;
@@ -26,3 +28,4 @@ pub mod tree;
 pub mod unsupported;
 pub mod url;
 pub mod value;
+pub mod warnings;
