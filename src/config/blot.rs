@@ -111,6 +111,8 @@ struct Open {
     quote: Option<char>,
     /// Nothing of it has been seen: wherever the next line begins, it is the value's.
     is_awaited: bool,
+    /// It is a URL where it is anything at all; the same key may hold a mapping elsewhere.
+    is_url: bool,
 }
 
 /// Whether the line is part of a secret whose key stands above it.
@@ -124,8 +126,19 @@ fn is_continued(text: &str, number: usize) -> bool {
 
 impl Open {
     fn holds(&self, line: &str) -> bool {
+        if self.is_url && self.is_awaited && begins_with_key(line) {
+            return false;
+        }
         self.quote.is_some() || self.is_awaited || indent(line) > self.indent
     }
+}
+
+/// Whether it is an entry of a mapping. A URL's own colon has no space behind it.
+fn begins_with_key(line: &str) -> bool {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "_-\"'".contains(c);
+    line.trim().split_once(':').is_some_and(|(name, rest)| {
+        !name.is_empty() && name.chars().all(is_word) && (rest.is_empty() || rest.starts_with(' '))
+    })
 }
 
 fn indent(line: &str) -> usize {
@@ -135,7 +148,8 @@ fn indent(line: &str) -> usize {
 /// What is open behind a line.
 fn opened(line: &str, open: Option<Open>) -> Option<Open> {
     if let Some(open) = open {
-        if line.trim().is_empty() {
+        let is_comment = open.is_awaited && line.trim_start().starts_with('#');
+        if line.trim().is_empty() || is_comment {
             return Some(open);
         }
         if open.holds(line) {
@@ -151,10 +165,11 @@ fn opened(line: &str, open: Option<Open>) -> Option<Open> {
     let key = keys(line).filter(|key| is_secret(key.name) || is_url(key)).last()?;
     let value = line.get(key.end..).unwrap_or_default().trim();
     let value = if value.starts_with('#') { "" } else { value };
-    let indent = indent(line);
+    let (indent, is_url) = (indent(line), !is_secret(key.name));
     match value.chars().next() {
         None | Some('|' | '>' | '&' | '!') => {
-            Some(Open { indent, value: key.end, quote: None, is_awaited: value.is_empty() })
+            let is_awaited = value.is_empty();
+            Some(Open { indent, value: key.end, quote: None, is_awaited, is_url })
         }
         Some(quote @ ('"' | '\'')) => {
             let is_closed = value.get(1..).is_some_and(|rest| rest.contains(quote));
@@ -163,12 +178,13 @@ fn opened(line: &str, open: Option<Open>) -> Option<Open> {
                 value: key.end,
                 quote: Some(quote),
                 is_awaited: false,
+                is_url,
             })
         }
         // A list or a mapping in its place, or plain text that may go on.
         Some('[' | '{') => None,
         Some(_) if is_secret(key.name) && !value.contains([',', '}']) => {
-            Some(Open { indent, value: key.end, quote: None, is_awaited: false })
+            Some(Open { indent, value: key.end, quote: None, is_awaited: false, is_url })
         }
         Some(_) => None,
     }
@@ -223,6 +239,8 @@ mod tests {
             ("{ secret:\nhunter2, next: 1 }", 2),
             ("url: \"redis://me:a\\\n  hunter2@host\"\nnext: 1", 2),
             ("url: |-\r\n  hunter2\r\nnext: 1", 2),
+            ("postgres:\n  postgres://me:hunter2@host\nnext: 1", 2),
+            ("postgres: # where\n  # it is\n  me:hunter2\nnext: 1", 3),
         ] {
             assert!(!shown(text, number).contains("hunter"), "{text}");
             let last = lines(text).last().unwrap_or_default();
@@ -230,5 +248,13 @@ mod tests {
                 assert_eq!(shown(text, lines(text).count()), "next: 1", "{text}");
             }
         }
+    }
+    #[test]
+    fn a_mapping_of_the_same_name_as_a_url_is_shown() {
+        let text = "tier_lookup:\n  postgres:\n    # who\n    query: select\n    pool: 4\nnext: 1";
+        assert_eq!(shown(text, 4), "    query: select");
+        assert_eq!(shown(text, 5), "    pool: 4");
+        let text = "postgres:\n  url: \"postgres://me:a\\\n  hunter2@host\"\n";
+        assert!(!shown(text, 3).contains("hunter2"));
     }
 }
