@@ -201,6 +201,7 @@ fn exercise(metrics: &Arc<Metrics>, policy_metrics: &PolicyMetrics) {
     figures.fallbacks[FallbackMode::Local.index()][FallbackReason::Timeout.index()] = 1;
     figures.transitions[BreakerState::Open.index()] = 1;
     metrics.publish_redis(&figures);
+    metrics.publish_database(&DatabaseFigures { queue: 2, ..DatabaseFigures::default() });
     metrics.redis_answered(Duration::from_millis(20));
     metrics.set_breaker(Dependency::Redis, BreakerState::Open);
     metrics.set_dependency_health(Dependency::Redis, 0.5);

@@ -68,7 +68,7 @@ pub fn lookup(
         (None, None) => {
             let problem = Problem::new("nobody to ask").expected("postgres or redis");
             // What could not be read was reported; it is there all the same.
-            if !report.is_silent_below(&config_path!["tier_lookup"]) {
+            if !report.has_errors_below(config_path!["tier_lookup"]) {
                 report.key(config_path!["tier_lookup"], problem);
             }
             return None;
@@ -77,8 +77,8 @@ pub fn lookup(
     let nothing = Problem::new("");
     Some(LookupSettings {
         settings: Settings { source: source?, timeout, cache_ttl, slow },
-        query: report.locate(&config_path!["tier_lookup", "postgres", "query"], &nothing),
-        url: report.locate(&config_path!["tier_lookup", "postgres", "url"], &nothing),
+        query: report.locate(config_path!["tier_lookup", "postgres", "query"], &nothing),
+        url: report.locate(config_path!["tier_lookup", "postgres", "url"], &nothing),
     })
 }
 
@@ -159,7 +159,7 @@ fn redis(
             let problem = Problem::new("missing, as is store.redis, whose URL would do");
             let path = config_path!["tier_lookup", "redis"];
             // A store that was reported is there all the same.
-            if !report.has_errors_below(&config_path!["store", "redis"]) {
+            if !report.has_errors_below(config_path!["store", "redis"]) {
                 report.key(path, problem.expected("url or url_file"));
             }
             return None;

@@ -334,18 +334,18 @@ impl<'f> Report<'f> {
     }
 
     /// Whether an error was reported at this field or below it.
-    pub fn has_errors_below(&self, path: &[Step]) -> bool {
-        let field = written(path);
+    pub fn has_errors_below(&self, path: Path) -> bool {
+        let field = written(&path);
         let is_below = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
         let mut errors = self.errors.iter();
-        self.is_silent_below(path)
+        self.is_silent_below(&path)
             || errors.any(|error| error.path.strip_prefix(&*field).is_some_and(is_below))
     }
 
     /// An error at a field's value that is not reported: for what is found out later. Where the
     /// file does not have the field, at what it should be in.
-    pub fn locate(&self, path: &[Step], problem: &Problem) -> ConfigError {
-        self.located(path, Part::Value, None, problem)
+    pub fn locate(&self, path: Path, problem: &Problem) -> ConfigError {
+        self.located(&path, Part::Value, None, problem)
     }
 
     /// Whether the file has something at this path.

@@ -222,6 +222,8 @@ impl Subscriptions {
     /// How well the database does.
     pub fn status(&self) -> DependencyStatus {
         match self.breaker_state() {
+            // The thread is gone, which only a fault of ours brings about.
+            _ if self.jobs.is_closed() => DependencyStatus::Unhealthy,
             BreakerState::Open => DependencyStatus::Unhealthy,
             BreakerState::HalfOpen => DependencyStatus::Degraded,
             BreakerState::Closed if self.shared.is_well.load(Ordering::Relaxed) => {

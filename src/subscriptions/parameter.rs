@@ -72,9 +72,9 @@ impl Shape {
     /// numbers are, no uuid where uuids are.
     pub fn parameter(&self, user: &str) -> Option<Parameter> {
         Some(match &self.parameter {
-            ParameterKind::Int2 => number(user.parse::<i16>().ok()?.to_be_bytes()),
-            ParameterKind::Int4 => number(user.parse::<i32>().ok()?.to_be_bytes()),
-            ParameterKind::Int8 => number(user.parse::<i64>().ok()?.to_be_bytes()),
+            ParameterKind::Int2 => number(i16::try_from(whole(user)?).ok()?.to_be_bytes()),
+            ParameterKind::Int4 => number(i32::try_from(whole(user)?).ok()?.to_be_bytes()),
+            ParameterKind::Int8 => number(whole(user)?.to_be_bytes()),
             ParameterKind::Text => Parameter::Text(user.into()),
             ParameterKind::Uuid => Parameter::Uuid(uuid(user)?),
             ParameterKind::Enum(labels) => {
@@ -82,6 +82,12 @@ impl Shape {
             }
         })
     }
+}
+
+/// A number in its one way of being written: user `042` is not user 42, whatever a parser thinks.
+fn whole(text: &str) -> Option<i64> {
+    let number: i64 = text.parse().ok()?;
+    (number.to_string() == text).then_some(number)
 }
 
 fn number<const N: usize>(bytes: [u8; N]) -> Parameter {
@@ -185,7 +191,7 @@ mod tests {
         assert_eq!(user(Type::INT4, "258"), Some(Parameter::Number([0, 0, 1, 2].into())));
         let eight = Parameter::Number([0, 0, 0, 0, 0, 0, 0, 42].into());
         assert_eq!(user(Type::INT8, "42"), Some(eight));
-        for no_number in ["", "anna", "4 2", "2147483648", "1e3", "٤"] {
+        for no_number in ["", "anna", "4 2", "2147483648", "1e3", "٤", "042", "+42", "-0", " 42"] {
             assert_eq!(user(Type::INT4, no_number), None, "{no_number}");
         }
         for of in [Type::TEXT, Type::VARCHAR, Type::BPCHAR, Type::NAME] {

@@ -32,6 +32,9 @@ pub const FLIGHTS_MAX: usize = 1_024;
 const REFRESHES_MAX: usize = FLIGHTS_MAX / 2;
 /// Between two looks after the database while something is amiss, before jitter.
 const TEND_INTERVAL: Duration = Duration::from_millis(250);
+/// While it stays away the interval grows to so many of these: for a PostgreSQL each look is a
+/// process of its own, and a line in its log.
+const TEND_INTERVALS_MAX: u32 = 4;
 /// A database of which nothing was heard for so long is looked at.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 /// Errors that concern single users are told of at most so often.
@@ -201,6 +204,8 @@ struct Service {
     /// The user whose look-up failed last: who is worth asking for, to see whether it works.
     failed_user: RefCell<Option<Rc<str>>>,
     last_contact: Cell<Instant>,
+    /// Looks in a row that came to nothing.
+    vain_looks: Cell<u32>,
     /// What was last said of the query.
     complaint: RefCell<Option<String>>,
     complained_of_users_at: Cell<Option<Instant>>,
@@ -213,6 +218,7 @@ impl Service {
             flights: RefCell::default(),
             failed_user: RefCell::default(),
             last_contact: Cell::new(monotonic()),
+            vain_looks: Cell::new(0),
             complaint: RefCell::default(),
             complained_of_users_at: Cell::new(None),
         }
@@ -341,7 +347,8 @@ impl Service {
     /// heard of it for long.
     async fn tend(self: Rc<Self>) {
         loop {
-            tokio::time::sleep(TEND_INTERVAL.mul_f64(1.0 + jitter() / 5.0)).await;
+            let intervals = (1 + self.vain_looks.get() / 4).min(TEND_INTERVALS_MAX);
+            tokio::time::sleep((TEND_INTERVAL * intervals).mul_f64(1.0 + jitter() / 5.0)).await;
             self.shared.source.tend().await;
             let breaker = &self.shared.breaker;
             if breaker.is_closed() {
@@ -378,7 +385,12 @@ impl Service {
         let user = self.failed_user.borrow().clone();
         let waiting = Waiting::new(&self.shared.stats);
         let budget = self.shared.settings.timeout;
-        match self.shared.source.probe(user.as_deref(), budget, waiting).await {
+        let answer = self.shared.source.probe(user.as_deref(), budget, waiting).await;
+        self.vain_looks.set(match &answer {
+            Ok(_) | Err(Failure::User(_)) => 0,
+            Err(_) => self.vain_looks.get().saturating_add(1),
+        });
+        match answer {
             Ok(plan) => {
                 if let (Some(user), Some(plan)) = (user, plan) {
                     self.shared.memory.answered(&user, bought(plan), monotonic());

@@ -44,7 +44,7 @@ pub struct PostgresSettings {
 /// A PostgreSQL by its URL. Written out, user and password are left out.
 #[derive(Clone, PartialEq)]
 pub struct PostgresTarget {
-    config: tokio_postgres::Config,
+    config: Box<tokio_postgres::Config>,
     check: ServerCheck,
 }
 
@@ -86,7 +86,7 @@ impl PostgresTarget {
         if config.get_application_name().is_none() {
             config.application_name("tollgate");
         }
-        Ok(PostgresTarget { config, check })
+        Ok(PostgresTarget { config: Box::new(config), check })
     }
 
     pub(super) fn config(&self) -> &tokio_postgres::Config {

@@ -90,12 +90,14 @@ pub fn connector(check: &ServerCheck) -> Result<MakeRustlsConnect, String> {
         .build()
         .map_err(|error| error.to_string())?,
     };
-    let config = ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
+    // As libpq does; a server that is spoken to without a first question in plain asks for it.
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
     Ok(MakeRustlsConnect::new(config))
 }
 
