@@ -32,7 +32,10 @@ pub async fn fetch_keys(identifier: &Identifier, facts: &RequestFacts<'_>) -> Ve
         }
         let url = shown(remote.shown().as_bytes());
         said.push(match remote.refresh().await {
-            Ok(()) => format!("{} keys were fetched from {url}.", remote.source.load().set.len()),
+            Ok(()) => match remote.source.load().set.len() {
+                1 => format!("1 key was fetched from {url}."),
+                keys => format!("{keys} keys were fetched from {url}."),
+            },
             Err(error) => {
                 let error = shown(error.as_bytes());
                 format!("The keys at {url} could not be fetched ({error}): no token is verified.")

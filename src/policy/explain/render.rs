@@ -184,7 +184,7 @@ impl Page {
         let result = if limits.is_empty() {
             "none is asked".to_owned()
         } else {
-            format!("cost {cost} of each, in this order")
+            format!("cost {cost} of each")
         };
         self.title(number, "limits", &result, BOLD);
         if limits.is_empty() {
