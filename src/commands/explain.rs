@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::config::compile::UpstreamNeed;
 use crate::config::load::{LoadRequest, Overrides, load};
-use crate::config::report::{ConfigError, ConfigErrors, Problem};
+use crate::config::report::Problem;
 use crate::identity::identifier::Invalid;
 use crate::limiter::decision::Decision;
 use crate::policy::compiled::Policy;
@@ -27,7 +27,7 @@ use crate::proxy::caller;
 use crate::proxy::gate::{Active, Gate};
 use crate::proxy::headers::{Numbers, add_limit};
 
-use self::request::Described;
+use self::request::{Described, wrong};
 use super::wiring::Wired;
 use super::{ExplainArgs, Failure, Format, print};
 
@@ -36,12 +36,11 @@ use super::{ExplainArgs, Failure, Format, print};
 /// # Errors
 /// Wrong usage, or an error in a file. Whatever becomes of the request is none.
 pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
-    let usage = |error: ConfigError| Failure::Configuration(ConfigErrors(vec![error]));
     if args.live.is_some() {
         let problem = Problem::new("not supported yet: a running tollgate has no API to ask");
-        return Err(usage(ConfigError::of_whole(Some("--live"), &[], &problem)));
+        return Err(wrong("--live", problem).into());
     }
-    let described = request::described(&args.method, &args.path, &args.header).map_err(usage)?;
+    let described = request::described(&args.method, &args.path, &args.header)?;
     let loaded = load(&LoadRequest {
         config: args.files.config.as_deref(),
         tiers: args.files.tiers.as_deref(),

@@ -5,7 +5,7 @@
 use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
-use crate::config::report::{ConfigError, Problem};
+use crate::config::report::{ConfigError, ConfigErrors, Problem};
 use crate::config::url::quoted;
 use crate::policy::explain::rules::shown;
 use crate::proxy::headers::{Present, check_request};
@@ -32,7 +32,7 @@ pub struct Described {
 ///
 /// # Errors
 /// What is none of a request's at all, by option.
-pub fn described(method: &str, target: &str, lines: &[String]) -> Result<Described, ConfigError> {
+pub fn described(method: &str, target: &str, lines: &[String]) -> Result<Described, ConfigErrors> {
     let method_read = Method::from_bytes(method.as_bytes()).map_err(|_| {
         let expected = "a method of HTTP, such as GET";
         wrong("METHOD", Problem::new(quoted(method)).expected(expected))
@@ -70,7 +70,7 @@ pub fn described(method: &str, target: &str, lines: &[String]) -> Result<Describ
 }
 
 /// A path with its query, and the host of a whole URL.
-fn origin_form(target: &str) -> Result<(String, Option<String>), ConfigError> {
+fn origin_form(target: &str) -> Result<(String, Option<String>), ConfigErrors> {
     if target.starts_with('/') || target == "*" {
         return Ok((target.to_owned(), None));
     }
@@ -93,7 +93,7 @@ fn origin_form(target: &str) -> Result<(String, Option<String>), ConfigError> {
     Ok((format!("{slash}{path}"), Some(host.to_owned())))
 }
 
-fn fields(lines: &[String]) -> Result<HeaderMap, ConfigError> {
+fn fields(lines: &[String]) -> Result<HeaderMap, ConfigErrors> {
     let mut headers = HeaderMap::new();
     for (index, line) in lines.iter().enumerate() {
         let number = index + 1;
@@ -111,8 +111,8 @@ fn fields(lines: &[String]) -> Result<HeaderMap, ConfigError> {
 }
 
 /// A wrong argument, by its name.
-fn wrong(option: &str, problem: Problem) -> ConfigError {
-    ConfigError::of_whole(Some(option), &[], &problem)
+pub fn wrong(option: &str, problem: Problem) -> ConfigErrors {
+    ConfigErrors(vec![ConfigError::of_whole(Some(option), &[], &problem)])
 }
 
 fn reason(refusal: Refusal) -> String {
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_url_is_taken_apart() {
-        let of = |target| host_and_target(target, &[]);
+        let of = |target: &str| host_and_target(target, &[]);
         assert_eq!(of("/a?b=c"), "localhost /a?b=c None");
         assert_eq!(of("//fo/x"), "localhost //fo/x None");
         assert_eq!(of("https://u:p@api.test:8443/a?b#c"), "api.test:8443 /a?b None");
