@@ -11,3 +11,4 @@ pub mod metrics;
 pub mod policy;
 pub mod proxy;
 pub mod store;
+pub mod subscriptions;

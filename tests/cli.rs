@@ -134,7 +134,7 @@ fn every_command() -> Vec<Vec<String>> {
 #[test]
 fn help_on_every_level_shows_examples() {
     let commands = every_command();
-    for wanted in ["run", "demo", "check", "health"] {
+    for wanted in ["run", "demo", "check", "health", "schema"] {
         assert!(commands.contains(&vec![wanted.to_owned()]), "no command {wanted}");
     }
     for command in commands {
@@ -200,6 +200,8 @@ fn wrong_usage_ends_with_2_and_says_what_was_wrong() {
     check(&["run", "--upstream", "http://a", "--upstream", "http://b"], &["--upstream"]);
     check(&["run", "left", "over"], &["'left'"]);
     check(&["check", "--format", "xml"], &["'xml'", "human, json"]);
+    check(&["schema"], &["<FILE>"]);
+    check(&["schema", "tier"], &["'tier'", "config, tiers", "'tiers'"]);
     check(&["demo", "--upstream", "http://a"], &["'--upstream'"]);
     check(&["demo", "--listen", "nowhere"], &["--listen: \"nowhere\", expected ADDRESS:PORT"]);
     check(&["run"], &["upstream.url: not set, expected the backend's URL", "--upstream URL"]);
@@ -448,7 +450,7 @@ fn check_accepts_the_shipped_files() {
     assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""));
     let said = &ended.output;
     assert!(said.starts_with("0 errors, 0 warnings, ") && said.contains("tests passed"), "{said}");
-    for file in ["config/minimal.yaml", "config/replicas.yaml"] {
+    for file in ["config/minimal.yaml", "config/replicas.yaml", "config/users.yaml"] {
         let ended = run(&["check", "--config", &repository(file)]);
         assert_eq!(ended.code, Some(0), "{file}: {}", ended.output);
     }
@@ -521,6 +523,26 @@ fn check_shows_what_a_failing_test_found() {
     assert!(ended.output.contains("test failed: tests[0] (line 5): GET /a\n"), "{}", ended.output);
     assert!(ended.output.contains("endpoint is a, expected other"), "{}", ended.output);
     assert!(ended.output.contains("0 of 1 test passed"), "{}", ended.output);
+}
+
+#[test]
+fn a_test_of_the_policy_may_say_who_is_asking() {
+    let tiers = "subscriptions: { pro: premium }\nnetworks: { 198.51.100.0/24: internal }\n\
+        identities: { 'user:42': enterprise, 'ip:192.0.2.7': deny }\ntests:\n\
+        - { request: GET /, identity: 'user:1', expect: { tier: free, identity: 'user:1' } }\n\
+        - { request: GET /, identity: 'user:1', subscription: Pro, expect: { tier: premium } }\n\
+        - { request: GET /, identity: 'key:acme', subscription: internal, expect: { tier: internal } }\n\
+        - { request: GET /, identity: 'user:1', subscription: unknown, expect: { tier: free } }\n\
+        - { request: GET /, identity: 'user:42', subscription: pro, expect: { tier: enterprise } }\n\
+        - { request: GET /, ip: 198.51.100.1, expect: { tier: internal } }\n\
+        - { request: GET /, ip: 198.51.100.1, identity: 'user:1', expect: { tier: free } }\n\
+        - { request: GET /, ip: 192.0.2.7, identity: 'user:42', expect: { disposition: refused } }\n";
+    let ended = run_with_files("", tiers, &["check"]);
+    assert_eq!(ended.output, "0 errors, 0 warnings, 8 of 8 tests passed\n");
+    let wrong = tiers.replacen("tier: premium }", "tier: enterprise }", 1);
+    let ended = run_with_files("", &wrong, &["check"]);
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.output.contains("tier is premium, expected enterprise"), "{}", ended.output);
 }
 
 #[test]

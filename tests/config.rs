@@ -33,6 +33,7 @@ fn load_texts(
         "PORT" => Some("8085".to_owned()),
         "EMPTY" => Some(String::new()),
         "REDIS_URL" => Some("redis://me:hunter2@cache:7000/2".to_owned()),
+        "HASH_SECRET" => Some("0123456789abcdef".to_owned()),
         _ => None,
     };
     let loaded = load(&LoadRequest {
@@ -290,7 +291,7 @@ log: { level: debug, format: human }
     assert_eq!((redis.url.database, redis.on_failure), (3, FailureMode::Closed));
     assert!(!format!("{redis:?}").contains("pw"));
     assert_eq!(settings.max_identities, 5);
-    assert_eq!((settings.prefixes.ipv4, settings.prefixes.ipv6), (24, 56));
+    assert_eq!((settings.identity.prefixes.ipv4, settings.identity.prefixes.ipv6), (24, 56));
     assert_eq!(settings.trusted_proxies.len(), 2);
     assert!(!settings.headers.x_ratelimit && !settings.headers.expose_cors);
     assert_eq!(settings.headers.reset, ResetForm::Delta);
@@ -444,6 +445,38 @@ fn a_secret_comes_from_its_file() {
 }
 
 // ----------------------------------------------------------------------------- the command line
+
+#[test]
+fn identities_are_hashed_with_a_secret_of_the_file_or_of_its_own() {
+    let secret_of = |text: &str| {
+        let loaded = config(text).unwrap();
+        assert!(!format!("{:?}", loaded.settings).contains("0123456789"));
+        let secret = loaded.settings.redis.as_ref().and_then(|it| it.identity_secret.clone());
+        (secret.map(|it| it.expose().to_owned()), warnings(&loaded))
+    };
+    let given = Some("0123456789abcdef".to_owned());
+    let no_warning = Vec::<String>::new();
+    assert_eq!(secret_of("store: { redis: {} }"), (None, no_warning.clone()));
+    let text = "store: { redis: {} }\nidentity_hash_secret: ${HASH_SECRET}\n";
+    assert_eq!(secret_of(text), (given.clone(), no_warning.clone()));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("secret");
+    std::fs::write(&path, "0123456789abcdef\n").unwrap();
+    let text = format!("store: {{ redis: {{}} }}\nidentity_hash_secret_file: {}\n", path.display());
+    assert_eq!(secret_of(&text), (given, no_warning));
+    // Where nothing is stored in Redis there is nothing to hash.
+    let without = "identity_hash_secret: ${HASH_SECRET}\n";
+    let warned = "identity_hash_secret: without effect: there is no store.redis".to_owned();
+    assert_eq!(secret_of(without), (None, vec![warned]));
+
+    std::fs::write(&path, "hunter2\n").unwrap();
+    let errors = config(&text).unwrap_err().to_string();
+    assert!(
+        errors.contains("identity_hash_secret_file: 7 bytes, expected at least 16"),
+        "{errors}"
+    );
+    assert!(errors.contains("openssl rand -hex 32") && !errors.contains("hunter"), "{errors}");
+}
 
 #[test]
 fn options_stand_in_for_the_file() {
@@ -706,8 +739,7 @@ endpoints: [{ name: a, path: /a, exempt: true, cost: 3 }]
         warnings(&loaded.unwrap()),
         [
             "tiers.free.burst: burst 2 is below per_second 5",
-            "tiers.free.per_minute: 1000 is never reached",
-            "tiers.free.per_minute: 1000 is never reached",
+            "tiers.free.per_minute: 1000 can never bind",
             "networks[\"10.1.0.0/8\"]: \"10.1.0.0/8\" has bits beyond its prefix, expected 10.0.0.0/8",
             "endpoints[0].cost: without effect: the rule is exempt",
         ]

@@ -530,6 +530,57 @@ fn a_password_is_used_and_never_shown() {
 }
 
 #[test]
+fn with_a_secret_a_key_is_an_hmac_and_replicas_of_one_secret_share_it() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let backend = Backend::ok();
+    let start = |secret: &str| {
+        let config = format!(
+            "store: {{ redis: {{ url: '{}', timeout: {WIDE}, on_failure: closed }} }}
+log: {{ level: trace }}
+{secret}",
+            server.url()
+        );
+        Start::default()
+            .upstream(backend.address)
+            .config(&config)
+            .tiers(&tier("per_minute: 10"))
+            .run()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("secret");
+    std::fs::write(&file, "correct horse battery staple\n").unwrap();
+    let first = start("identity_hash_secret: correct horse battery staple\n");
+    let second = start(&format!("identity_hash_secret_file: {}\n", file.display()));
+    let other = start("identity_hash_secret: another horse battery staple\n");
+    let none = start("");
+    let all = [&first, &second, &other, &none];
+    all.into_iter().for_each(wait_recovered);
+    let left = |tollgate: &Tollgate| tollgate.get("/").number("x-ratelimit-remaining");
+    assert_eq!([left(&first), left(&second), left(&first), left(&second)], [9, 8, 7, 6]);
+    // Whoever has another secret, or none, begins anew.
+    assert_eq!([left(&other), left(&none)], [9, 9]);
+
+    // First 128 bits of the HMAC-SHA-256 of "tg" NUL "ip:127.0.0.1", by Python's hmac; without a
+    // secret, of its SHA-256.
+    let expected = [
+        "b1e61b49884f9d6e987991d02de96305",
+        "f67d9d0c1ac7415d457e784106bd74d7",
+        "da9ec890f2bdc9d345b65fd1e538c2fc",
+    ];
+    let mut keys: Vec<String> =
+        server.keys().into_iter().map(|key| String::from_utf8(key).unwrap()).collect();
+    keys.retain(|key| !key.contains("{probe}"));
+    keys.sort();
+    let mut expected = expected.map(|hash| format!("tg:{{{hash}}}:i"));
+    expected.sort();
+    assert_eq!(keys, expected);
+    for tollgate in all {
+        let shown = everything_shown(tollgate);
+        assert!(!shown.contains("horse battery"), "{shown}");
+    }
+}
+
+#[test]
 fn a_wrong_password_is_an_outage_that_does_not_show_it() {
     let Some(server) = RedisServer::spawn_tcp_with(&["--requirepass", "another"]) else { return };
     let backend = Backend::ok();

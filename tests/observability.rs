@@ -206,6 +206,9 @@ fn exercise(metrics: &Arc<Metrics>, policy_metrics: &PolicyMetrics) {
     metrics.set_dependency_health(Dependency::Redis, 0.5);
     metrics.set_limiter_mode(LimiterMode::Local);
     metrics.set_memory_store(7, 1);
+    metrics.jwks_configured();
+    metrics.token_looked_up(false);
+    metrics.set_tokens_remembered(1);
     metrics.set_config_hash("9f2c");
 }
 
@@ -570,6 +573,8 @@ impl Admin {
                 status: DependencyStatus::Healthy,
                 breaker: Some(BreakerState::Closed),
             })),
+            database: None,
+            jwks: None,
             limiter: Box::new(move || LimiterView {
                 mode: MODES[usize::from(mode.load(Ordering::Relaxed))],
                 since: NOW,
@@ -657,7 +662,12 @@ fn health_has_the_promised_shape() {
     assert!(health["memory"]["percent"].as_f64().is_some());
     assert!(health["memory"]["growth_rate_mb_per_sec"].is_null());
     let dependencies = serde_json::json!(
-        {"database": "not_configured", "redis": "healthy", "upstream": "healthy"}
+        {
+            "database": "not_configured",
+            "jwks": "not_configured",
+            "redis": "healthy",
+            "upstream": "healthy",
+        }
     );
     assert_eq!(health["dependencies"], dependencies);
     assert_eq!(health["circuit_breakers"], serde_json::json!({"redis": "closed"}));

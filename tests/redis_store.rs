@@ -25,7 +25,7 @@ use tollgate::limiter::time::Timestamp;
 use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
 use tollgate::store::memory::MemoryStore;
-use tollgate::store::redis::codec::{identity_hash, key};
+use tollgate::store::redis::names::KeyNames;
 use tollgate::store::redis::settings::RedisSettings;
 use tollgate::store::redis::{RedisShared, RedisStore};
 
@@ -72,7 +72,8 @@ fn at(micros: i64) -> Option<Timestamp> {
 }
 
 fn key_of(user: &str, scope: &str) -> Vec<u8> {
-    key("tg", &identity_hash("tg", &Identity::User(user.into())), scope).to_vec()
+    let names = KeyNames::new("tg");
+    names.scope(&names.identity_hash(&Identity::User(user.into())), scope).to_vec()
 }
 
 /// The pure limiter, with nothing around it.

@@ -34,9 +34,25 @@ find_sudo() {
 # Whether systemd runs here and this unit with it; containers mostly have none.
 unit_is_active() { [ -d /run/systemd/system ] && systemctl --quiet is-active "$1"; }
 
+# Servers of PostgreSQL are not on the PATH of Debian.
+has_postgres() {
+    local directory
+    for directory in ${PATH//:/ } /usr/lib/postgresql/*/bin; do
+        if [ -x "$directory/initdb" ] && [ -x "$directory/postgres" ]; then return 0; fi
+    done
+    return 1
+}
+
+# stop_unit UNIT: a service that the installation of a package started.
+stop_unit() {
+    say "stopping the $1 service that the installation started"
+    "${sudo[@]}" systemctl disable --now --quiet "$1" </dev/null || true
+}
+
 install() {
-    local redis_was_installed=no
+    local redis_was_installed=no postgres_was_installed=no
     if has redis-server; then redis_was_installed=yes; fi
+    if has_postgres; then postgres_was_installed=yes; fi
 
     say "installing: $*"
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null ||
@@ -44,15 +60,21 @@ install() {
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get install -q -y --no-install-recommends "$@" </dev/null || return 1
 
-    # The package starts a server of its own; the tests bring theirs, so that one goes again.
+    # The packages start servers of their own; the tests bring theirs, so those go again.
     if [ "$redis_was_installed" = no ] && unit_is_active redis-server; then
-        say "stopping the redis-server service that the installation started"
-        "${sudo[@]}" systemctl disable --now --quiet redis-server </dev/null || true
+        stop_unit redis-server
+    fi
+    if [ "$postgres_was_installed" = no ] && unit_is_active postgresql; then
+        stop_unit postgresql
+    elif [ "$postgres_was_installed" = no ] && pg_lsclusters -h 2>/dev/null | grep -q online; then
+        say "stopping the PostgreSQL that the installation started"
+        "${sudo[@]}" service postgresql stop </dev/null || true
     fi
 }
 
 missing=()
 has redis-server || missing+=(redis-server)
+has_postgres || missing+=(postgresql)
 # The allocator is built from C: it asks for a compiler and for make.
 { has cc && has make; } || missing+=(build-essential)
 
@@ -81,6 +103,11 @@ if has redis-server; then
     say "redis-server: $(redis-server --version | cut -d ' ' -f 1-3)"
 else
     skipped+=("everything that needs a real Redis (no redis-server)")
+fi
+if has_postgres; then
+    export TOLLGATE_REQUIRE_POSTGRES=1
+else
+    skipped+=("everything that needs a real PostgreSQL (no initdb and postgres)")
 fi
 has promtool || skipped+=("what promtool checks on top (optional, of the package prometheus)")
 

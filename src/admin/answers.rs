@@ -36,9 +36,10 @@ pub fn metrics_response(state: &AdminState) -> Answer {
     (state.before_scrape)();
     let metrics = &state.metrics;
     let redis = state.redis.as_ref().map(|view| (Dependency::Redis, view()));
-    for (dependency, view) in
-        [(Dependency::Upstream, state.upstream_view())].into_iter().chain(redis)
-    {
+    let database = state.database.as_ref().map(|view| (Dependency::Database, view()));
+    let jwks = state.jwks.as_ref().map(|view| (Dependency::Jwks, view()));
+    let upstream = Some((Dependency::Upstream, state.upstream_view()));
+    for (dependency, view) in [upstream, redis, database, jwks].into_iter().flatten() {
         metrics.set_dependency_health(dependency, view.status.value());
         if let Some(breaker) = view.breaker {
             metrics.set_breaker(dependency, breaker);
@@ -77,8 +78,10 @@ pub fn health_response(state: &AdminState) -> Answer {
     (state.before_scrape)();
     let upstream = state.upstream_view();
     let redis = state.redis.as_ref().map(|view| view());
+    let database = state.database.as_ref().map(|view| view());
+    let jwks = state.jwks.as_ref().map(|view| view());
     let limiter = (state.limiter)();
-    let status = status(state, upstream, redis, limiter.mode);
+    let status = status(state, [Some(upstream), redis, database, jwks], limiter.mode);
     let process = metrics_process::collector::collect();
     let rss = process.resident_memory_bytes;
     let redis_queue = state.metrics.redis_queue();
@@ -94,7 +97,7 @@ pub fn health_response(state: &AdminState) -> Answer {
             has_backpressure,
             severity: if has_backpressure { "warning" } else { "normal" },
             event_loop_lag_ms: None,
-            db_queue_size: 0,
+            db_queue_size: state.metrics.database_queue(),
             redis_queue_size: redis_queue,
             async_tasks_pending: None,
             requests_in_flight: state.metrics.requests_in_flight(),
@@ -108,11 +111,14 @@ pub fn health_response(state: &AdminState) -> Answer {
             growth_rate_mb_per_sec: None,
         },
         dependencies: Dependencies {
-            database: NOT_CONFIGURED,
+            database: database.map_or(NOT_CONFIGURED, |view| view.status.as_str()),
+            jwks: jwks.map_or(NOT_CONFIGURED, |view| view.status.as_str()),
             redis: redis.map_or(NOT_CONFIGURED, |view| view.status.as_str()),
             upstream: upstream.status.as_str(),
         },
         circuit_breakers: Breakers {
+            database: database.and_then(|view| view.breaker).map(BreakerState::as_str),
+            jwks: jwks.and_then(|view| view.breaker).map(BreakerState::as_str),
             redis: redis.and_then(|view| view.breaker).map(BreakerState::as_str),
             upstream: upstream.breaker.map(BreakerState::as_str),
         },
@@ -143,19 +149,17 @@ fn unready(state: &AdminState) -> Option<Unready> {
 /// orchestrators do to the unhealthy, would help nobody.
 fn status(
     state: &AdminState,
-    upstream: DependencyView,
-    redis: Option<DependencyView>,
+    dependencies: [Option<DependencyView>; 4],
     mode: LimiterMode,
 ) -> DependencyStatus {
     if unready(state).is_some() || !state.heartbeats.is_alive(monotonic()) {
         return DependencyStatus::Unhealthy;
     }
-    let all = [Some(upstream), redis].into_iter().flatten();
     let impaired = |view: DependencyView| {
         view.status != DependencyStatus::Healthy
             || view.breaker.is_some_and(|breaker| breaker != BreakerState::Closed)
     };
-    if mode != LimiterMode::Exact || all.into_iter().any(impaired) {
+    if mode != LimiterMode::Exact || dependencies.into_iter().flatten().any(impaired) {
         DependencyStatus::Degraded
     } else {
         DependencyStatus::Healthy
@@ -228,7 +232,7 @@ struct Backpressure {
     has_backpressure: bool,
     severity: &'static str,
     event_loop_lag_ms: Option<f64>,
-    db_queue_size: usize,
+    db_queue_size: u64,
     redis_queue_size: u64,
     async_tasks_pending: Option<usize>,
     requests_in_flight: usize,
@@ -245,12 +249,17 @@ struct Memory {
 #[derive(Serialize)]
 struct Dependencies {
     database: &'static str,
+    jwks: &'static str,
     redis: &'static str,
     upstream: &'static str,
 }
 
 #[derive(Serialize)]
 struct Breakers {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jwks: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]

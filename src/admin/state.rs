@@ -38,6 +38,10 @@ pub struct AdminState {
     pub upstream: Arc<UpstreamHealth>,
     /// Redis, where it is configured.
     pub redis: Option<View<DependencyView>>,
+    /// The database of subscriptions, where it is configured.
+    pub database: Option<View<DependencyView>>,
+    /// The key sets that are fetched, where there are any; of several, the one that does worst.
+    pub jwks: Option<View<DependencyView>>,
     /// How limits are decided.
     pub limiter: View<LimiterView>,
     /// Sets gauges whose sources are asked when somebody looks, such as the size of the store.

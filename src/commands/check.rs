@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 
 use crate::config::compile::UpstreamNeed;
 use crate::config::compile_tiers::PolicyTest;
-use crate::config::load::{LoadRequest, Loaded, Overrides, load};
+use crate::config::load::{LoadRequest, Loaded, Overrides, examine};
 use crate::config::report::ConfigError;
 use crate::config::schema_tiers::DispositionSpec;
+use crate::policy::caller::Caller;
 use crate::policy::compiled::Policy;
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::Disposition;
@@ -27,19 +28,19 @@ struct TestResult {
 /// # Errors
 /// Errors in a file, or a test that fails.
 pub fn check(args: &CheckArgs) -> Result<(), Failure> {
-    let loaded = load(&LoadRequest {
+    let examined = examine(&LoadRequest {
         config: args.files.config.as_deref(),
         tiers: args.files.tiers.as_deref(),
         overrides: Overrides::default(),
         upstream: UpstreamNeed::Optional,
         env: &|name| std::env::var(name).ok(),
     });
-    let (errors, warnings, tests) = match &loaded {
+    let (errors, warnings, tests) = match &examined {
         Ok(Loaded { policy, warnings, tests, .. }) => {
             let results: Vec<TestResult> = tests.iter().map(|it| run_test(policy, it)).collect();
             (&[][..], warnings.as_slice(), results)
         }
-        Err(errors) => (errors.0.as_slice(), &[][..], Vec::new()),
+        Err(rejected) => (rejected.errors.0.as_slice(), rejected.warnings.as_slice(), Vec::new()),
     };
     match args.format {
         Format::Human => print_human(errors, warnings, &tests),
@@ -52,7 +53,8 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
 fn run_test(policy: &Policy, test: &PolicyTest) -> TestResult {
     let facts = RequestFacts::of(&test.method, &test.target, None, &test.headers, test.ip);
     let mut differences = Vec::new();
-    match policy.plan(&facts, &policy.anonymous(&facts)) {
+    let caller = Caller { credential: test.credential.clone(), ..policy.anonymous(&facts) };
+    match policy.plan(&facts, &caller) {
         Err(error) => differences.push(format!("the request is refused with 400: {error}")),
         Ok(plan) => {
             let mut compare = |what: &str, found: String, expected: &Option<String>| {

@@ -5,6 +5,7 @@ use anyhow::Context;
 use crate::config::compile::UpstreamNeed;
 use crate::config::load::{LoadRequest, Overrides, load};
 
+use super::reload_files::Origin;
 use super::run::{Addresses, serve};
 use super::{DemoArgs, Failure, example_backend, print};
 
@@ -26,7 +27,7 @@ pub fn demo(args: &DemoArgs) -> Result<(), Failure> {
         upstream: UpstreamNeed::Required,
         env: &|_| None,
     })?;
-    serve(loaded, |addresses| {
+    serve(loaded, Origin::default(), |addresses| {
         print(format_args!("An example backend listens on {backend}."));
         print(invitation(addresses));
     })

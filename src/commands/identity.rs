@@ -7,7 +7,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 
 use crate::config::compile_identity::{
-    ApiKeySettings, IdentitySettings, JwtSettings, KeyOrigin, MethodSettings,
+    ApiKeySettings, IdentitySettings, JwtSettings, KeyFile, KeyOrigin, MethodSettings, key_set,
 };
 use crate::identity::api_key::KeyTable;
 use crate::identity::cache::TokenCache;
@@ -43,12 +43,13 @@ fn jwt(jwt: &JwtSettings, slow: Duration, metrics: &Arc<Metrics>) -> anyhow::Res
     let algorithms = &jwt.rules.algorithms;
     let mut remote = None;
     let keys = match &jwt.keys {
-        KeyOrigin::Secret(secret) | KeyOrigin::SecretFile(_, secret) => {
+        KeyOrigin::Secret(secret) => {
             let set = KeySet::of_secret(secret.expose().as_bytes(), algorithms);
             Arc::new(KeySource::new(set))
         }
-        KeyOrigin::KeyFile(_, text) => {
-            let set = KeySet::parse(text.expose().as_bytes(), algorithms)?;
+        KeyOrigin::File(KeyFile { kind, content, .. }) => {
+            let set = key_set(*kind, content.expose(), algorithms);
+            let set = set.map_err(|problem| anyhow::anyhow!(problem.message()))?;
             Arc::new(KeySource::new(set))
         }
         KeyOrigin::Url(url) => {

@@ -6,8 +6,12 @@ pub mod example_backend;
 pub mod explain;
 pub mod health;
 mod identity;
+pub mod reload;
+pub mod reload_files;
 pub mod run;
+pub mod schema;
 pub mod serve;
+mod subscriptions;
 mod wiring;
 
 use std::fmt;
@@ -51,6 +55,8 @@ enum Command {
     Explain(ExplainArgs),
     /// Print the health of a running tollgate; exit 0 if it serves, 1 if not
     Health(HealthArgs),
+    /// Print the JSON Schema of a file, for editors
+    Schema(SchemaArgs),
 }
 
 /// Where the two files are.
@@ -70,7 +76,10 @@ pub struct FileArgs {
 Examples:
   tollgate run --upstream http://127.0.0.1:8081
   tollgate run --upstream http://127.0.0.1:8081 --redis redis://127.0.0.1:6379/0
-  tollgate run --config config/tollgate.yaml --tiers config/tiers.yaml --listen 0.0.0.0:80")]
+  tollgate run --config config/tollgate.yaml --tiers config/tiers.yaml --listen 0.0.0.0:80
+
+A change of the policy's file takes effect while tollgate runs; SIGHUP has it read at once. SIGTERM
+and SIGINT end tollgate once what runs is finished; a second one ends it now.")]
 pub struct RunArgs {
     #[command(flatten)]
     files: FileArgs,
@@ -197,6 +206,30 @@ pub struct HealthArgs {
     admin: String,
 }
 
+/// Options of `tollgate schema`.
+#[derive(Args, Clone, Copy, Debug)]
+#[command(after_help = "\
+Examples:
+  tollgate schema config > tollgate.schema.json
+  tollgate schema tiers > tiers.schema.json
+
+An editor that reads YAML with schemas then needs one comment at the top of the file:
+  # yaml-language-server: $schema=./tiers.schema.json")]
+pub struct SchemaArgs {
+    /// Which of the two files
+    #[arg(value_enum, value_name = "FILE")]
+    file: SchemaFile,
+}
+
+/// One of the two files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SchemaFile {
+    /// tollgate.yaml.
+    Config,
+    /// tiers.yaml.
+    Tiers,
+}
+
 /// Prints a line of a command's result. Whoever was to read it may be gone (`tollgate check | head`),
 /// which is no reason to panic, and none to stop serving.
 pub fn print(line: impl fmt::Display) {
@@ -259,6 +292,10 @@ impl Cli {
             Command::Check(args) => check::check(&args),
             Command::Explain(args) => explain::explain(&args),
             Command::Health(args) => health::health(&args).map_err(Failure::Running),
+            Command::Schema(args) => {
+                schema::schema(&args);
+                Ok(())
+            }
         }
     }
 }

@@ -14,9 +14,10 @@ use crate::clock;
 use crate::config::compile::{LogSettings, UpstreamNeed};
 use crate::config::load::{LoadRequest, Loaded, load};
 
+use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::wiring::Wired;
-use super::{Failure, RunArgs, print};
+use super::{Failure, RunArgs, print, reload, reload_files, subscriptions};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
@@ -47,7 +48,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         env: &|name| std::env::var(name).ok(),
     })?;
     let limits_in = if loaded.settings.redis.is_some() { "Redis" } else { "memory" };
-    serve(loaded, |addresses| {
+    let origin = Origin {
+        config: args.files.config.clone(),
+        tiers: args.files.tiers.clone(),
+        overrides: args.overrides(),
+    };
+    serve(loaded, origin, |addresses| {
         let data: Vec<String> = addresses.data.iter().map(ToString::to_string).collect();
         print(format_args!(
             "tollgate {}: listening on {}, admin on {}, limits in {limits_in}",
@@ -58,11 +64,16 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     })
 }
 
-/// Serves until a signal ends it; `announce` is told where, once that is sure.
+/// Serves until a signal ends it; `announce` is told where, once that is sure. The files of `origin`
+/// are watched.
 ///
 /// # Errors
-/// An address that cannot be listened on; a second signal.
-pub fn serve(loaded: Loaded, announce: impl FnOnce(&Addresses)) -> Result<(), Failure> {
+/// An address that cannot be listened on; a thread that cannot be started; a second signal.
+pub fn serve(
+    loaded: Loaded,
+    origin: Origin,
+    announce: impl FnOnce(&Addresses),
+) -> Result<(), Failure> {
     start_log(&loaded.settings.log);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -84,13 +95,17 @@ pub fn serve(loaded: Loaded, announce: impl FnOnce(&Addresses)) -> Result<(), Fa
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         workers => workers,
     };
-    let wired = Wired::new(loaded, workers)?;
+    let (running, read) = (loaded.settings.clone(), loaded.read.clone());
+    let bought = subscriptions::start(settings, workers)?;
+    let wired = Wired::new(loaded, workers, bought)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(Default::default())
         .context("cannot make the control runtime")?;
     let end = runtime.block_on(async {
-        let mut signals = Signals::new()?;
+        let reloader = reload_files::reloader(&wired, running, origin, read);
+        let reload = reload::spawn(reloader).context("cannot start a thread")?;
+        let mut signals = Signals::new(reload)?;
         let heartbeats = Arc::clone(&wired.admin.heartbeats);
         let beat = move |worker| heartbeats.beat(worker, clock::monotonic());
         fetch_keys(&wired).await;
@@ -162,17 +177,19 @@ fn spawn_background(wired: &Wired) {
     });
 }
 
-/// The signals that end tollgate, and the one that does not yet mean anything.
+/// The signals that end tollgate, and the one that has it reload.
 struct Signals {
+    reload: reload::Handle,
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
 }
 
 impl Signals {
-    fn new() -> anyhow::Result<Self> {
+    fn new(reload: reload::Handle) -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Signals {
+            reload,
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
@@ -185,9 +202,7 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hang_up.recv() => {
-                    tracing::warn!("SIGHUP: reloading is not supported yet; nothing has changed");
-                }
+                _ = self.hang_up.recv() => self.reload.request(),
             }
         }
     }

@@ -18,12 +18,14 @@ use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use crate::health::heartbeat::Heartbeats;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
+use crate::identity::identifier::Identifier;
 use crate::metrics::labels::{
     BreakerState, FallbackMode, FallbackReason, LimiterMode, RedisErrorKind,
 };
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::{Build, Metrics, RedisFigures};
 use crate::policy::compiled::FailureMode;
+use crate::proxy::address::Once;
 use crate::proxy::caller::UnknownSubscriptions;
 use crate::proxy::gate::{Active, Drain, Gate, Page, Settings};
 use crate::proxy::headers::{Reset, ResponseFields};
@@ -32,10 +34,13 @@ use crate::proxy::pool::PoolSettings;
 use crate::proxy::resolve::Addresses;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
+use crate::store::redis::names::KeyNames;
 use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
+use crate::subscriptions::Subscriptions;
 
 use super::identity::identifier;
+use super::subscriptions;
 
 /// Digits of the policy's hash that are shown.
 const HASH_DIGITS: usize = 12;
@@ -57,7 +62,11 @@ impl Wired {
     ///
     /// # Errors
     /// TLS towards a key set's server cannot be set up.
-    pub fn new(loaded: Loaded, workers: usize) -> anyhow::Result<Self> {
+    pub fn new(
+        loaded: Loaded,
+        workers: usize,
+        subscriptions: Option<Arc<Subscriptions>>,
+    ) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
         let clock = Clock::System;
         let build = Build {
@@ -67,6 +76,7 @@ impl Wired {
         };
         let metrics = Metrics::new(workers, build, settings.slow_redis);
         let identifier = identifier(&settings.identity, settings.slow_jwks, &metrics)?;
+        let identifier = Arc::new(identifier);
         let policy_metrics = PolicyMetrics::new(&metrics, &policy, settings.slow_upstream);
         let memory = Arc::new(MemoryStore::new(settings.max_identities));
         let redis = settings
@@ -89,19 +99,29 @@ impl Wired {
             redis: redis
                 .clone()
                 .map(|redis| -> View<DependencyView> { Box::new(move || redis_view(&redis)) }),
+            database: subscriptions
+                .clone()
+                .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
+            jwks: jwks_view(&identifier),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
-                let redis = redis.clone();
+                let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
+                let identifier = Arc::clone(&identifier);
                 Box::new(move || {
+                    metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
                     if let Some(redis) = &redis {
                         metrics.publish_redis(&redis_figures(redis.stats()));
                     }
+                    if let Some(subscriptions) = &subscriptions {
+                        metrics.publish_database(&subscriptions::figures(subscriptions));
+                    }
                 })
             },
         });
-        admin.set_config_hash(policy_hash.get(..HASH_DIGITS).unwrap_or(&policy_hash));
+        admin.set_config_hash(shown_hash(&policy_hash));
+        metrics.set_config_loaded(clock.now());
         let gate = Arc::new(Gate {
             settings: proxy_settings(&settings, upstream.as_ref(), workers),
             active: ArcSwap::from_pointee(Active { policy, metrics: policy_metrics }),
@@ -113,13 +133,20 @@ impl Wired {
             upstream_health,
             memory,
             redis,
+            subscriptions,
             addresses: Addresses::new(host, port),
             exposed: exposed(&settings, &admin),
+            untrusted: Once::default(),
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
         Ok(Wired { gate, admin, dns_ttl })
     }
+}
+
+/// As much of a policy's hash as is shown.
+pub fn shown_hash(hash: &str) -> &str {
+    hash.get(..HASH_DIGITS).unwrap_or(hash)
 }
 
 fn proxy_settings(
@@ -162,11 +189,15 @@ fn proxy_settings(
 }
 
 fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
+    let mut names = KeyNames::new(&settings.key_prefix);
+    if let Some(secret) = &settings.identity_secret {
+        names = names.with_secret(secret.expose().as_bytes());
+    }
     RedisSettings {
         target: settings.url.target(),
         timeout: settings.timeout,
         on_failure: settings.on_failure,
-        key_prefix: settings.key_prefix.as_str().into(),
+        names,
     }
 }
 
@@ -179,6 +210,17 @@ fn redis_view(redis: &RedisShared) -> DependencyView {
         BreakerState::Closed | BreakerState::Open => DependencyStatus::Unhealthy,
     };
     DependencyView { status, breaker: Some(breaker) }
+}
+
+/// Of several key sets, the one that does worst.
+fn jwks_view(identifier: &Arc<Identifier>) -> Option<View<DependencyView>> {
+    identifier.remotes().next()?;
+    let identifier = Arc::clone(identifier);
+    Some(Box::new(move || {
+        let views = identifier.remotes().map(|remote| remote.view());
+        let worst = views.min_by(|a, b| a.status.value().total_cmp(&b.status.value()));
+        worst.unwrap_or(DependencyView { status: DependencyStatus::Healthy, breaker: None })
+    }))
 }
 
 /// How limits are decided; since when is known to the moment of the last look at it.

@@ -13,6 +13,8 @@ use crate::config_path;
 use crate::policy::compiled::FailureMode;
 
 use super::compile_identity::{IdentitySettings, identity};
+use super::compile_lookup::{LookupSettings, lookup};
+use super::compile_secret::identity_secret;
 use super::report::{Path, Problem, Report, nearest};
 use super::schema::{
     Config, Exposed, LISTEN_DEFAULT, LogFormat, LogLevel, OnFailure, RedisConfig, Reset, Server,
@@ -20,7 +22,7 @@ use super::schema::{
 };
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
-use super::value::{DURATION_MAX, HumanDuration};
+use super::value::{DURATION_MAX, HumanDuration, Redacted};
 
 /// Where Redis is where nothing says otherwise.
 const REDIS_URL_DEFAULT: &str = "redis://127.0.0.1:6379/0";
@@ -47,6 +49,8 @@ pub struct Settings {
     pub upstream: Option<UpstreamSettings>,
     /// Shared state; `None`: in memory.
     pub redis: Option<RedisSettings>,
+    /// The database of subscriptions.
+    pub lookup: Option<LookupSettings>,
     /// Most identities whose state is kept in memory.
     pub max_identities: usize,
     /// Peers whose forwarding fields are believed; the policy holds them too.
@@ -128,6 +132,8 @@ pub struct RedisSettings {
     pub on_failure: FailureMode,
     /// What every key begins with.
     pub key_prefix: String,
+    /// What identities are hashed with, at least 16 bytes.
+    pub identity_secret: Option<Redacted>,
 }
 
 /// Which fields answers carry.
@@ -189,7 +195,15 @@ pub fn settings(
     let slow_redis = positive(config_path!["slow_thresholds", "redis"], slow.redis, report);
     let slow_jwks = positive(config_path!["slow_thresholds", "jwks"], slow.jwks, report);
     let upstream = upstream(&config.upstream, need, report);
-    let redis = redis(&config.store, read_secret, report);
+    let mut redis = redis(&config.store, read_secret, report);
+    let identity_secret = identity_secret(config, read_secret, report);
+    if let Some(redis) = &mut redis {
+        redis.identity_secret = identity_secret;
+    }
+    let slow_database =
+        positive(config_path!["slow_thresholds", "database"], slow.database, report);
+    let store_url = redis.as_ref().map(|it| &it.url);
+    let lookup = lookup(config.tier_lookup.as_ref(), store_url, slow_database, read_secret, report);
     let identity = identity(&config.identity, report);
     let trusted_proxies = trusted_proxies(&config.server.trusted_proxies, report);
     let max_identities = at_least_one(
@@ -202,6 +216,7 @@ pub fn settings(
         admin_listen,
         upstream,
         redis,
+        lookup,
         max_identities,
         trusted_proxies,
         identity,
@@ -360,6 +375,7 @@ fn redis(
         timeout,
         on_failure: failure_mode(redis.on_failure),
         key_prefix: prefix.clone(),
+        identity_secret: None,
     })
 }
 
@@ -385,7 +401,12 @@ fn redis_url(
         },
         (None, None) => (at("url"), REDIS_URL_DEFAULT.to_owned()),
     };
-    url::redis(&text).map_err(|problem| report.value(path, problem)).ok()
+    redis_url_of(&text, path, report)
+}
+
+/// Reads a Redis's URL; what is wrong with it is reported at `path`.
+pub fn redis_url_of(text: &str, path: Path, report: &mut Report<'_>) -> Option<RedisUrl> {
+    url::redis(text).map_err(|problem| report.value(path, problem)).ok()
 }
 
 fn trusted_proxies(texts: &[String], report: &mut Report<'_>) -> Vec<IpNet> {
@@ -444,7 +465,8 @@ fn at_least_one(path: Path, number: u32, report: &mut Report<'_>) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-fn positive(path: Path, duration: HumanDuration, report: &mut Report<'_>) -> Duration {
+/// A duration above zero, or it is reported.
+pub fn positive(path: Path, duration: HumanDuration, report: &mut Report<'_>) -> Duration {
     debug_assert!(duration.0 <= DURATION_MAX, "parsed durations are bounded");
     if duration.0.is_zero() {
         report.value(path, Problem::new("0").expected("a duration above zero"));

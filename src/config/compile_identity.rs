@@ -16,7 +16,8 @@ use crate::identity::token::TokenRules;
 use crate::limiter::time::Micros;
 use crate::policy::identity::PrefixLengths;
 
-use super::load::{read_key_text, read_secret};
+use super::load::{read_key_text, without_line_end};
+use super::reload::{Digest, digest};
 use super::report::{Path, Problem, Report, Step};
 use super::schema::{self, IdentityEntry, IpIdentity, Jwt};
 use super::url::quoted;
@@ -67,12 +68,32 @@ pub struct JwtSettings {
 pub enum KeyOrigin {
     /// The file itself.
     Secret(Redacted),
-    /// A file that holds a secret, and what it held.
-    SecretFile(String, Redacted),
-    /// A file of public keys, and what it held: good keys.
-    KeyFile(String, Redacted),
+    /// Another file, which held what makes good keys.
+    File(KeyFile),
     /// A key set at a URL.
     Url(Uri),
+}
+
+/// A file with something to verify tokens with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyFile {
+    /// Its name.
+    pub path: String,
+    /// What it holds.
+    pub kind: KeyFileKind,
+    /// What it held when it was read.
+    pub content: Redacted,
+    /// Of its bytes.
+    pub digest: Digest,
+}
+
+/// What a file of keys holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyFileKind {
+    /// A shared secret.
+    Secret,
+    /// PEM, a JWK or a set of them.
+    Keys,
 }
 
 /// API keys.
@@ -84,6 +105,8 @@ pub struct ApiKeySettings {
     pub file: String,
     /// What it lists.
     pub keys: Vec<ApiKey>,
+    /// Of its bytes.
+    pub digest: Digest,
     /// Whether the field is taken out of what the upstream sees.
     pub strip: bool,
     /// What an unknown one means.
@@ -228,34 +251,57 @@ fn keys(
     if is_misplaced(index, key, algorithms, is_secret, report) {
         return None;
     }
-    let unreadable = |file: &str, reason| Problem::new(format!("{file}: {reason}"));
     let path = at(key);
-    match (&jwt.secret, &jwt.secret_file, &jwt.jwks_url) {
-        (Some(secret), _, _) => is_good_secret(path, secret.expose(), algorithms, report)
-            .then(|| KeyOrigin::Secret(secret.clone())),
-        (_, Some(file), _) => match read_secret(file) {
-            Ok(secret) => is_good_secret(path, &secret, algorithms, report)
-                .then(|| KeyOrigin::SecretFile(file.clone(), Redacted::new(secret))),
-            Err(reason) => {
-                report.value(path, unreadable(file, reason));
-                None
-            }
-        },
-        (_, _, Some(url)) => key_url(path, url, report).map(KeyOrigin::Url),
-        _ => {
-            let file = jwt.public_key_file.as_ref().or(jwt.jwks_file.as_ref())?;
-            let text = read_key_text(file).and_then(|text| {
-                let keys = KeySet::parse(text.as_bytes(), algorithms);
-                keys.map(|_| text).map_err(|error| error.to_string())
-            });
-            match text {
-                Ok(text) => Some(KeyOrigin::KeyFile(file.clone(), Redacted::new(text))),
-                Err(reason) => {
-                    report.value(path, unreadable(file, reason));
+    let (file, kind) = match (&jwt.secret, &jwt.secret_file, &jwt.jwks_url) {
+        (Some(secret), _, _) => {
+            let good = checked_secret(secret.expose(), algorithms);
+            return match good {
+                Ok(warning) => {
+                    warning.into_iter().for_each(|it| report.warn(path.clone(), it));
+                    Some(KeyOrigin::Secret(secret.clone()))
+                }
+                Err(problem) => {
+                    report.value(path, problem);
                     None
                 }
-            }
+            };
         }
+        (_, _, Some(url)) => return key_url(path, url, report).map(KeyOrigin::Url),
+        (_, Some(file), _) => (file, KeyFileKind::Secret),
+        _ => (jwt.public_key_file.as_ref().or(jwt.jwks_file.as_ref())?, KeyFileKind::Keys),
+    };
+    let text = read_key_text(file).map_err(Problem::new);
+    match text.and_then(|text| key_set(kind, &text, algorithms).map(|_| text)) {
+        Ok(text) => {
+            let digest = digest(text.as_bytes());
+            let content = Redacted::new(text);
+            Some(KeyOrigin::File(KeyFile { path: file.clone(), kind, content, digest }))
+        }
+        Err(Problem { found, expected, suggestion }) => {
+            let found = format!("{file}: {found}");
+            report.value(path, Problem { found, expected, suggestion });
+            None
+        }
+    }
+}
+
+/// The keys that a file's content makes.
+///
+/// # Errors
+/// It makes none that can be used, and why; nothing of it is repeated.
+pub fn key_set(
+    kind: KeyFileKind,
+    content: &str,
+    algorithms: &[Algorithm],
+) -> Result<KeySet, Problem> {
+    match kind {
+        KeyFileKind::Secret => {
+            let secret = without_line_end(content);
+            checked_secret(secret, algorithms)?;
+            Ok(KeySet::of_secret(secret.as_bytes(), algorithms))
+        }
+        KeyFileKind::Keys => KeySet::parse(content.as_bytes(), algorithms)
+            .map_err(|error| Problem::new(error.to_string())),
     }
 }
 
@@ -291,31 +337,24 @@ fn is_misplaced(
     true
 }
 
-fn is_good_secret(
-    path: Path,
-    secret: &str,
-    algorithms: &[Algorithm],
-    report: &mut Report<'_>,
-) -> bool {
+/// Refuses a secret that is too short, and warns of one that is short for an algorithm.
+fn checked_secret(secret: &str, algorithms: &[Algorithm]) -> Result<Option<Problem>, Problem> {
     let length = secret.len();
     let expected = format!("at least {SECRET_BYTES_MIN} bytes");
     let how = "openssl rand -base64 48 makes one";
     if length == 0 {
-        report.value(path, Problem::new("an empty secret").expected(expected).hint(how));
-        return false;
+        return Err(Problem::new("an empty secret").expected(expected).hint(how));
     }
     if length < SECRET_BYTES_MIN {
         let problem = Problem::new(format!("a secret of {length} bytes")).expected(expected);
         let why = format!("a shorter one can be guessed from any token (RFC 7518 §3.2); {how}");
-        report.value(path, problem.hint(why));
-        return false;
+        return Err(problem.hint(why));
     }
-    if let Some(longer) = algorithms.iter().find(|it| it.hash_bytes() > length) {
-        let (name, bytes) = (longer.as_str(), longer.hash_bytes());
-        let found = format!("a secret of {length} bytes; RFC 7518 asks for {bytes} with {name}");
-        report.warn(path, Problem::new(found));
-    }
-    true
+    let longer = algorithms.iter().find(|it| it.hash_bytes() > length);
+    Ok(longer.map(|it| {
+        let (name, bytes) = (it.as_str(), it.hash_bytes());
+        Problem::new(format!("a secret of {length} bytes; RFC 7518 asks for {bytes} with {name}"))
+    }))
 }
 
 fn key_url(path: Path, text: &str, report: &mut Report<'_>) -> Option<Uri> {
@@ -364,8 +403,8 @@ fn api_key(
         return None;
     };
     let (strip, on_invalid) = (api_key.strip, on_invalid(api_key.on_invalid));
-    let keys = Vec::new();
-    let settings = ApiKeySettings { header, file, keys, strip, on_invalid };
+    let (keys, digest) = (Vec::new(), Digest::default());
+    let settings = ApiKeySettings { header, file, keys, digest, strip, on_invalid };
     Some(MethodSettings::ApiKey(settings))
 }
 

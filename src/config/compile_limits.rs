@@ -12,6 +12,7 @@ use super::report::{Path, Problem, Report, Step};
 use super::schema_tiers::{LimitSpec, ModeSpec};
 use super::url::quoted;
 use super::value::Ordered;
+use super::warnings;
 
 /// They are label values, and parts of Redis keys.
 const NAME_BYTES_MAX: usize = 64;
@@ -73,40 +74,13 @@ pub fn limit_set(path: &[Step], spec: &LimitSpec, report: &mut Report<'_>) -> Li
     }
     let second = rate.map(|rate| Bucket { rate, burst: burst.unwrap_or(rate) });
     let set = LimitSet { second, minute, hour };
-    warn_of_odd_limits(path, &set, report);
+    warnings::limits(path, &set, burst.is_some(), report);
     set
 }
 
 /// What is wrong with a limit or a cost above [`LIMIT_MAX`].
 pub fn too_large(number: u32) -> Problem {
     Problem::new(number.to_string()).expected(format!("at most {LIMIT_MAX}"))
-}
-
-/// Limits that are no errors, and hardly what was meant.
-fn warn_of_odd_limits(path: &[Step], set: &LimitSet, report: &mut Report<'_>) {
-    let below = |key: &str| [path, &[Step::from(key)]].concat();
-    let wide = |number: NonZeroU32| u64::from(number.get());
-    if let Some(Bucket { rate, burst }) = set.second
-        && burst < rate
-    {
-        let problem = Problem::new(format!("burst {burst} is below per_second {rate}"));
-        report.warn(below("burst"), problem.hint("requests at the same moment get the burst only"));
-    }
-    let in_a_minute =
-        set.second.map(|bucket| wide(bucket.burst) + wide(bucket.rate).saturating_mul(60));
-    if let (Some(most), Some(minute)) = (in_a_minute, set.minute)
-        && wide(minute) > most
-    {
-        let problem = Problem::new(format!("{minute} is never reached"));
-        let problem = problem.hint(format!("per_second and burst let {most} pass in a minute"));
-        report.warn(below("per_minute"), problem);
-    }
-    if let (Some(minute), Some(hour)) = (set.minute, set.hour)
-        && minute > hour
-    {
-        let problem = Problem::new(format!("{minute} is never reached"));
-        report.warn(below("per_minute"), problem.hint(format!("per_hour is {hour}")));
-    }
 }
 
 /// What is wrong with a name of a tier or a rule: it becomes a label and a part of keys.

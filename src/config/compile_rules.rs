@@ -19,6 +19,7 @@ use super::report::{Problem, Report, Step, nearest};
 use super::schema_tiers::{Endpoint, Matching};
 use super::url::quoted;
 use super::value::Ordered;
+use super::warnings;
 
 /// Compiles every rule, and the router that finds them.
 pub fn endpoints(
@@ -34,6 +35,7 @@ pub fn endpoints(
         let name = rule_name(index, spec, &mut seen, report);
         rules.push(rule(index, name, spec, (tiers, names), report));
         patterns.push(pattern(index, spec, report));
+        warnings::unreachable(index, spec, report);
     }
     match Router::new(&patterns) {
         Ok(router) => (rules, router),
@@ -111,15 +113,10 @@ fn rule(
     if spec.slow_threshold.is_some_and(|it| it.0.is_zero()) {
         report.value(at("slow_threshold"), Problem::new("0").expected("a duration above zero"));
     }
-    if spec.exempt {
-        for (key, is_given) in [("cost", spec.cost != 1), ("limits", !spec.limits.0.is_empty())] {
-            if is_given {
-                report.warn(at(key), Problem::new("without effect: the rule is exempt"));
-            }
-        }
-    } else {
+    if !spec.exempt {
         check_cost(index, spec.cost, tiers, &limits, report);
     }
+    warnings::rule(index, spec, (&limits, &named), (tiers, names), report);
     Rule {
         name: name.into(),
         cost: spec.cost,

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use http::{HeaderMap, Method};
 
 use crate::config_path;
+use crate::policy::caller::Credential;
 use crate::policy::compiled::{Assigned, PolicyParts, Tier};
 use crate::policy::identity::{Identity, IpPrefix, PrefixLengths, is_identifier};
 use crate::policy::plan::TierId;
@@ -15,7 +16,7 @@ use crate::policy::plan::TierId;
 use super::compile::{failure_mode, host_bits, not_defined};
 use super::compile_limits::{Names, bad_name, limit_set, mode};
 use super::compile_rules::endpoints;
-use super::report::{Problem, Report, one_of};
+use super::report::{Problem, Report, nearest, one_of};
 use super::schema_tiers::{DispositionSpec, LimitSpec, TiersFile};
 use super::tree::Mark;
 use super::unsupported::refuse_in_tiers;
@@ -40,6 +41,8 @@ pub struct PolicyTest {
     pub target: String,
     /// The caller's address.
     pub ip: IpAddr,
+    /// What the caller presents beside it.
+    pub credential: Option<Credential>,
     /// Its header fields.
     pub headers: HeaderMap,
     /// The tier that the caller must have.
@@ -234,8 +237,13 @@ pub fn identity(text: &str, prefixes: PrefixLengths) -> Result<Identity, Problem
         "user" => Ok(Identity::User(id.into())),
         "key" => Ok(Identity::Key(id.into())),
         "ip" => address_identity(id, prefixes),
-        _ => Err(wrong().expected_one_of(kind, ["ip", "user", "key"]))
-            .map_err(|problem| problem.expected("ip:ADDRESS, user:ID or key:ID")),
+        _ => {
+            let problem = wrong().expected("ip:ADDRESS, user:ID or key:ID");
+            Err(match nearest(kind, ["ip", "user", "key"]) {
+                Some(near) => problem.hint(format!("did you mean \"{near}:{id}\"?")),
+                None => problem,
+            })
+        }
     }
 }
 

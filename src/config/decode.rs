@@ -12,6 +12,7 @@ use serde::de::{
     MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor,
 };
 
+use super::blot::without_password;
 use super::report::{Part, Path, Problem, Step, shortened};
 use super::tree::{Entry, Kind, Node};
 
@@ -55,8 +56,8 @@ pub fn decode<T: DeserializeOwned + Default>(root: &mut Node) -> (T, Vec<Fault>)
 pub fn described(node: &Node) -> String {
     match &node.kind {
         _ if node.is_null() => "nothing".to_owned(),
-        Kind::Scalar { text, is_plain: true } => shortened(text),
-        Kind::Scalar { text, .. } => format!("\"{}\"", shortened(text)),
+        Kind::Scalar { text, is_plain: true } => shortened(&without_password(text)),
+        Kind::Scalar { text, .. } => format!("\"{}\"", shortened(&without_password(text))),
         Kind::Sequence(_) => "a list".to_owned(),
         Kind::Mapping(_) => "a mapping".to_owned(),
         Kind::Pruned => "nothing".to_owned(),

@@ -15,6 +15,7 @@ use crate::limiter::time::Timestamp;
 use crate::policy::identity::is_identifier;
 
 use super::load::Source;
+use super::reload::Digest;
 use super::report::{ConfigError, ConfigErrors, Path, Problem, Report};
 use super::url::quoted;
 
@@ -45,21 +46,28 @@ pub struct KeySpec {
 pub struct Keys {
     /// Every key.
     pub keys: Vec<ApiKey>,
+    /// Of the file's bytes.
+    pub digest: Digest,
     /// What is odd, and no error.
     pub warnings: Vec<ConfigError>,
 }
 
-/// Reads a file. `is_plan` says whether some tier or subscription has that name, in any case of
+/// Reads what a file of this name holds; without `content`, from the file. `is_plan` says whether some tier or subscription has that name, in any case of
 /// letters.
 ///
 /// # Errors
 /// Everything that is wrong with it, in the order of the file.
 pub fn read(
     path: &FilePath,
+    content: Option<Vec<u8>>,
     env: &dyn Fn(&str) -> Option<String>,
     is_plan: &dyn Fn(&str) -> bool,
 ) -> Result<Keys, ConfigErrors> {
-    let source = Source::read(Some(path), "", env).map_err(|error| ConfigErrors(vec![*error]))?;
+    let source = match content {
+        Some(content) => Source::of(path.display().to_string(), content, env),
+        None => Source::read(Some(path), "", env),
+    };
+    let source = source.map_err(|error| ConfigErrors(vec![*error]))?;
     let (file, mut report) = source.decoded::<KeysFile>();
     if file.keys.len() > KEYS_MAX {
         let problem = Problem::new(format!("{} keys", file.keys.len()));
@@ -78,7 +86,8 @@ pub fn read(
         }
     }
     let (errors, warnings) = report.finish();
-    if errors.is_empty() { Ok(Keys { keys, warnings }) } else { Err(ConfigErrors(errors)) }
+    let digest = source.digest().unwrap_or_default();
+    if errors.is_empty() { Ok(Keys { keys, digest, warnings }) } else { Err(ConfigErrors(errors)) }
 }
 
 fn key(

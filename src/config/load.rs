@@ -7,10 +7,10 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 use crate::config_path;
-use crate::policy::compiled::Policy;
+use crate::policy::compiled::{Policy, PolicyParts};
 
 use super::compile::{Settings, UpstreamNeed, settings};
 use super::compile_identity::{IdentitySettings, MethodSettings};
@@ -18,11 +18,13 @@ use super::compile_tests;
 use super::compile_tiers::{self, PolicyTest};
 use super::decode::decode;
 use super::keys_file;
+use super::reload::{self, Digest, Sections};
 use super::report::{ConfigError, ConfigErrors, Part, Problem, Report};
 use super::schema::{Config, RedisConfig};
 use super::schema_tiers::{BUILT_IN, TiersFile};
 use super::tree::{self, FILE_BYTES_MAX, Mark, Misplaced, Node};
 use super::value::Redacted;
+use super::warnings;
 
 /// Longest secret that is read from a file.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
@@ -70,6 +72,39 @@ pub struct Loaded {
     /// SHA-256 of everything that the policy was made of, in hexadecimal: equal for equal
     /// policies, whatever their comments and layout.
     pub policy_hash: String,
+    /// What the files held, for whoever watches them.
+    pub read: AsRead,
+}
+
+/// What the files held when they were read.
+#[derive(Clone, Debug, Default)]
+pub struct AsRead {
+    /// `tollgate.yaml`; `None` where there is none.
+    pub config: Option<Digest>,
+    /// `tiers.yaml`, likewise.
+    pub tiers: Option<Digest>,
+    /// `tollgate.yaml` by top-level key.
+    pub sections: Sections,
+}
+
+/// A policy that was loaded by itself.
+#[derive(Debug)]
+pub struct LoadedPolicy {
+    /// What `tiers.yaml` says.
+    pub policy: Policy,
+    /// As [`Loaded::policy_hash`].
+    pub policy_hash: String,
+    /// What is odd, and no error.
+    pub warnings: Vec<ConfigError>,
+}
+
+/// What is said of files that cannot be used.
+#[derive(Debug)]
+pub struct Rejected {
+    /// Everything that is wrong, in the order of the files.
+    pub errors: ConfigErrors,
+    /// What is odd beside it, likewise.
+    pub warnings: Vec<ConfigError>,
 }
 
 /// Loads everything.
@@ -77,37 +112,115 @@ pub struct Loaded {
 /// # Errors
 /// Everything that is wrong, in the order of the files.
 pub fn load(request: &LoadRequest<'_>) -> Result<Loaded, ConfigErrors> {
+    examine(request).map_err(|rejected| rejected.errors)
+}
+
+/// Loads everything, and tells what is odd even where something is wrong.
+///
+/// # Errors
+/// Both.
+pub fn examine(request: &LoadRequest<'_>) -> Result<Loaded, Rejected> {
     let config = Source::read(request.config, "", request.env);
     let tiers = Source::read(request.tiers, BUILT_IN, request.env);
     let (config, tiers) = match (config, tiers) {
         (Ok(config), Ok(tiers)) => (config, tiers),
         (config, tiers) => return Err(errors_of_both(config, tiers)),
     };
-    let (mut file, mut config_report) = config.decoded::<Config>();
-    apply(&request.overrides, &mut file, &mut config_report);
-    let mut settings = settings(&file, request.upstream, &read_secret, &mut config_report);
-
-    let (mut file, mut report) = tiers.decoded::<TiersFile>();
-    fill_in_built_in(&mut file);
-    let mut parts = compile_tiers::parts(&file, settings.identity.prefixes, &mut report);
-    let tests = compile_tests::tests(&file, &mut report);
-
-    let is_plan = |name: &str| is_plan(&file, name);
+    let (mut file, mut report) = config.decoded::<Config>();
+    apply(&request.overrides, &mut file, &mut report);
+    let mut settings = settings(&file, request.upstream, &read_secret, &mut report);
+    warnings::secrets(&file, &mut report);
+    let (mut errors, mut warnings) = report.finish();
+    let draft = Draft::new(&tiers, &settings);
+    let is_plan = |name: &str| is_plan(&draft.file, name);
     let (key_errors, key_warnings) = read_api_keys(&mut settings.identity, request.env, &is_plan);
-
-    let ((mut errors, mut warnings), (more_errors, more_warnings)) =
-        (config_report.finish(), report.finish());
-    errors.extend(more_errors.into_iter().chain(key_errors));
-    warnings.extend(more_warnings.into_iter().chain(key_warnings));
+    errors.extend(draft.errors.into_iter().chain(key_errors));
+    warnings.extend(draft.warnings.into_iter().chain(key_warnings));
     if !errors.is_empty() {
-        return Err(ConfigErrors(errors));
+        return Err(Rejected { errors: ConfigErrors(errors), warnings });
     }
-    parts.trusted_proxies = settings.trusted_proxies.clone();
+    let sections = Sections::of(&config.root);
+    Ok(Loaded {
+        policy: Policy::new(draft.parts),
+        policy_hash: policy_hash(&tiers, &settings),
+        settings,
+        tests: draft.tests,
+        warnings,
+        read: AsRead { config: config.digest, tiers: tiers.digest, sections },
+    })
+}
+
+/// Compiles what a `tiers.yaml` of this name holds now, for settings that are in force already.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load_policy(
+    path: &Path,
+    content: Vec<u8>,
+    settings: &Settings,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<LoadedPolicy, ConfigErrors> {
+    let tiers = Source::of(path.display().to_string(), content, env)
+        .map_err(|error| ConfigErrors(vec![*error]))?;
+    let draft = Draft::new(&tiers, settings);
+    if !draft.errors.is_empty() {
+        return Err(ConfigErrors(draft.errors));
+    }
+    Ok(LoadedPolicy {
+        policy: Policy::new(draft.parts),
+        policy_hash: policy_hash(&tiers, settings),
+        warnings: draft.warnings,
+    })
+}
+
+/// Looks through what a `tollgate.yaml` of this name holds now, as a start with it would, and gives
+/// its values by top-level key.
+///
+/// # Errors
+/// Everything that is wrong with it, for which a start would fail.
+pub fn look_through_config(
+    path: &Path,
+    content: Vec<u8>,
+    overrides: &Overrides,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Sections, ConfigErrors> {
+    let config = Source::of(path.display().to_string(), content, env)
+        .map_err(|error| ConfigErrors(vec![*error]))?;
+    let (mut file, mut report) = config.decoded::<Config>();
+    apply(overrides, &mut file, &mut report);
+    settings(&file, UpstreamNeed::Required, &read_secret, &mut report);
+    let (errors, _) = report.finish();
+    if errors.is_empty() { Ok(Sections::of(&config.root)) } else { Err(ConfigErrors(errors)) }
+}
+
+/// A policy's parts, and what is to be said of them. Not to be used where there are errors.
+struct Draft {
+    file: TiersFile,
+    parts: PolicyParts,
+    tests: Vec<PolicyTest>,
+    errors: Vec<ConfigError>,
+    warnings: Vec<ConfigError>,
+}
+
+impl Draft {
+    fn new(tiers: &Source, settings: &Settings) -> Self {
+        let (mut file, mut report) = tiers.decoded::<TiersFile>();
+        fill_in_built_in(&mut file);
+        let mut parts = compile_tiers::parts(&file, settings.identity.prefixes, &mut report);
+        warnings::networks(&file, &parts, settings, &mut report);
+        warnings::exposed(&file, &settings.server, &mut report);
+        let tests = compile_tests::tests(&file, settings.identity.prefixes, &mut report);
+        parts.trusted_proxies = settings.trusted_proxies.clone();
+        let (errors, warnings) = report.finish();
+        Draft { file, parts, tests, errors, warnings }
+    }
+}
+
+fn policy_hash(tiers: &Source, settings: &Settings) -> String {
     let mut hash = Sha256::new();
     tiers.root.digest(&mut hash);
     hash.update(format!("{:?}{:?}", settings.identity.prefixes, settings.trusted_proxies));
-    let policy_hash = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Loaded { policy: Policy::new(parts), settings, tests, warnings, policy_hash })
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether some tier or subscription has that name.
@@ -126,9 +239,9 @@ fn read_api_keys(
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     for method in &mut identity.methods {
         let MethodSettings::ApiKey(method) = method else { continue };
-        match keys_file::read(Path::new(&method.file), env, is_plan) {
+        match keys_file::read(Path::new(&method.file), None, env, is_plan) {
             Ok(keys) => {
-                method.keys = keys.keys;
+                (method.keys, method.digest) = (keys.keys, keys.digest);
                 warnings.extend(keys.warnings);
             }
             Err(ConfigErrors(found)) => errors.extend(found),
@@ -140,6 +253,8 @@ fn read_api_keys(
 /// A file's text, parsed.
 pub struct Source {
     name: Option<String>,
+    /// Of its bytes; `None` where there is no file.
+    digest: Option<Digest>,
     text: String,
     /// As the operator wrote it; what cannot be decoded is taken out of a copy.
     root: Node,
@@ -156,21 +271,52 @@ impl Source {
         default: &str,
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, Box<ConfigError>> {
-        let name = path.map(|path| path.display().to_string());
-        let text = match (path, &name) {
-            (Some(path), Some(name)) => read_text(path, name)?,
-            _ => default.to_owned(),
-        };
+        let Some(path) = path else { return Self::parsed(None, None, default.to_owned(), env) };
+        let name = path.display().to_string();
+        match read_file(path) {
+            Ok(content) => Self::of(name, content, env),
+            Err(reason) => {
+                let problem = Problem::new(reason.to_string());
+                Err(Box::new(ConfigError::of_whole(Some(&name), &[], &problem)))
+            }
+        }
+    }
+
+    /// Parses what a file of that name holds.
+    ///
+    /// # Errors
+    /// It is no YAML.
+    pub fn of(
+        name: String,
+        content: Vec<u8>,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Box<ConfigError>> {
+        let digest = reload::digest(&content);
+        let text = text_of(content, &name)?;
+        Self::parsed(Some(name), Some(digest), text, env)
+    }
+
+    fn parsed(
+        name: Option<String>,
+        digest: Option<Digest>,
+        text: String,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Box<ConfigError>> {
         // A mark of the byte order, which some editors leave, is no part of the text.
         let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
         match tree::parse(&text, env) {
-            Ok(tree) => Ok(Source { name, text, root: tree.root, faults: tree.faults }),
+            Ok(tree) => Ok(Source { name, digest, text, root: tree.root, faults: tree.faults }),
             Err(fault) => {
                 let file = name.as_deref().unwrap_or("built-in");
                 let Misplaced { path, mark, problem, .. } = *fault;
                 Err(Box::new(ConfigError::at(file, &text, mark, &path, &problem)))
             }
         }
+    }
+
+    /// Of the file's bytes, where there is one.
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
     }
 
     /// Its mirror, and a report that holds what was wrong with its shape.
@@ -195,16 +341,19 @@ impl Source {
 fn errors_of_both(
     config: Result<Source, Box<ConfigError>>,
     tiers: Result<Source, Box<ConfigError>>,
-) -> ConfigErrors {
-    let of_config = match config {
-        Err(error) => vec![*error],
-        Ok(source) => source.decoded::<Config>().1.finish().0,
-    };
-    let of_tiers = match tiers {
-        Err(error) => vec![*error],
-        Ok(source) => source.decoded::<TiersFile>().1.finish().0,
-    };
-    ConfigErrors(of_config.into_iter().chain(of_tiers).collect())
+) -> Rejected {
+    fn of<T: DeserializeOwned + Default>(
+        source: Result<Source, Box<ConfigError>>,
+    ) -> (Vec<ConfigError>, Vec<ConfigError>) {
+        match source {
+            Err(error) => (vec![*error], Vec::new()),
+            Ok(source) => source.decoded::<T>().1.finish(),
+        }
+    }
+    let ((mut errors, mut warnings), of_tiers) = (of::<Config>(config), of::<TiersFile>(tiers));
+    errors.extend(of_tiers.0);
+    warnings.extend(of_tiers.1);
+    Rejected { errors: ConfigErrors(errors), warnings }
 }
 
 fn apply(overrides: &Overrides, config: &mut Config, report: &mut Report<'_>) {
@@ -240,15 +389,13 @@ fn fill_in_built_in(file: &mut TiersFile) {
     file.subscriptions = file.subscriptions.take().or(built_in.subscriptions);
 }
 
-fn read_text(path: &Path, name: &str) -> Result<String, Box<ConfigError>> {
-    let whole = |problem: Problem| Box::new(ConfigError::of_whole(Some(name), &[], &problem));
-    let bytes =
-        read_bytes(path, FILE_BYTES_MAX as u64).map_err(|reason| whole(Problem::new(reason)))?;
-    if bytes.len() > FILE_BYTES_MAX {
+/// The text of a file's bytes.
+fn text_of(content: Vec<u8>, name: &str) -> Result<String, Box<ConfigError>> {
+    if content.len() > FILE_BYTES_MAX {
         let problem = Problem::new("too long").expected(format!("at most {FILE_BYTES_MAX} bytes"));
-        return Err(whole(problem));
+        return Err(Box::new(ConfigError::of_whole(Some(name), &[], &problem)));
     }
-    String::from_utf8(bytes).map_err(|error| {
+    String::from_utf8(content).map_err(|error| {
         let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
         let good = String::from_utf8_lossy(good);
         let line = good.rsplit('\n').next().unwrap_or("");
@@ -259,15 +406,39 @@ fn read_text(path: &Path, name: &str) -> Result<String, Box<ConfigError>> {
     })
 }
 
+/// A file that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is a directory.
+    #[error("a directory, expected a file")]
+    Directory,
+    /// The system says why not.
+    #[error("cannot be read: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl From<ReadError> for String {
+    fn from(error: ReadError) -> Self {
+        error.to_string()
+    }
+}
+
+/// The bytes of a file that an operator wrote; where it is longer than any may be, no more of it
+/// than shows that.
+///
+/// # Errors
+/// It cannot be read, and why.
+pub fn read_file(path: &Path) -> Result<Vec<u8>, ReadError> {
+    read_bytes(path, FILE_BYTES_MAX as u64)
+}
+
 /// The file's bytes, one more than `most` where it is longer.
-fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, String> {
+fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
     if path.is_dir() {
-        return Err("a directory, expected a file".to_owned());
+        return Err(ReadError::Directory);
     }
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(|error| format!("cannot be read: {error}"))?;
-    let read = file.take(most + 1).read_to_end(&mut bytes);
-    read.map_err(|error| format!("cannot be read: {error}"))?;
+    std::fs::File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -283,6 +454,12 @@ pub fn read_key_text(file: &str) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())
 }
 
+/// A text without the line end that editors and `echo` leave.
+pub fn without_line_end(text: &str) -> &str {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    text.strip_suffix('\r').unwrap_or(text)
+}
+
 /// A secret's file, its last line end aside.
 ///
 /// # Errors
@@ -293,8 +470,7 @@ pub fn read_secret(file: &str) -> Result<String, String> {
         return Err(format!("too long, expected at most {SECRET_BYTES_MAX} bytes"));
     }
     let text = String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())?;
-    let secret = text.strip_suffix('\n').unwrap_or(&text);
-    let secret = secret.strip_suffix('\r').unwrap_or(secret);
+    let secret = without_line_end(&text);
     if secret.is_empty() {
         return Err("empty, expected a secret".to_owned());
     }

@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::blot::blotted;
 use super::tree::{Mark, Node};
 
 /// Widest piece of a source line that an excerpt shows.
@@ -165,6 +166,16 @@ impl ConfigError {
         }
     }
 
+    /// The same place with another message.
+    pub fn saying(self, problem: &Problem) -> Self {
+        ConfigError {
+            message: problem.message(),
+            expected: problem.expected.clone(),
+            suggestion: problem.suggestion.clone(),
+            ..self
+        }
+    }
+
     /// An error at a place of a file's text.
     pub fn at(file: &str, text: &str, mark: Mark, path: &[Step], problem: &Problem) -> Self {
         ConfigError {
@@ -226,6 +237,7 @@ pub struct Report<'f> {
     faulted: Vec<Path>,
     overrides: Vec<(Path, &'static str)>,
     left_out: usize,
+    warnings_left_out: usize,
     errors: Vec<ConfigError>,
     warnings: Vec<ConfigError>,
 }
@@ -240,6 +252,7 @@ impl<'f> Report<'f> {
             faulted: Vec::new(),
             overrides: Vec::new(),
             left_out: 0,
+            warnings_left_out: 0,
             errors: Vec::new(),
             warnings: Vec::new(),
         }
@@ -250,9 +263,14 @@ impl<'f> Report<'f> {
         let (mut errors, mut warnings) = (self.errors, self.warnings);
         errors.sort_by_key(|error| (error.line, error.column));
         warnings.sort_by_key(|warning| (warning.line, warning.column));
-        if self.left_out > 0 {
-            let problem = Problem::new(format!("{} more errors, not shown", self.left_out));
-            errors.push(ConfigError::of_whole(self.file, &[], &problem));
+        for (shown, left_out, what) in [
+            (&mut errors, self.left_out, "errors"),
+            (&mut warnings, self.warnings_left_out, "warnings"),
+        ] {
+            if left_out > 0 {
+                let problem = Problem::new(format!("{left_out} more {what}, not shown"));
+                shown.push(ConfigError::of_whole(self.file, &[], &problem));
+            }
         }
         (errors, warnings)
     }
@@ -297,11 +315,37 @@ impl<'f> Report<'f> {
 
     /// A warning at a field's value.
     pub fn warn(&mut self, path: Path, problem: Problem) {
-        let is_silent = self.faulted.iter().any(|faulted| path.starts_with(faulted));
-        if !is_silent && self.warnings.len() < ERRORS_MAX {
-            let warning = self.located(&path, Part::Value, None, &problem);
-            self.warnings.push(warning);
+        if self.faulted.iter().any(|faulted| path.starts_with(faulted)) {
+            return;
         }
+        if self.warnings.len() >= ERRORS_MAX {
+            self.warnings_left_out += 1;
+            return;
+        }
+        let warning = self.located(&path, Part::Value, None, &problem);
+        self.warnings.push(warning);
+    }
+
+    /// A scalar's text as far as it stands in the file itself, as [`Node::literal`] says; `None`
+    /// where the command line stands in for it.
+    pub fn literal(&self, path: &[Step]) -> Option<&'f str> {
+        let is_overridden = self.overrides.iter().any(|(over, _)| path.starts_with(over));
+        self.root.find(path).filter(|node| !is_overridden && !node.is_null())?.literal()
+    }
+
+    /// Whether an error was reported at this field or below it.
+    pub fn has_errors_below(&self, path: &[Step]) -> bool {
+        let field = written(path);
+        let is_below = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
+        let mut errors = self.errors.iter();
+        self.is_silent_below(path)
+            || errors.any(|error| error.path.strip_prefix(&*field).is_some_and(is_below))
+    }
+
+    /// An error at a field's value that is not reported: for what is found out later. Where the
+    /// file does not have the field, at what it should be in.
+    pub fn locate(&self, path: &[Step], problem: &Problem) -> ConfigError {
+        self.located(path, Part::Value, None, problem)
     }
 
     /// Whether the file has something at this path.
@@ -375,14 +419,22 @@ pub fn shortened(text: &str) -> String {
 }
 
 /// The lines of a text as YAML counts them.
+pub fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let Some(end) = text.find(['\n', '\r']) else {
+            rest = None;
+            return Some(text);
+        };
+        let (line, after) = text.split_at(end);
+        rest = after.strip_prefix("\r\n").or_else(|| after.get(1..));
+        Some(line)
+    })
+}
+
 fn line_of(text: &str, number: usize) -> Option<&str> {
-    let mut rest = text;
-    for _ in 1..number {
-        let end = rest.find(['\n', '\r'])?;
-        let (_, after) = rest.split_at(end);
-        rest = after.strip_prefix("\r\n").or_else(|| after.get(1..))?;
-    }
-    rest.split(['\n', '\r']).next()
+    lines(text).nth(number.checked_sub(1)?)
 }
 
 /// The source text from a mark to the end of its line.
@@ -393,8 +445,8 @@ pub fn text_at(text: &str, mark: Mark) -> Option<&str> {
 }
 
 fn excerpt(text: &str, mark: Mark) -> Option<String> {
-    let line = line_of(text, mark.line)?;
-    let shown: Vec<char> = blotted(line)
+    line_of(text, mark.line)?;
+    let shown: Vec<char> = blotted(text, mark.line)
         .into_iter()
         .map(|c| if c == '\t' { ' ' } else { c })
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
@@ -409,38 +461,6 @@ fn excerpt(text: &str, mark: Mark) -> Option<String> {
     let gutter = " ".repeat(number.len());
     let indent = " ".repeat(column - start);
     Some(format!("  {number} | {}\n  {gutter} | {indent}{carets}", piece.trim_end()))
-}
-
-/// A line with what may be a secret blotted out, character by character, so that columns hold.
-fn blotted(line: &str) -> Vec<char> {
-    let mut shown: Vec<char> = line.chars().collect();
-    // User and password of a URL, and of what should have been one.
-    let is_end = |c: &char| c.is_whitespace() || "\"'".contains(*c);
-    for word in shown.split_mut(is_end) {
-        let text: String = word.iter().collect();
-        let is_identity = text.starts_with("user:") || text.starts_with("key:");
-        if let Some(at) = word.iter().rposition(|c| *c == '@')
-            && !is_identity
-        {
-            let scheme = text.find("://").and_then(|byte| text.get(..byte + 3));
-            let start = scheme.map_or(0, |scheme| scheme.chars().count());
-            word.iter_mut().take(at).skip(start).for_each(|c| *c = '*');
-        }
-    }
-    // What a key named `…secret` holds. A reference to the environment is no secret, its default
-    // may be one: all of it goes.
-    let mut from = 0;
-    while let Some(found) = line.get(from..).and_then(|rest| rest.find("secret")) {
-        from += found + "secret".len();
-        let (before, rest) = line.split_at(from);
-        if rest.trim_start_matches(['"', '\'', ' ']).starts_with(':') {
-            let start = before.chars().count() + rest.chars().take_while(|c| *c != ':').count() + 1;
-            let hidden = shown.iter_mut().skip(start).filter(|c| !c.is_whitespace());
-            hidden.for_each(|c| *c = '*');
-            break;
-        }
-    }
-    shown
 }
 
 #[cfg(test)]

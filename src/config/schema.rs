@@ -3,16 +3,18 @@
 //! A key that is null counts as not given. What is not built yet stands here all the same, so that
 //! it is known, and refused by [`super::unsupported`] rather than ignored.
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::value::{AccessLog, ByteSize, HumanDuration, Ordered, Redacted};
 
 /// `server.listen` where neither it nor `server.listeners` is given.
 pub const LISTEN_DEFAULT: &str = "0.0.0.0:8080";
 
-/// The whole file.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+/// The configuration of tollgate: where it listens, what it forwards to, where it keeps its counters.
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(title = "tollgate.yaml")]
 pub struct Config {
     /// The data port and what it bears.
     pub server: Server,
@@ -70,10 +72,10 @@ impl Default for Config {
 }
 
 /// `server:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
-    /// Short for one plain listener; [`LISTEN_DEFAULT`] where nothing else is said.
+    /// Short for one plain listener; `0.0.0.0:8080` where nothing else is said.
     pub listen: Option<String>,
     /// The general form, instead of `listen`.
     pub listeners: Option<Vec<Listener>>,
@@ -125,17 +127,18 @@ impl Default for Server {
 }
 
 /// One of `server.listeners`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["address"]))]
 pub struct Listener {
-    /// Address and port.
+    /// Address and port; required.
     pub address: Option<String>,
     /// Certificates; a plain listener has none.
     pub tls: Option<ListenerTls>,
 }
 
 /// `tls:` of a listener.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenerTls {
     /// File of the certificate chain.
@@ -149,7 +152,7 @@ pub struct ListenerTls {
 }
 
 /// A certificate of `sni:`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SniCertificate {
     /// File of the certificate chain.
@@ -159,7 +162,7 @@ pub struct SniCertificate {
 }
 
 /// Versions of the PROXY protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyProtocol {
     /// Not spoken.
@@ -173,7 +176,7 @@ pub enum ProxyProtocol {
 }
 
 /// What the data port may answer itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Exposed {
     /// `/health`.
@@ -183,7 +186,7 @@ pub enum Exposed {
 }
 
 /// `admin:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
     /// Address and port.
@@ -199,7 +202,7 @@ impl Default for Admin {
 }
 
 /// `upstream:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Upstream {
     /// The backend; required, here or as `--upstream`.
@@ -248,7 +251,7 @@ impl Default for Upstream {
 }
 
 /// `upstream.tls:`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpstreamTls {
     /// File of the authorities that are trusted.
@@ -262,7 +265,7 @@ pub struct UpstreamTls {
 }
 
 /// `upstream.health_check:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealthCheck {
     /// What is asked for; null: no probing.
@@ -290,7 +293,7 @@ impl Default for HealthCheck {
 }
 
 /// `store:`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
     /// State shared by all replicas; left out: in memory.
@@ -300,7 +303,7 @@ pub struct StoreConfig {
 }
 
 /// `store.redis:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisConfig {
     /// Address, credentials and database; `redis://127.0.0.1:6379/0` where neither it nor
@@ -338,7 +341,7 @@ impl Default for RedisConfig {
 }
 
 /// `store.redis.tls:`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisTls {
     /// File of the authorities that are trusted.
@@ -350,7 +353,7 @@ pub struct RedisTls {
 }
 
 /// What decides without Redis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnFailure {
     /// The limits, in this process's memory.
@@ -362,7 +365,7 @@ pub enum OnFailure {
 }
 
 /// `leases:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Leases {
     /// Every check asks Redis.
@@ -372,7 +375,7 @@ pub enum Leases {
 }
 
 /// `store.memory:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MemoryConfig {
     /// Most identities whose state is kept.
@@ -386,7 +389,7 @@ impl Default for MemoryConfig {
 }
 
 /// One of `identity:`; exactly one of its keys is given.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct IdentityEntry {
     /// A signed token.
@@ -400,7 +403,7 @@ pub struct IdentityEntry {
 }
 
 /// `jwt:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Jwt {
     /// The header field that bears the token.
@@ -462,7 +465,7 @@ impl Default for Jwt {
 }
 
 /// What an invalid credential means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnInvalid {
     /// The caller is known by address.
@@ -472,7 +475,7 @@ pub enum OnInvalid {
 }
 
 /// `api_key:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiKey {
     /// The header field that bears the key.
@@ -497,7 +500,7 @@ impl Default for ApiKey {
 }
 
 /// `mtls:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mtls {
     /// The part of the subject that names the user.
@@ -511,7 +514,7 @@ impl Default for Mtls {
 }
 
 /// A part of a certificate's subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Subject {
     /// The common name.
@@ -519,7 +522,7 @@ pub enum Subject {
 }
 
 /// `ip:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct IpIdentity {
     /// Bits of an IPv4 address that make an identity.
@@ -535,7 +538,7 @@ impl Default for IpIdentity {
 }
 
 /// `tier_lookup:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TierLookup {
     /// A database that is asked by SQL.
@@ -560,7 +563,7 @@ impl Default for TierLookup {
 }
 
 /// `tier_lookup.postgres:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostgresLookup {
     /// The database.
@@ -588,7 +591,7 @@ impl Default for PostgresLookup {
 }
 
 /// `tier_lookup.redis:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisLookup {
     /// The server; that of `store.redis` where it is not given.
@@ -616,7 +619,7 @@ impl Default for RedisLookup {
 }
 
 /// What holds while the database does not answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LookupFailure {
     /// The last answer, then the default tier.
@@ -624,7 +627,7 @@ pub enum LookupFailure {
 }
 
 /// `headers:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Headers {
     /// `X-RateLimit-*`.
@@ -644,7 +647,7 @@ impl Default for Headers {
 }
 
 /// What `X-RateLimit-Reset` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Reset {
     /// Unix seconds.
@@ -654,7 +657,7 @@ pub enum Reset {
 }
 
 /// The IETF's fields.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Ietf {
     /// None.
@@ -665,7 +668,7 @@ pub enum Ietf {
 }
 
 /// `shedding:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shedding {
     /// Whether and how.
@@ -681,7 +684,7 @@ impl Default for Shedding {
 }
 
 /// `shedding.mode:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SheddingMode {
     /// Never.
@@ -693,7 +696,7 @@ pub enum SheddingMode {
 }
 
 /// `slow_thresholds:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SlowThresholds {
     /// Of the backend, to the head of its answer.
@@ -718,7 +721,7 @@ impl Default for SlowThresholds {
 }
 
 /// `self_service:`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SelfService {
     /// Where a caller reads their own tier and limits; null: nowhere.
@@ -726,7 +729,7 @@ pub struct SelfService {
 }
 
 /// `usage:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Usage {
     /// Where records go.
@@ -757,7 +760,7 @@ impl Default for Usage {
 }
 
 /// `usage.sink:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum UsageSink {
     /// Nowhere.
@@ -771,7 +774,7 @@ pub enum UsageSink {
 }
 
 /// `log:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// Least severity that is written.
@@ -791,7 +794,7 @@ impl Default for Log {
 }
 
 /// `log.level:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// Nothing.
@@ -809,7 +812,7 @@ pub enum LogLevel {
 }
 
 /// `log.format:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One object a line.
@@ -819,7 +822,7 @@ pub enum LogFormat {
 }
 
 /// `tracing:`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tracing {
     /// Where spans go; null: nowhere.

@@ -1,6 +1,7 @@
 //! The mirror of `tiers.yaml`, the policy: every key, its type and its default. No behaviour.
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::schema::OnFailure;
 use super::value::{HumanDuration, Ordered};
@@ -16,13 +17,14 @@ tiers:
 subscriptions: { basic: free, pro: premium, business: enterprise, staff: internal }
 ";
 
-/// The whole file.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+/// The policy of tollgate: who may do how much, and where it costs more.
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(title = "tiers.yaml")]
 pub struct TiersFile {
     /// The tier of whoever nothing else is known of.
     pub default_tier: String,
-    /// Named sets of limits; left out: those of [`BUILT_IN`].
+    /// Named sets of limits; left out: the four built-in ones.
     pub tiers: Option<Ordered<LimitSpec>>,
     /// Names of plans, as tokens and databases carry them, to tiers.
     pub subscriptions: Option<Ordered<String>>,
@@ -54,7 +56,7 @@ impl Default for TiersFile {
 }
 
 /// The limits of a tier, or those of a rule for one tier; every one is optional.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitSpec {
     /// Tokens that come back each second.
@@ -78,8 +80,9 @@ pub struct LimitSpec {
 }
 
 /// An endpoint rule.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["name", "path"]))]
 pub struct Endpoint {
     /// The `endpoint` label; required.
     pub name: Option<String>,
@@ -131,7 +134,7 @@ impl Default for Endpoint {
 }
 
 /// `match:` of a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Matching {
     /// Both readings of a path.
@@ -141,7 +144,7 @@ pub enum Matching {
 }
 
 /// Whether limits refuse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ModeSpec {
     /// They do.
@@ -151,13 +154,18 @@ pub enum ModeSpec {
 }
 
 /// One of `tests:`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["request"]))]
 pub struct TestSpec {
     /// Method and path: `GET /fo/history/2025`; required.
     pub request: Option<String>,
     /// The caller's address; `127.0.0.1` where it is not given.
     pub ip: Option<String>,
+    /// Whom a verified token, certificate or key names, beside the address: `user:42`, `key:acme`.
+    pub identity: Option<String>,
+    /// The tier or subscription that this token or key carries, or that the database knows.
+    pub subscription: Option<String>,
     /// Header fields of the request.
     pub headers: Ordered<String>,
     /// What must come of it.
@@ -165,7 +173,7 @@ pub struct TestSpec {
 }
 
 /// `expect:` of a test; what is not given is not compared.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Expectation {
     /// The caller's tier.
@@ -181,7 +189,7 @@ pub struct Expectation {
 }
 
 /// What happens to a request before any limit is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DispositionSpec {
     /// Its limits are checked.

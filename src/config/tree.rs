@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 use sha2::{Digest, Sha256};
 
+use super::blot::is_secret;
 use super::report::{Part, Path, Problem, Step, shortened, text_at};
 
 /// Longest file that is read: room for the most rules that a policy can have.
@@ -17,6 +18,8 @@ pub const FILE_BYTES_MAX: usize = 8 << 20;
 const NODES_MAX: usize = 2_000_000;
 /// More faults of one file are not recorded; each costs a search of its text.
 const FAULTS_MAX: usize = 128;
+/// What [`Node::literal`] has in place of a variable; no file of YAML can hold it as it is.
+pub const FILLED_IN: char = '\0';
 /// Deepest nesting; the files themselves need six levels.
 const DEPTH_MAX: usize = 64;
 
@@ -38,6 +41,9 @@ pub struct Node {
     pub mark: Mark,
     /// What it is.
     pub kind: Kind,
+    /// Of text that variables were filled into, what stands in the file itself: defaults are part
+    /// of it, and [`FILLED_IN`] stands for each variable.
+    pub literal: Option<Box<str>>,
 }
 
 /// What a value is.
@@ -95,7 +101,7 @@ impl Node {
     /// A null.
     pub fn null() -> Self {
         let kind = Kind::Scalar { text: String::new(), is_plain: true };
-        Node { mark: Mark { line: 1, column: 1, length: 1 }, kind }
+        Node { mark: Mark { line: 1, column: 1, length: 1 }, kind, literal: None }
     }
 
     /// Whether it is YAML's null: nothing, `~` or `null`.
@@ -113,6 +119,15 @@ impl Node {
             }
             _ => None,
         })
+    }
+
+    /// A scalar's text as far as it stands in the file itself.
+    pub fn literal(&self) -> Option<&str> {
+        match (&self.literal, &self.kind) {
+            (Some(literal), _) => Some(literal),
+            (None, Kind::Scalar { text, .. }) => Some(text),
+            _ => None,
+        }
     }
 
     /// The place of a path's key or value; of what should hold it, where it is not there.
@@ -283,12 +298,12 @@ impl Builder<'_> {
                 self.count(1, mark)?;
                 let before = self.nodes.saturating_sub(1);
                 let is_plain = style == ScalarStyle::Plain && !is_string;
-                let kind = if self.expects_key() {
-                    Kind::Scalar { text: text.into_owned(), is_plain }
+                let (kind, literal) = if self.expects_key() {
+                    (Kind::Scalar { text: text.into_owned(), is_plain }, None)
                 } else {
                     self.expanded(&text, is_plain, mark)
                 };
-                self.complete(Node { mark, kind }, anchor, before)
+                self.complete(Node { mark, kind, literal }, anchor, before)
             }
             Event::SequenceStart(anchor, tag) => {
                 self.check_tag(tag.as_deref(), mark)?;
@@ -305,7 +320,8 @@ impl Builder<'_> {
                     Content::Items(items) => Kind::Sequence(items),
                     Content::Entries { entries, .. } => Kind::Mapping(entries),
                 };
-                self.complete(Node { mark: frame.mark, kind }, frame.anchor, frame.nodes_before)
+                let node = Node { mark: frame.mark, kind, literal: None };
+                self.complete(node, frame.anchor, frame.nodes_before)
             }
         }
     }
@@ -415,19 +431,25 @@ impl Builder<'_> {
         }
     }
 
-    fn expanded(&mut self, text: &str, is_plain: bool, mark: Mark) -> Kind {
+    fn expanded(&mut self, text: &str, is_plain: bool, mark: Mark) -> (Kind, Option<Box<str>>) {
         match expand(text, self.env) {
-            Ok(text) => Kind::Scalar { text, is_plain },
-            Err(_) if self.faults.len() >= FAULTS_MAX => Kind::Pruned,
-            Err(Unexpanded { reference, problem }) => {
+            Ok(Expanded { text, literal }) => (Kind::Scalar { text, is_plain }, literal),
+            Err(_) if self.faults.len() >= FAULTS_MAX => (Kind::Pruned, None),
+            Err(Unexpanded { reference, mut problem }) => {
+                let path = self.path();
+                let holds_secret = matches!(path.last(), Some(Step::Key(key)) if is_secret(key));
+                // What is no name may be a piece of the secret itself.
+                if holds_secret && !is_name(name_and_default(&reference).0) {
+                    problem.found = "a variable without a name".to_owned();
+                }
                 // The exact column, where the reference stands on the scalar's first line.
                 let offset = text_at(self.text, mark).and_then(|line| {
                     line.find(&reference).map(|at| line.get(..at).unwrap_or("").chars().count())
                 });
                 let length = if offset.is_some() { reference.chars().count() } else { mark.length };
                 let mark = Mark { column: mark.column + offset.unwrap_or(0), length, ..mark };
-                self.faults.push(Misplaced { path: self.path(), mark, problem, is_pruned: true });
-                Kind::Pruned
+                self.faults.push(Misplaced { path, mark, problem, is_pruned: true });
+                (Kind::Pruned, None)
             }
         }
     }
@@ -445,45 +467,70 @@ fn mark_of(span: Span) -> Mark {
     Mark { line: start.line().max(1), column: start.col() + 1, length }
 }
 
+#[derive(Debug)]
 struct Unexpanded {
     reference: String,
     problem: Problem,
 }
 
+/// Text with variables filled in.
+#[derive(Debug)]
+struct Expanded {
+    text: String,
+    /// As in [`Node::literal`].
+    literal: Option<Box<str>>,
+}
+
 /// Fills in `${NAME}` and `${NAME:-default}`; `$${` stands for `${` itself.
-fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, Unexpanded> {
+fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Expanded, Unexpanded> {
     let mut filled = String::with_capacity(text.len());
+    let mut literal = String::new();
+    let mut has_variables = false;
     let mut rest = text;
     while let Some(at) = rest.find("${") {
         let (before, reference) = rest.split_at(at);
-        if let Some(literal) = before.strip_suffix('$') {
-            filled.push_str(literal);
-            filled.push_str("${");
+        if let Some(before) = before.strip_suffix('$') {
+            for text in [&mut filled, &mut literal] {
+                text.push_str(before);
+                text.push_str("${");
+            }
             rest = reference.get(2..).unwrap_or("");
             continue;
         }
         filled.push_str(before);
+        literal.push_str(before);
         let Some(end) = reference.find('}') else {
             let problem = Problem::new("a variable without its end").expected("${NAME}");
             return Err(Unexpanded { reference: "${".to_owned(), problem });
         };
         let (reference, after) = reference.split_at(end + 1);
         filled.push_str(&variable(reference, env)?);
+        has_variables = true;
+        literal.push(FILLED_IN);
+        literal.push_str(name_and_default(reference).1.unwrap_or(""));
         rest = after;
     }
     filled.push_str(rest);
-    Ok(filled)
+    literal.push_str(rest);
+    Ok(Expanded { text: filled, literal: has_variables.then(|| literal.into()) })
+}
+
+fn name_and_default(reference: &str) -> (&str, Option<&str>) {
+    let inner = reference.strip_prefix("${").and_then(|it| it.strip_suffix('}')).unwrap_or("");
+    match inner.split_once(":-") {
+        Some((name, default)) => (name, Some(default)),
+        None => (inner, None),
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && name.bytes().next().is_some_and(|first| !first.is_ascii_digit())
 }
 
 fn variable(reference: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, Unexpanded> {
-    let inner = reference.strip_prefix("${").and_then(|it| it.strip_suffix('}')).unwrap_or("");
-    let (name, default) = match inner.split_once(":-") {
-        Some((name, default)) => (name, Some(default)),
-        None => (inner, None),
-    };
-    let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        && name.bytes().next().is_some_and(|first| !first.is_ascii_digit());
-    if !is_name {
+    let (name, default) = name_and_default(reference);
+    if !is_name(name) {
         let problem = Problem::new(format!("variable \"{}\"", shortened(name)))
             .expected("${NAME} or ${NAME:-default}, with letters, digits and _ in the name");
         return Err(Unexpanded { reference: reference.to_owned(), problem });
@@ -520,7 +567,8 @@ mod tests {
 
     #[test]
     fn variables_are_filled_in() {
-        let filled = |text: &str| expand(text, &env).map_err(|it| it.problem.found);
+        let filled =
+            |text: &str| expand(text, &env).map(|it| it.text).map_err(|it| it.problem.found);
         assert_eq!(filled("a${PORT}b${PORT}").unwrap(), "a8080b8080");
         assert_eq!(filled("${NONE:-x:y}").unwrap(), "x:y");
         assert_eq!(filled("${EMPTY:-d}${EMPTY}").unwrap(), "d");
@@ -528,6 +576,14 @@ mod tests {
         assert_eq!(filled("${NONE}").unwrap_err(), "environment variable NONE is not set");
         assert_eq!(filled("${1X}").unwrap_err(), "variable \"1X\"");
         assert_eq!(filled("${X").unwrap_err(), "a variable without its end");
+    }
+
+    #[test]
+    fn what_stands_in_the_file_itself_is_known() {
+        let literal = |text: &str| expand(text, &env).unwrap().literal;
+        assert_eq!(literal("plain $${X}"), None);
+        assert_eq!(literal("${PORT}").as_deref(), Some("\0"));
+        assert_eq!(literal("a${PORT:-80}$${b").as_deref(), Some("a\080${b"));
     }
 
     #[test]

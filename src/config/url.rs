@@ -306,7 +306,8 @@ fn credentials(userinfo: Option<&str>) -> Result<(Option<String>, Option<Redacte
     Ok((username, password.map(Redacted::new)))
 }
 
-fn percent_decoded(text: &str) -> Option<String> {
+/// Text with its `%`-sequences read; `None` where one is broken, or no UTF-8 comes of it.
+pub fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

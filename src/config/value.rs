@@ -1,13 +1,26 @@
 //! Kinds of values that the files share: durations, sizes, secrets, mappings that keep their order.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, MapAccess, Unexpected, Visitor};
+use serde::ser::{Serialize, Serializer};
 
 /// Longest duration that a file may name; more would only overflow timers.
 pub const DURATION_MAX: Duration = Duration::from_secs(10 * 366 * 86_400);
+
+/// Units of durations in microseconds, the longest first.
+const DURATION_UNITS: [(&str, u64); 6] = [
+    ("d", 86_400_000_000),
+    ("h", 3_600_000_000),
+    ("m", 60_000_000),
+    ("s", 1_000_000),
+    ("ms", 1_000),
+    ("us", 1),
+];
 
 /// A duration as it is written: `250ms`, `5s`, `1h`, `90d`, `1h30m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,15 +49,8 @@ impl HumanDuration {
             let (digits, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
             let end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
             let (unit, after) = after.split_at(end);
-            let unit_us: u64 = match unit {
-                "us" | "µs" => 1,
-                "ms" => 1_000,
-                "s" => 1_000_000,
-                "m" => 60_000_000,
-                "h" => 3_600_000_000,
-                "d" => 86_400_000_000,
-                _ => return None,
-            };
+            let unit = if unit == "µs" { "us" } else { unit };
+            let (_, unit_us) = DURATION_UNITS.into_iter().find(|(name, _)| *name == unit)?;
             // Longest first, each once: `1h30m`, not `30m1h` or `1s1s`.
             if unit_us >= unit_before {
                 return None;
@@ -62,6 +68,46 @@ impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let expected = "a duration with its unit, such as 250ms, 5s, 10m, 1h or 90d";
         deserializer.deserialize_str(Parsed { expected, parse: HumanDuration::parse })
+    }
+}
+
+/// As [`HumanDuration::parse`] reads it: longest unit first, none twice.
+impl fmt::Display for HumanDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut left = self.0.as_micros();
+        if left == 0 {
+            return f.write_str("0");
+        }
+        for (unit, unit_us) in DURATION_UNITS {
+            let unit_us = u128::from(unit_us);
+            if left >= unit_us {
+                write!(f, "{}{unit}", left / unit_us)?;
+                left %= unit_us;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for HumanDuration {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for HumanDuration {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // YAML reads a bare 0 as a number, every other duration as text.
+        json_schema!({
+            "type": ["string", "integer"],
+            "pattern": "^(0|(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?([0-9]+(us|µs))?)$",
+            "minimum": 0,
+            "maximum": 0,
+        })
     }
 }
 
@@ -92,6 +138,32 @@ impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let expected = "a size, such as 65536, 64KiB or 10MiB";
         deserializer.deserialize_str(Parsed { expected, parse: ByteSize::parse })
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+        match units.into_iter().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor)) {
+            Some((unit, factor)) => {
+                serializer.collect_str(&format_args!("{}{unit}", self.0 / factor))
+            }
+            None => serializer.serialize_u64(self.0),
+        }
+    }
+}
+
+impl JsonSchema for ByteSize {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["string", "integer"],
+            "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|kB|KB|MB|GB)?$",
+            "minimum": 0,
+        })
     }
 }
 
@@ -130,6 +202,16 @@ impl<'de> Deserialize<'de> for Redacted {
     }
 }
 
+impl JsonSchema for Redacted {
+    fn schema_name() -> Cow<'static, str> {
+        "Secret".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        String::json_schema(generator)
+    }
+}
+
 /// Where the access log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AccessLog {
@@ -152,6 +234,26 @@ impl<'de> Deserialize<'de> for AccessLog {
             file => Some(AccessLog::File(file.to_owned())),
         };
         deserializer.deserialize_str(Parsed { expected: "off, stdout or a file", parse })
+    }
+}
+
+impl Serialize for AccessLog {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self {
+            AccessLog::Off => "off",
+            AccessLog::Stdout => "stdout",
+            AccessLog::File(file) => file,
+        })
+    }
+}
+
+impl JsonSchema for AccessLog {
+    fn schema_name() -> Cow<'static, str> {
+        "AccessLog".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "minLength": 1, "examples": ["off", "stdout"] })
     }
 }
 
@@ -192,6 +294,19 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Ordered<V> {
     }
 }
 
+impl<V: JsonSchema> JsonSchema for Ordered<V> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("Mapping_of_{}", V::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "additionalProperties": generator.subschema_for::<V>(),
+        })
+    }
+}
+
 /// Visits text that a function can read, or cannot.
 struct Parsed<T> {
     expected: &'static str,
@@ -224,6 +339,10 @@ mod tests {
         assert_eq!(micros("90d"), Some(90 * 86_400_000_000));
         assert_eq!(micros("100us"), Some(100));
         assert_eq!(micros("0"), Some(0));
+        assert_eq!(micros("1ms5µs"), Some(1_005));
+        for text in ["0", "250ms", "1h30m", "90d", "1d1h1m1s1ms1us"] {
+            assert_eq!(HumanDuration::parse(text).unwrap().to_string(), text);
+        }
         for bad in [
             "",
             "5",

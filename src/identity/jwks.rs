@@ -26,7 +26,7 @@ use super::keys::KeySet;
 /// How often a set is fetched; a tenth more or less.
 pub const INTERVAL: Duration = Duration::from_secs(300);
 /// Least time between two fetches that tokens with unknown key ids bring about.
-pub const UNKNOWN_KID_GAP: Duration = Duration::from_secs(10);
+pub const UNKNOWN_KID_GAP: Duration = Duration::from_secs(5);
 /// How long the request of such a token waits for the fetch.
 pub const UNKNOWN_KID_PATIENCE: Duration = Duration::from_secs(1);
 /// First and longest pause after a fetch that failed.

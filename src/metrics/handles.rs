@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 
 use super::exposition::for_exporter;
 use super::labels::{
-    FallbackMode, FallbackReason, IdentityError, QueryType, RedisErrorKind, RefusalReason,
+    Attempt, FallbackMode, FallbackReason, IdentityError, QueryType, RedisErrorKind, RefusalReason,
 };
 use super::names::{self, Desc, Kind};
 
@@ -107,6 +107,7 @@ pub(super) struct Events {
     pub(super) timeouts: Box<[Counter]>,
     pub(super) refused: Box<[Counter]>,
     pub(super) identity_errors: Box<[Counter]>,
+    pub(super) reloads: Box<[Counter]>,
     pub(super) degraded: Gauge,
 }
 
@@ -119,6 +120,7 @@ impl Events {
         let kinds: Vec<&str> = RedisErrorKind::ALL.iter().map(|it| it.as_str()).collect();
         let refusals: Vec<&str> = RefusalReason::ALL.iter().map(|it| it.as_str()).collect();
         let identity: Vec<&str> = IdentityError::ALL.iter().map(|it| it.as_str()).collect();
+        let reloads: Vec<&str> = Attempt::ALL.iter().map(|it| it.as_str()).collect();
         let fallbacks = FallbackMode::ALL.iter().flat_map(|mode| {
             FallbackReason::ALL.iter().map(|reason| [mode.as_str(), reason.as_str()])
         });
@@ -132,6 +134,7 @@ impl Events {
             timeouts: each(&names::QUERY_TIMEOUTS, &queries),
             refused: each(&names::CONNECTIONS_REFUSED, &refusals),
             identity_errors: each(&names::IDENTITY_ERRORS, &identity),
+            reloads: each(&names::CONFIG_RELOADS, &reloads),
             degraded: handles.gauge(&names::DEGRADED, &[]),
         }
     }

@@ -274,6 +274,28 @@ label! {
 }
 
 label! {
+    /// How a request came to know, or not to know, what its user has bought.
+    LookupResult {
+        /// Remembered.
+        Hit = "hit",
+        /// Remembered from before its time was over; a new answer is asked for meanwhile.
+        Stale = "stale",
+        /// Asked: a subscription.
+        Found = "found",
+        /// Asked: none.
+        None = "none",
+        /// The answer did not come in time.
+        Timeout = "timeout",
+        /// The look-up failed, or did a moment ago.
+        Error = "error",
+        /// The circuit breaker is open: it was not asked.
+        CircuitOpen = "circuit_open",
+        /// Too many were waiting already.
+        Overload = "overload",
+    }
+}
+
+label! {
     /// What a timed call asks for.
     QueryType {
         /// The upstream's answer.
@@ -362,6 +384,10 @@ label! {
         Malformed = "malformed",
         /// A forwarding field from a peer that is not trusted.
         XffUntrusted = "xff_untrusted",
+        /// A trusted peer's forwarding field that names nobody: the peer's own address counted.
+        XffMalformed = "xff_malformed",
+        /// `X-Forwarded-For` was believed, and `Forwarded` names somebody else.
+        XffConflict = "xff_conflict",
     }
 }
 

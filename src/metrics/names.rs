@@ -123,6 +123,8 @@ declare! {
         "Calls to Redis that failed.";
     REDIS_RECONNECTS: Counter "tollgate_redis_reconnects_total" [] Count
         "Connections to Redis that had to be made anew.";
+    LOOKUPS: Counter "tollgate_subscription_lookups_total" ["result"] Count
+        "Requests that asked what their user has bought, by how they came to know or not to know it.";
     DEPENDENCY_HEALTH: Gauge "dependency_health_status" ["dependency"] Count
         "1 healthy, 0.5 degraded, 0 unhealthy; absent where the dependency is not configured.";
     BREAKER_STATE: Gauge "circuit_breaker_state" ["service"] Count
@@ -145,6 +147,14 @@ declare! {
         "Always 1; the labels say what is running.";
     CONFIG_HASH: Gauge "tollgate_config_hash_info" ["hash"] Count
         "Always 1; the label changes with the configuration in force.";
+    CONFIG_RELOADS: Counter "tollgate_config_reloads_total" ["result"] Count
+        "Reloads of the policy and other watched files; after an error what ran before goes on. The start is not counted.";
+    CONFIG_LOADED_AT: Gauge "tollgate_config_last_reload_success_timestamp_seconds" [] Seconds
+        "Unix time of the last reload that took effect; before the first, of the start.";
+    CONFIG_RELOAD_OK: Gauge "tollgate_config_last_reload_successful" [] Count
+        "1 while every watched file is in force as it stands, 0 while one of them was refused.";
+    RESTART_PENDING: Gauge "tollgate_config_restart_pending" [] Count
+        "1 while tollgate.yaml differs from what runs, which takes a restart; else 0.";
     SERIES: Gauge "tollgate_metric_series" [] Count
         "Series in this very answer.";
     SERIES_DROPPED: Counter "tollgate_metric_series_dropped_total" ["metric"] Count

@@ -105,6 +105,12 @@ impl PolicyMetrics {
                 series
             })
             .collect();
+        // A tier that was given up has nothing to show once its last callers are a minute ago.
+        for gone in
+            named.tiers.all().iter().filter(|it| !tiers.iter().any(|tier| Arc::ptr_eq(tier, it)))
+        {
+            gone.set_ceiling(None);
+        }
         let pairs = pairs(&mut named, &endpoints, &tiers, shards);
         let rule_names = policy.rules().iter().map(|rule| &*rule.name);
         let scopes =

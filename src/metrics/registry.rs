@@ -11,14 +11,15 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use parking_lot::Mutex;
 
+use crate::limiter::time::Timestamp;
 use crate::policy::compiled::NO_RULE;
 
 use super::cells::{Level, LevelGuard, PerShard};
 use super::handles::{Events, Handles, Sums, describe_all, increment, set_all};
 use super::histogram::LIMITER_EDGES;
 use super::labels::{
-    BreakerState, Dependency, FallbackMode, FallbackReason, IdentityError, LimiterBackend,
-    LimiterMode, QueryType, RedisErrorKind, RefusalReason,
+    Attempt, BreakerState, Dependency, FallbackMode, FallbackReason, IdentityError, LimiterBackend,
+    LimiterMode, LookupResult, QueryType, RedisErrorKind, RefusalReason,
 };
 use super::names;
 use super::series::{
@@ -58,6 +59,26 @@ pub struct RedisFigures {
     pub transitions: [u64; BreakerState::COUNT],
 }
 
+/// What look-ups in the database of subscriptions count by themselves: totals since the start, and
+/// the present queue and connections.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DatabaseFigures {
+    /// Look-ups that wait for a connection.
+    pub queue: u64,
+    /// Connections in use.
+    pub active: usize,
+    /// Connections that wait to be used.
+    pub idle: usize,
+    /// Requests by what they came to know.
+    pub results: [u64; LookupResult::COUNT],
+    /// Look-ups that were not answered in time.
+    pub timeouts: u64,
+    /// Look-ups that took longer than their threshold.
+    pub slow: u64,
+    /// Changes of the circuit breaker, by the state that it came to.
+    pub transitions: [u64; BreakerState::COUNT],
+}
+
 /// Every metric of this process. Tests may have several.
 #[derive(Debug)]
 pub struct Metrics {
@@ -66,6 +87,7 @@ pub struct Metrics {
     pub(super) events: Events,
     in_flight: Level,
     redis_queue: AtomicU64,
+    database_queue: AtomicU64,
     redis_slow: Duration,
     /// Taken when a policy is compiled and for a moment in a scrape, never by a request.
     pub(super) named: Mutex<Named>,
@@ -143,12 +165,16 @@ impl Metrics {
         handles.gauge(&names::BUILD_INFO, &[build.version, build.commit, build.rustc]).set(1.0);
         handles.gauge(&names::DB_QUEUE, &[]).set(0.0);
         handles.gauge(&names::DEGRADED, &[]).set(0.0);
+        handles.gauge(&names::CONFIG_LOADED_AT, &[]).set(0.0);
+        handles.gauge(&names::CONFIG_RELOAD_OK, &[]).set(1.0);
+        handles.gauge(&names::RESTART_PENDING, &[]).set(0.0);
         Arc::new(Metrics {
             shards,
             process: PerShard::new(shards),
             events: Events::new(&handles),
             in_flight: Level::new(shards),
             redis_queue: AtomicU64::new(0),
+            database_queue: AtomicU64::new(0),
             redis_slow,
             named: Mutex::default(),
             handles,
@@ -203,8 +229,39 @@ impl Metrics {
             let index = RedisErrorKind::Timeout.index();
             timeouts.absolute(figures.errors.get(index).copied().unwrap_or(0));
         }
-        for (to, count) in BreakerState::ALL.iter().zip(figures.transitions) {
-            let labels = [Dependency::Redis.as_str(), to.as_str()];
+        self.publish_transitions(Dependency::Redis, figures.transitions);
+    }
+
+    /// Look-ups that wait for a database connection, as last published.
+    pub fn database_queue(&self) -> u64 {
+        self.database_queue.load(Ordering::Relaxed)
+    }
+
+    /// Takes over what look-ups in the database of subscriptions have counted.
+    pub fn publish_database(&self, figures: &DatabaseFigures) {
+        self.database_queue.store(figures.queue, Ordering::Relaxed);
+        let (handles, events) = (&self.handles, &self.events);
+        handles.gauge(&names::DB_QUEUE, &[]).set(figures.queue as f64);
+        for (state, count) in [("active", figures.active), ("idle", figures.idle)] {
+            let labels = [Dependency::Database.as_str(), state];
+            handles.gauge(&names::POOL_CONNECTIONS, &labels).set(count as f64);
+        }
+        for (result, count) in LookupResult::ALL.iter().zip(figures.results) {
+            handles.counter(&names::LOOKUPS, &[result.as_str()]).absolute(count);
+        }
+        let of_database = QueryType::Database.index();
+        if let Some(timeouts) = events.timeouts.get(of_database) {
+            timeouts.absolute(figures.timeouts);
+        }
+        if let Some(slow) = events.slow.get(of_database) {
+            slow.absolute(figures.slow);
+        }
+        self.publish_transitions(Dependency::Database, figures.transitions);
+    }
+
+    fn publish_transitions(&self, service: Dependency, totals: [u64; BreakerState::COUNT]) {
+        for (to, count) in BreakerState::ALL.iter().zip(totals) {
+            let labels = [service.as_str(), to.as_str()];
             self.handles.counter(&names::BREAKER_TRANSITIONS, &labels).absolute(count);
         }
     }
@@ -258,6 +315,27 @@ impl Metrics {
     /// The hash of the configuration in force.
     pub fn set_config_hash(&self, hash: &str) {
         self.named.lock().config_hash = hash.into();
+    }
+
+    /// What the files said took effect: at the start, and with every reload.
+    pub fn set_config_loaded(&self, at: Timestamp) {
+        let seconds = at.as_micros() as f64 / 1e6;
+        self.handles.gauge(&names::CONFIG_LOADED_AT, &[]).set(seconds);
+    }
+
+    /// A watched file was read anew. `is_all_good`: no watched file is one that was refused.
+    pub fn config_reloaded(&self, result: Attempt, is_all_good: bool, at: Timestamp) {
+        increment(&self.events.reloads, result.index());
+        self.handles.gauge(&names::CONFIG_RELOAD_OK, &[]).set(f64::from(u8::from(is_all_good)));
+        if result == Attempt::Ok {
+            self.set_config_loaded(at);
+        }
+    }
+
+    /// Whether the configuration differs from what runs.
+    pub fn set_restart_pending(&self, is_pending: bool) {
+        let value = f64::from(u8::from(is_pending));
+        self.handles.gauge(&names::RESTART_PENDING, &[]).set(value);
     }
 
     /// The series of an upstream, by its configured name.

@@ -12,6 +12,7 @@ use crate::limiter::quota::{LimitSet, Mode};
 
 use super::caller::Caller;
 use super::facts::RequestFacts;
+use super::forwarded::{self, ClientAddress};
 use super::identity::{Identity, PrefixLengths};
 use super::plan::{Disposition, Plan, RuleId, Scope, TierId};
 use super::route::{PathError, Router};
@@ -126,24 +127,6 @@ pub struct Policy {
     mode: Mode,
     trusted_proxies: Box<[IpNet]>,
     pub(super) prefixes: PrefixLengths,
-}
-
-/// Where a request comes from, and what was wrong with what its fields say of that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientAddress {
-    /// The caller's address, IPv4 mapped into IPv6 already folded.
-    pub address: IpAddr,
-    /// Why forwarding fields were not believed, if there were any.
-    pub fault: Option<ForwardedFault>,
-}
-
-/// Why forwarding fields were not believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ForwardedFault {
-    /// They came from a peer that is not trusted.
-    Untrusted,
-    /// They cannot be read.
-    Malformed,
 }
 
 impl Policy {
@@ -277,42 +260,19 @@ impl Policy {
 
     /// Whether this peer's forwarding fields are believed.
     pub fn is_trusted(&self, peer: IpAddr) -> bool {
-        let peer = peer.to_canonical();
-        self.trusted_proxies.iter().any(|network| network.contains(&peer))
+        forwarded::is_trusted(peer, &self.trusted_proxies)
     }
 
-    /// The caller's address: the socket's peer, or, from a trusted peer, the first untrusted
-    /// address of `X-Forwarded-For` walked from the right. A chain that cannot be read ends the
-    /// walk at the last address that could be.
+    /// The caller's address: the socket's peer, or, from a trusted peer, whom its forwarding
+    /// fields name.
     pub fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
-        if self.trusted_proxies.is_empty() || !self.is_trusted(peer) {
-            return ClientAddress { address: peer.to_canonical(), fault: None };
-        }
-        let mut client = peer.to_canonical();
-        let lines = headers.get_all("x-forwarded-for").iter().rev();
-        for element in lines.flat_map(|line| line.to_str().unwrap_or("?").rsplit(',')) {
-            let Some(address) = parse_forwarded_address(element.trim()) else { break };
-            client = address.to_canonical();
-            if !self.is_trusted(client) {
-                break;
-            }
-        }
-        ClientAddress { address: client, fault: None }
+        forwarded::client_address(peer, headers, &self.trusted_proxies)
     }
 
     /// The caller of whom nothing but the address is known.
     pub fn anonymous(&self, facts: &RequestFacts<'_>) -> Caller {
         Caller::by_address(self.client_address(facts.peer, facts.headers).address)
     }
-}
-
-/// An address of `X-Forwarded-For`: bare, in brackets, or with a port behind it.
-fn parse_forwarded_address(element: &str) -> Option<IpAddr> {
-    element
-        .parse::<IpAddr>()
-        .or_else(|_| element.parse::<std::net::SocketAddr>().map(|socket| socket.ip()))
-        .or_else(|_| element.trim_matches(['[', ']']).parse())
-        .ok()
 }
 
 /// FNV-1a: names of the operator's own, so no attacker chooses them, and the same in every run.

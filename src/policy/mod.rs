@@ -7,6 +7,7 @@ pub mod caller;
 pub mod compiled;
 pub mod explain;
 pub mod facts;
+pub mod forwarded;
 pub mod identity;
 pub mod path;
 pub mod pattern;

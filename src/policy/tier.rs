@@ -99,6 +99,11 @@ impl Policy {
         is_user && !is_known && !self.identities.contains_key(identity)
     }
 
+    /// Whether some tier or subscription has that name, in any case of letters.
+    pub fn knows_plan(&self, name: &str) -> bool {
+        self.tier_named(name).is_some()
+    }
+
     fn ask(&self, source: TierSource, identity: &Identity, caller: &Caller) -> Finding {
         match source {
             TierSource::Identities => self.assigned(identity, caller.address),

@@ -3,16 +3,21 @@
 //! Asks whoever knows, counts what is not believed, and decides nothing.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::identity::identifier::{Identified, Invalid};
 use crate::metrics::labels::IdentityError;
-use crate::policy::caller::Caller;
+use crate::policy::caller::{Caller, Credential};
 use crate::policy::facts::RequestFacts;
+use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
+use crate::subscriptions::Bought;
 
+use super::address;
 use super::gate::{Active, Gate};
+use super::headers::Present;
 
 /// Unknown subscriptions that are told of, each once.
 const UNKNOWN_TOLD_MAX: usize = 64;
@@ -22,9 +27,10 @@ pub async fn of(
     gate: &Gate,
     active: &Active,
     facts: &RequestFacts<'_>,
+    present: Present,
 ) -> (Caller, Option<Invalid>) {
-    let mut caller = active.policy.anonymous(facts);
-    let address = caller.address;
+    let address = address::of(gate, active, facts, present);
+    let mut caller = Caller::by_address(address);
     let identify = || gate.identifier.identify(facts, address, gate.clock.now());
     let mut identified = identify();
     if let Some(fetched) = gate.identifier.worth_waiting(&identified) {
@@ -34,6 +40,7 @@ pub async fn of(
     match identified {
         Identified::Anonymous => (caller, None),
         Identified::Known(credential, _) => {
+            caller.bought = bought(gate, active, &credential).await;
             caller.credential = Some(credential);
             (caller, None)
         }
@@ -41,6 +48,19 @@ pub async fn of(
             gate.metrics.identity_error(invalid.reason);
             (caller, Some(invalid))
         }
+    }
+}
+
+/// What the database knows that a user has bought, where it is asked at all.
+async fn bought(gate: &Gate, active: &Active, credential: &Credential) -> Option<Arc<str>> {
+    let subscriptions = gate.subscriptions.as_ref()?;
+    let Identity::User(user) = &credential.identity else { return None };
+    if !active.policy.asks_database(credential) {
+        return None;
+    }
+    match subscriptions.of(user).await {
+        Bought::Plan(name) => Some(name),
+        Bought::None | Bought::Unknown => None,
     }
 }
 

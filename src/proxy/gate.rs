@@ -17,7 +17,9 @@ use crate::metrics::series::UpstreamSeries;
 use crate::policy::compiled::Policy;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
+use crate::subscriptions::Subscriptions;
 
+use super::address::Once;
 use super::body::ProxyBody;
 use super::caller::UnknownSubscriptions;
 use super::headers::ResponseFields;
@@ -75,7 +77,7 @@ pub struct Gate {
     /// The policy in force.
     pub active: ArcSwap<Active>,
     /// Who callers are.
-    pub identifier: Identifier,
+    pub identifier: Arc<Identifier>,
     /// What callers have that no tier is known for.
     pub unknown_subscriptions: UnknownSubscriptions,
     /// The time of limits.
@@ -90,10 +92,14 @@ pub struct Gate {
     pub memory: Arc<MemoryStore>,
     /// Limiter state in Redis, if it is configured.
     pub redis: Option<Arc<RedisShared>>,
+    /// What users have bought, if there is a database to ask.
+    pub subscriptions: Option<Arc<Subscriptions>>,
     /// Where the upstream is.
     pub addresses: Arc<Addresses>,
     /// Paths that tollgate answers itself on the data port: `server.expose`.
     pub exposed: Vec<(&'static str, Page)>,
+    /// Whether it was said that a private peer's forwarding fields are not believed.
+    pub untrusted: Once,
     /// Whether tollgate is about to stop.
     pub drain: Drain,
 }

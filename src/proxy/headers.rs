@@ -97,6 +97,11 @@ impl Present {
         self.has(Present::EXPECT)
     }
 
+    /// Whether there may be fields that say whom the request comes from.
+    pub fn names_others(self) -> bool {
+        self.has(Present::FORWARDING)
+    }
+
     /// Whether a browser's script on another origin asks.
     pub fn is_cross_origin(self) -> bool {
         self.has(Present::ORIGIN)

@@ -5,6 +5,7 @@
 //! `exchange` tells of it once, however it ended. It must not know the operator's files, nor
 //! decide a limit.
 
+pub mod address;
 pub mod body;
 pub mod caller;
 pub mod exchange;

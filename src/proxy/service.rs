@@ -188,7 +188,7 @@ async fn decide<'a>(
     }
     let gate = &worker.gate;
     let facts = facts_of(request, conn);
-    let (caller, invalid) = caller::of(gate, active, &facts).await;
+    let (caller, invalid) = caller::of(gate, active, &facts, present).await;
     let Ok(plan) = active.policy.plan(&facts, &caller) else {
         return Next::Answer(refused(exchange, Refusal::BadRequest));
     };

@@ -42,6 +42,7 @@ pub struct Tollgate {
 pub struct Start {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    listen: Option<&'static str>,
     config: Option<String>,
     tiers: Option<String>,
 }
@@ -65,6 +66,12 @@ impl Start {
         self
     }
 
+    /// Serving on this address in place of IPv4's loopback, on a port that is free.
+    pub fn listen(mut self, host: &'static str) -> Self {
+        self.listen = Some(host);
+        self
+    }
+
     /// With these further arguments.
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|it| (*it).to_owned()));
@@ -75,7 +82,8 @@ impl Start {
     pub fn run(self) -> Tollgate {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-        command.args(["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        let listen = format!("{}:0", self.listen.unwrap_or("127.0.0.1"));
+        command.args(["run", "--listen", &listen, "--admin", "127.0.0.1:0"]);
         for (option, name, text) in
             [("--config", "tollgate.yaml", &self.config), ("--tiers", "tiers.yaml", &self.tiers)]
         {
@@ -159,6 +167,11 @@ impl Tollgate {
     /// Everything that it has printed so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// Where its `tollgate.yaml` or `tiers.yaml` is.
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
     }
 
     /// Its process id.
@@ -256,10 +269,23 @@ impl Answer {
 impl Client {
     /// Connects.
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::over(TcpStream::connect(address).unwrap())
+    }
+
+    fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Client { reader: BufReader::new(stream.try_clone().unwrap()), stream }
+    }
+
+    /// Connects from this address of this machine.
+    pub fn connect_from(source: &str, address: SocketAddr) -> Self {
+        let source = SocketAddr::new(source.parse().unwrap(), 0);
+        let domain = socket2::Domain::for_address(source);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&source.into()).unwrap();
+        socket.connect(&address.into()).unwrap();
+        Self::over(socket.into())
     }
 
     /// Sends bytes as they are.

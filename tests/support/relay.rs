@@ -1,8 +1,11 @@
-//! A TCP relay that can swallow what passes through it, as a network does that lost a route.
+//! A TCP relay that can delay what passes through it, or swallow it, as a network does that lost a
+//! route.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -12,6 +15,7 @@ pub struct Relay {
     address: SocketAddr,
     accepted: Arc<AtomicUsize>,
     swallowed: Arc<AtomicUsize>,
+    delay_ms: Arc<AtomicU64>,
 }
 
 impl Relay {
@@ -22,7 +26,9 @@ impl Relay {
             address: listener.local_addr().unwrap(),
             accepted: Arc::default(),
             swallowed: Arc::default(),
+            delay_ms: Arc::default(),
         };
+        let delay_ms = Arc::clone(&relay.delay_ms);
         let (accepted, swallowed) = (Arc::clone(&relay.accepted), Arc::clone(&relay.swallowed));
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
@@ -34,8 +40,9 @@ impl Relay {
                     let swallowed = Arc::clone(&swallowed);
                     move || number < swallowed.load(Ordering::SeqCst)
                 };
-                tokio::spawn(pass(near_read, far_write, is_lost.clone()));
-                tokio::spawn(pass(far_read, near_write, is_lost));
+                let at_once = Arc::default();
+                tokio::spawn(pass(near_read, far_write, at_once, is_lost.clone()));
+                tokio::spawn(pass(far_read, near_write, Arc::clone(&delay_ms), is_lost));
             }
         });
         relay
@@ -44,6 +51,16 @@ impl Relay {
     /// From now on nothing comes through the connections that there are; new ones work.
     pub fn swallow(&self) {
         self.swallowed.store(self.accepted.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+
+    /// From now on every answer takes so long.
+    pub fn delay(&self, by: Duration) {
+        self.delay_ms.store(u64::try_from(by.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+
+    /// Connections that were made through it.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
     }
 
     /// Where it listens.
@@ -55,10 +72,15 @@ impl Relay {
 async fn pass(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
+    delay_ms: Arc<AtomicU64>,
     is_lost: impl Fn() -> bool,
 ) {
     let mut buffer = [0; 16_384];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let delay = Duration::from_millis(delay_ms.load(Ordering::SeqCst));
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         // Read and dropped: the sockets stay open on both sides.
         if !is_lost() && to.write_all(&buffer[..read]).await.is_err() {
             return;

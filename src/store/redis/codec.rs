@@ -1,16 +1,14 @@
-//! Names of keys, and the packed arguments and reply of the script. All numbers little endian.
-
-use std::fmt::Write as _;
+//! The packed arguments and reply of the script. All numbers little endian.
 
 use fred::bytes::Bytes;
-use sha2::{Digest, Sha256};
 
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::quota::{LimitSet, Mode, Period};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::{Micros, Timestamp};
-use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
+
+use super::names::KeyNames;
 
 /// The script, for checks and refunds; the heads of its two parts have the shapes of what is packed
 /// here.
@@ -24,8 +22,6 @@ const REFUND_HEAD: usize = 13;
 const REFUND_SCOPE: usize = 21;
 const REPLY_HEAD: usize = 13;
 const REPLY_LIMIT: usize = 20;
-/// Hex digits of a key's hash: 128 bits, so that ten million identities collide with p < 10^-24.
-const HASH_DIGITS: usize = 32;
 
 /// One call of the script.
 #[derive(Clone, Debug)]
@@ -72,7 +68,7 @@ pub enum ReplyError {
 
 impl Call {
     /// The call for `plan`. `now` is for tests and replays; without it Redis's own clock decides.
-    pub fn new(prefix: &str, plan: &Plan<'_>, now: Option<Timestamp>, sequence: u32) -> Self {
+    pub fn new(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, sequence: u32) -> Self {
         let scopes = plan.scopes();
         let mut argument = Vec::with_capacity(ARGUMENT_HEAD + 3 * ARGUMENT_SCOPE);
         // 0 asks for Redis's clock, so a given epoch is one microsecond late.
@@ -83,14 +79,14 @@ impl Call {
         for scope in scopes.clone() {
             push_limits(&mut argument, &scope.limits.set, scope.limits.mode);
         }
-        let keys = keys(prefix, plan);
+        let keys = keys(names, plan);
         let ticket = Ticket { sequence, scopes: keys.len() };
         Call { keys, argument: argument.into(), ticket }
     }
 
     /// Takes back what a check of `plan` charged. The ticket is for no reply: there is nothing in
     /// it that matters.
-    pub fn refund(prefix: &str, plan: &Plan<'_>, grant: &Grant, sequence: u32) -> Self {
+    pub fn refund(names: &KeyNames, plan: &Plan<'_>, grant: &Grant, sequence: u32) -> Self {
         let mut argument = Vec::with_capacity(REFUND_HEAD + 3 * REFUND_SCOPE);
         let exact = |number: u64| (number.min(EXACT_MAX) as f64).to_le_bytes();
         argument.push(1);
@@ -108,13 +104,13 @@ impl Call {
             argument.extend_from_slice(&exact(minute));
             argument.extend_from_slice(&exact(hour));
         }
-        let keys = keys(prefix, plan);
+        let keys = keys(names, plan);
         let ticket = Ticket { sequence, scopes: keys.len() };
         Call { keys, argument: argument.into(), ticket }
     }
 
     /// Writes a value and has it expire at once: shows that Redis can still do what a check needs.
-    pub fn probe(prefix: &str, sequence: u32) -> Self {
+    pub fn probe(names: &KeyNames, sequence: u32) -> Self {
         let mut argument = Vec::with_capacity(ARGUMENT_HEAD + ARGUMENT_SCOPE);
         argument.extend_from_slice(&sequence.to_le_bytes());
         argument.extend_from_slice(&0_f64.to_le_bytes());
@@ -124,7 +120,7 @@ impl Call {
         for limit in [1_000_000, 1_000_000, 0, 0_u32] {
             argument.extend_from_slice(&limit.to_le_bytes());
         }
-        let keys = vec![format!("{prefix}:{{probe}}").into()];
+        let keys = vec![names.probe()];
         Call { keys, argument: argument.into(), ticket: Ticket { sequence, scopes: 1 } }
     }
 }
@@ -185,33 +181,9 @@ impl Ticket {
     }
 }
 
-fn keys(prefix: &str, plan: &Plan<'_>) -> Vec<Bytes> {
-    let hash = identity_hash(prefix, &plan.identity);
-    plan.scopes().map(|scope| key(prefix, &hash, scope.key)).collect()
-}
-
-/// The key of one scope of an identity. The braces keep all of an identity in one cluster slot.
-pub fn key(prefix: &str, hash: &str, scope: &str) -> Bytes {
-    [prefix, ":{", hash, "}:", scope].concat().into()
-}
-
-/// What stands for an identity in Redis: constant in length, with nothing personal in it.
-pub fn identity_hash(prefix: &str, identity: &Identity) -> String {
-    struct Hasher(Sha256);
-    impl std::fmt::Write for Hasher {
-        fn write_str(&mut self, text: &str) -> std::fmt::Result {
-            self.0.update(text);
-            Ok(())
-        }
-    }
-    let mut hasher = Hasher(Sha256::new_with_prefix(prefix));
-    // A hasher takes everything.
-    let _ = write!(hasher, "\0{identity}");
-    let digits = hasher.0.finalize().into_iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    digits
-        .take(HASH_DIGITS)
-        .map(|nibble| char::from_digit(nibble.into(), 16).unwrap_or('0'))
-        .collect()
+fn keys(names: &KeyNames, plan: &Plan<'_>) -> Vec<Bytes> {
+    let hash = names.identity_hash(&plan.identity);
+    plan.scopes().map(|scope| names.scope(&hash, scope.key)).collect()
 }
 
 fn push_limits(argument: &mut Vec<u8>, set: &LimitSet, mode: Mode) {
@@ -268,8 +240,13 @@ mod tests {
     use super::*;
     use crate::limiter::check::Limits;
     use crate::limiter::quota::Bucket;
+    use crate::policy::identity::Identity;
     use crate::policy::plan::{RuleId, Scope, TierId, TierSource};
     use std::num::NonZeroU32;
+
+    fn names() -> KeyNames {
+        KeyNames::new("tg")
+    }
 
     fn plan() -> Plan<'static> {
         let limit = NonZeroU32::new;
@@ -299,27 +276,16 @@ mod tests {
     }
 
     #[test]
-    fn keys_hide_the_identity_and_keep_its_scopes_together() {
-        let call = Call::new("tg", &plan(), None, 1);
-        let keys: Vec<_> = call.keys.iter().map(|it| std::str::from_utf8(it).unwrap()).collect();
-        let hash = identity_hash("tg", &Identity::User("42".into()));
-        assert_eq!(hash.len(), 32);
-        assert_eq!(keys, [format!("tg:{{{hash}}}:i"), format!("tg:{{{hash}}}:e:reports")]);
-        assert_ne!(hash, identity_hash("other", &Identity::User("42".into())));
-        assert_ne!(hash, identity_hash("tg", &Identity::Key("42".into())));
-    }
-
-    #[test]
-    fn the_hash_is_the_same_in_every_version() {
-        // First 128 bits of SHA-256("tg" NUL "user:42"): a change would forget every counter.
-        let hash = identity_hash("tg", &Identity::User("42".into()));
-        assert_eq!(hash, "e37b93d74a874e9f827b654c7e4b60aa");
+    fn each_scope_has_a_key() {
+        let call = Call::new(&names(), &plan(), None, 1);
+        let hash = names().identity_hash(&Identity::User("42".into()));
+        assert_eq!(call.keys, [format!("tg:{{{hash}}}:i"), format!("tg:{{{hash}}}:e:reports")]);
     }
 
     #[test]
     fn the_argument_is_packed_as_the_script_reads_it() {
         let now = Timestamp::from_micros(1_700_000_000_123_456);
-        let call = Call::new("tg", &plan(), Some(now), 7);
+        let call = Call::new(&names(), &plan(), Some(now), 7);
         let mut expected = vec![7, 0, 0, 0];
         expected.extend(1_700_000_000_123_456_f64.to_le_bytes());
         expected.extend([3, 0, 0, 0]);
@@ -330,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_reply_becomes_the_limits_that_the_plan_has() {
-        let call = Call::new("tg", &plan(), None, 7);
+        let call = Call::new(&names(), &plan(), None, 7);
         let limits = [
             (2, 0.0, 6e6),
             (97, 0.0, 66e6),
@@ -359,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_reply_to_another_call_is_no_decision() {
-        let call = Call::new("tg", &plan(), None, 7);
+        let call = Call::new(&names(), &plan(), None, 7);
         let limits = [(1, 0.0, 0.0); 6];
         let decode = |reply: &[u8]| call.ticket.decode(&plan(), reply).unwrap_err();
         let other = ReplyError::Sequence { found: 8, expected: 7 };

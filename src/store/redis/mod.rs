@@ -7,6 +7,7 @@
 pub mod codec;
 pub mod error;
 mod link;
+pub mod names;
 pub mod settings;
 pub mod stats;
 
@@ -198,7 +199,7 @@ impl RedisStore {
     ) -> Result<Decision, CheckError> {
         let shared = self.shared();
         let settings = &shared.settings;
-        let call = Call::new(&settings.key_prefix, plan, now, self.link.next_sequence());
+        let call = Call::new(&settings.names, plan, now, self.link.next_sequence());
         let ticket = call.ticket;
         let result = match self.link.call(call, settings.timeout).await {
             Ok(reply) => {
@@ -247,7 +248,7 @@ impl RedisStore {
         let link = Arc::clone(&self.link);
         let settings = &self.shared().settings;
         let budget = settings.timeout;
-        let call = Call::refund(&settings.key_prefix, plan, grant, link.next_sequence());
+        let call = Call::refund(&settings.names, plan, grant, link.next_sequence());
         async move {
             let result = link.call(call, budget).await.map(|_| ());
             if let Err(error) = &result {

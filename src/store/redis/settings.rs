@@ -7,6 +7,8 @@ use fred::types::config::{Config, ServerConfig};
 
 use crate::policy::compiled::FailureMode;
 
+use super::names::KeyNames;
+
 /// Settings of the store in Redis.
 #[derive(Clone, Debug)]
 pub struct RedisSettings {
@@ -16,8 +18,8 @@ pub struct RedisSettings {
     pub timeout: Duration,
     /// What decides then, where neither endpoint nor tier say.
     pub on_failure: FailureMode,
-    /// First part of every key, and part of the hash in it.
-    pub key_prefix: Box<str>,
+    /// How keys are named.
+    pub names: KeyNames,
 }
 
 impl RedisSettings {
@@ -27,7 +29,7 @@ impl RedisSettings {
             target,
             timeout: Duration::from_millis(20),
             on_failure: FailureMode::Local,
-            key_prefix: "tg".into(),
+            names: KeyNames::new("tg"),
         }
     }
 }

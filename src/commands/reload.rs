@@ -1,0 +1,325 @@
+//! The thread that watches files and reloads what changed, off the data path.
+//!
+//! What is watched is a list of [`Watched`]: to have one more file reloaded (keys, certificates,
+//! secrets) is to add an entry, with a function that takes the new content over or says why not.
+//! The rest is done here, alike for all: a file that changed is read once it has come to rest, the
+//! same content twice is no change, a file that is refused or gone is told of once and leaves what
+//! ran before, SIGHUP reads all of them at once, log and metrics say what came of it. Functions of
+//! the list run on this thread, one at a time, and may take their time: nobody waits for them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock::Clock;
+use crate::config::load::{ReadError, read_file};
+use crate::config::reload::{Digest, Sight, Step, Track};
+use crate::config::tree::FILE_BYTES_MAX;
+use crate::metrics::labels::Attempt;
+use crate::metrics::registry::Metrics;
+use crate::proxy::gate::Active;
+
+/// How often the files are looked at. One call of the system for each; a change is in force after
+/// the second look that sees it.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Policies that are kept from being freed by a worker, while requests still hold them.
+const RETIRED_MAX: usize = 8;
+
+/// A file that is watched.
+pub struct Watched {
+    path: PathBuf,
+    track: Track,
+    /// Whether the file as it stands was taken over.
+    is_good: bool,
+    on_change: OnChange,
+}
+
+/// What is done with a file's new content.
+pub enum OnChange {
+    /// Takes it over and logs what that changed; or says why not, and leaves what ran before.
+    /// Counted as a reload, whichever it was. An error names the file, and no secret of it.
+    Reload(Box<dyn FnMut(Vec<u8>) -> Result<(), String> + Send>),
+    /// Tells what it means, or that the file cannot be read: it takes a restart. Not counted.
+    Tell(Box<dyn FnMut(Result<Vec<u8>, String>) + Send>),
+}
+
+impl Watched {
+    /// A file whose content with this digest is in force.
+    pub fn new(path: &Path, in_force: Digest, on_change: OnChange) -> Self {
+        let track = Track::new(in_force);
+        Watched { path: path.to_owned(), track, is_good: true, on_change }
+    }
+}
+
+/// Policies that no request begins with any more. A large one takes a while to free, which must not
+/// be done by the worker whose request happens to be the last that holds it.
+#[derive(Clone, Debug, Default)]
+pub struct Retired(Arc<Mutex<Vec<Arc<Active>>>>);
+
+impl Retired {
+    /// Keeps one until nobody else holds it. Of more than a few the oldest is left to who does.
+    pub fn keep(&self, active: Arc<Active>) {
+        let mut retired = self.0.lock();
+        retired.push(active);
+        if retired.len() > RETIRED_MAX {
+            retired.remove(0);
+        }
+    }
+
+    fn free(&self) {
+        self.0.lock().retain(|active| Arc::strong_count(active) > 1);
+    }
+}
+
+/// Everything that the thread needs.
+pub struct Reloader {
+    /// The files. What is no file at the start (a pipe) cannot be read a second time and is left
+    /// out.
+    pub files: Vec<Watched>,
+    /// Where reloads are counted.
+    pub metrics: Arc<Metrics>,
+    /// When they were.
+    pub clock: Clock,
+    /// What they left behind.
+    pub retired: Retired,
+}
+
+/// Asks the thread to reload. Dropped, it ends the thread, which nobody waits for: it holds nothing
+/// that would be lost.
+#[derive(Debug)]
+pub struct Handle(Option<SyncSender<()>>);
+
+impl Handle {
+    /// Has every file read now, whether it has changed or not. One request waits at a time: it
+    /// stands for all that come until it is heard.
+    pub fn request(&self) {
+        let Some(sender) = &self.0 else {
+            tracing::warn!("SIGHUP: no file was given at the start, so there is none to reload");
+            return;
+        };
+        if let Err(TrySendError::Disconnected(())) = sender.try_send(()) {
+            tracing::error!("SIGHUP: the thread that reloads has ended; nothing has changed");
+        }
+    }
+}
+
+/// Starts the thread; without files there is none.
+///
+/// # Errors
+/// It could not be started.
+pub fn spawn(mut reloader: Reloader) -> io::Result<Handle> {
+    reloader.files.retain(|file| {
+        let is_watched = Sight::of(&file.path) != Sight::NoFile;
+        if !is_watched {
+            tracing::warn!(file = %file.path.display(), "not a plain file: it is not watched");
+        }
+        is_watched
+    });
+    if reloader.files.is_empty() {
+        return Ok(Handle(None));
+    }
+    let (sender, requests) = sync_channel(1);
+    let thread = std::thread::Builder::new().name("reload".to_owned());
+    thread.spawn(move || watch(reloader, &requests))?;
+    Ok(Handle(Some(sender)))
+}
+
+fn watch(mut reloader: Reloader, requests: &Receiver<()>) {
+    loop {
+        match requests.recv_timeout(LOOK_INTERVAL) {
+            Ok(()) => reloader.reload_all(),
+            Err(RecvTimeoutError::Timeout) => reloader.look(),
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        reloader.retired.free();
+    }
+}
+
+impl Reloader {
+    /// Looks at every file, and reloads what has changed and come to rest.
+    fn look(&mut self) {
+        for index in 0..self.files.len() {
+            let Some(file) = self.files.get_mut(index) else { continue };
+            let sight = Sight::of(&file.path);
+            let read = match file.track.look(sight) {
+                Step::Wait => continue,
+                Step::Read => read_file(&file.path),
+                Step::Tell => {
+                    self.take(index, Err(sight.fault().unwrap_or_default()));
+                    continue;
+                }
+            };
+            match read {
+                Ok(content) if file.track.is_new(&content) => self.take(index, Ok(content)),
+                Ok(_) => {}
+                Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                    file.track.unsettle();
+                }
+                Err(error) => {
+                    file.track.unreadable();
+                    self.take(index, Err(error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Reads every file, changed or not.
+    fn reload_all(&mut self) {
+        for index in 0..self.files.len() {
+            let Some(file) = self.files.get_mut(index) else { continue };
+            let content = match Sight::of(&file.path).fault() {
+                // To open a pipe might take for ever.
+                Some(fault) => Err(fault),
+                None => read_file(&file.path).map_err(|error| error.to_string()),
+            };
+            match &content {
+                Ok(content) => drop(file.track.is_new(content)),
+                Err(_) => file.track.unreadable(),
+            }
+            self.take(index, content);
+        }
+    }
+
+    /// Hands new content over, or that there is none, and says what came of it.
+    fn take(&mut self, index: usize, content: Result<Vec<u8>, String>) {
+        let Some(file) = self.files.get_mut(index) else { return };
+        let content = content.and_then(|content| match content.len() {
+            0..=FILE_BYTES_MAX => Ok(content),
+            _ => Err(format!("too long, expected at most {FILE_BYTES_MAX} bytes")),
+        });
+        let name = file.path.display().to_string();
+        let reload = match &mut file.on_change {
+            OnChange::Reload(reload) => reload,
+            OnChange::Tell(tell) => return tell(content),
+        };
+        let taken = content.map_err(|reason| format!("{name}: {reason}")).and_then(reload);
+        file.is_good = taken.is_ok();
+        let result = match taken {
+            Ok(()) => Attempt::Ok,
+            Err(reason) => {
+                tracing::error!(file = name, "not reloaded, what ran before goes on: {reason}");
+                Attempt::Error
+            }
+        };
+        let is_all_good = self.files.iter().all(|file| file.is_good);
+        self.metrics.config_reloaded(result, is_all_good, self.clock.now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::reload::digest;
+    use crate::limiter::time::Timestamp;
+    use crate::metrics::registry::Build;
+
+    const NOW: Timestamp = Timestamp::from_micros(1_767_225_600_000_000);
+
+    struct Three {
+        directory: tempfile::TempDir,
+        reloader: Reloader,
+        told: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Three {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let build = Build { version: "0", commit: "0", rustc: "0" };
+            let metrics = Metrics::new(1, build, Duration::from_millis(10));
+            let told = Arc::new(Mutex::new(Vec::new()));
+            let file = |name: &str| {
+                let path = directory.path().join(name);
+                std::fs::write(&path, "old").unwrap();
+                let (told, name) = (Arc::clone(&told), name.to_owned());
+                let tell = move |content: Vec<u8>| {
+                    let text = String::from_utf8(content).unwrap();
+                    told.lock().push(format!("{name} {text}"));
+                    if text == "worse" { Err("it is bad".to_owned()) } else { Ok(()) }
+                };
+                (path, tell)
+            };
+            let reload = |name: &str| {
+                let (path, tell) = file(name);
+                Watched::new(&path, digest(b"old"), OnChange::Reload(Box::new(tell)))
+            };
+            let (path, tell) = file("static");
+            let tell = move |content: Result<Vec<u8>, String>| {
+                let _ = tell(content.unwrap_or_else(String::into_bytes));
+            };
+            let tell = Watched::new(&path, digest(b"old"), OnChange::Tell(Box::new(tell)));
+            let files = vec![reload("one"), tell, reload("two")];
+            let clock = Clock::manual(NOW);
+            let reloader = Reloader { files, metrics, clock, retired: Retired::default() };
+            Three { directory, reloader, told }
+        }
+
+        fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+            std::fs::write(self.directory.path().join(name), content).unwrap();
+        }
+
+        /// Three looks, which is one more than a file at rest needs; what was told in them.
+        fn look(&mut self) -> Vec<String> {
+            (0..3).for_each(|_| self.reloader.look());
+            std::mem::take(&mut self.told.lock())
+        }
+
+        /// Reloads that went well, those that did not, whether all is well, and when it last was.
+        fn figures(&self) -> [f64; 4] {
+            let page = self.reloader.metrics.render(NOW);
+            [
+                "reloads_total{result=\"ok\"}",
+                "reloads_total{result=\"error\"}",
+                "last_reload_successful",
+                "last_reload_success_timestamp_seconds",
+            ]
+            .map(|series| {
+                let series = format!("tollgate_config_{series} ");
+                page.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap()
+            })
+        }
+    }
+
+    #[test]
+    fn each_file_has_its_say_and_one_that_is_refused_is_not_forgotten_over_another() {
+        let mut three = Three::new();
+        assert!(three.look().is_empty());
+        three.write("one", "worse");
+        three.write("static", "worse");
+        assert_eq!(three.look(), ["one worse", "static worse"]);
+        assert_eq!(three.figures(), [0.0, 1.0, 0.0, 0.0]);
+        three.write("two", "good");
+        assert_eq!(three.look(), ["two good"]);
+        let now = NOW.as_micros() as f64 / 1e6;
+        assert_eq!(three.figures(), [1.0, 1.0, 0.0, now], "the first is still refused");
+        three.write("one", "good");
+        assert_eq!(three.look(), ["one good"]);
+        assert_eq!(three.figures(), [2.0, 1.0, 1.0, now]);
+        // What is written again as it was is read, and no more.
+        three.write("one", "good");
+        assert!(three.look().is_empty());
+        three.reloader.reload_all();
+        assert_eq!(three.look(), ["one good", "static worse", "two good"]);
+        assert_eq!(three.figures(), [4.0, 1.0, 1.0, now]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_once_and_never_handed_over() {
+        let mut three = Three::new();
+        three.look();
+        std::fs::remove_file(three.directory.path().join("one")).unwrap();
+        std::fs::remove_file(three.directory.path().join("static")).unwrap();
+        three.write("two", vec![b'x'; FILE_BYTES_MAX + 1]);
+        assert_eq!(three.look(), ["static cannot be read: entity not found"]);
+        assert_eq!(three.figures(), [0.0, 2.0, 0.0, 0.0]);
+        assert!(three.look().is_empty());
+        for name in ["one", "static", "two"] {
+            three.write(name, "old");
+        }
+        assert_eq!(three.look(), ["one old", "static old", "two old"]);
+        assert_eq!(three.figures()[..3], [2.0, 2.0, 1.0]);
+    }
+}

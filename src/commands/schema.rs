@@ -1,0 +1,14 @@
+//! `tollgate schema`: the JSON Schema of each file, for editors.
+
+use crate::config::json_schema::{of_config, of_tiers};
+
+use super::{SchemaArgs, SchemaFile, print};
+
+/// Prints the schema of a file.
+pub fn schema(args: &SchemaArgs) {
+    let schema = match args.file {
+        SchemaFile::Config => of_config(),
+        SchemaFile::Tiers => of_tiers(),
+    };
+    print(format_args!("{schema:#}"));
+}

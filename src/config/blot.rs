@@ -1,0 +1,234 @@
+//! Source lines as excerpts may show them: what may be a secret is blotted out.
+//!
+//! Works on text alone, so that a file that cannot even be parsed keeps its secrets. In doubt it
+//! hides too much; columns hold.
+
+use super::report::{lines, nearest};
+
+/// Keys whose value is a secret; one that is nearly so is taken for a slip of the pen.
+const SECRET_KEYS: [&str; 5] =
+    ["secret", "identity_hash_secret", "password", "passwd", "client_secret"];
+/// Keys whose value is a URL that may hold a password.
+const URL_KEYS: [&str; 3] = ["url", "urls", "postgres"];
+/// A line without any of these has none of those keys.
+const OPENING: [&str; 5] = ["secre", "passw", "url", "postgres", "SECRE"];
+
+/// Whether the key's value is a secret, and not the name of a file that holds it.
+pub fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    let is_file = key.ends_with("_file");
+    !is_file && (key.ends_with("secret") || nearest(&key, SECRET_KEYS).is_some())
+}
+
+/// A line of a file, from 1, with what may be a secret blotted out character by character.
+pub fn blotted(text: &str, number: usize) -> Vec<char> {
+    let line = lines(text).nth(number.saturating_sub(1)).unwrap_or_default();
+    let mut shown: Vec<char> = line.chars().collect();
+    if is_continued(text, number) {
+        hide(&mut shown, 0);
+        return shown;
+    }
+    hide_user_info(&mut shown);
+    hide_passwords(line, &mut shown);
+    // A URL whose end, and perhaps whose `@`, is on another line.
+    if let Some(open) = opened(line, None).filter(|open| open.quote.is_some()) {
+        hide(&mut shown, line.get(..open.value).unwrap_or_default().chars().count());
+    }
+    // What follows on the same line goes as well: where a secret ends, only a parser would know.
+    if let Some(key) = keys(line).find(|key| is_secret(key.name)) {
+        hide(&mut shown, line.get(..key.end).unwrap_or_default().chars().count());
+    }
+    shown
+}
+
+/// A value as messages may repeat it: its user and password aside.
+pub fn without_password(text: &str) -> String {
+    let mut shown: Vec<char> = text.chars().collect();
+    hide_user_info(&mut shown);
+    hide_passwords(text, &mut shown);
+    shown.into_iter().collect()
+}
+
+fn hide(shown: &mut [char], from: usize) {
+    shown.iter_mut().skip(from).filter(|c| !c.is_whitespace()).for_each(|c| *c = '*');
+}
+
+/// User and password of a URL, and of what should have been one.
+fn hide_user_info(shown: &mut [char]) {
+    let is_end = |c: &char| c.is_whitespace() || "\"'".contains(*c);
+    for word in shown.split_mut(is_end) {
+        let text: String = word.iter().collect();
+        let is_identity = text.starts_with("user:") || text.starts_with("key:");
+        if let Some(at) = word.iter().rposition(|c| *c == '@')
+            && !is_identity
+        {
+            let scheme = text.find("://").and_then(|byte| text.get(..byte + 3));
+            let start = scheme.map_or(0, |scheme| scheme.chars().count());
+            word.iter_mut().take(at).skip(start).for_each(|c| *c = '*');
+        }
+    }
+}
+
+/// `password=…`, in a query or among a database's parameters.
+fn hide_passwords(line: &str, shown: &mut [char]) {
+    let lower = line.to_ascii_lowercase();
+    for (at, found) in lower.match_indices("password") {
+        let after = lower.get(at + found.len()..).unwrap_or_default();
+        let value = after.trim_start();
+        if value.starts_with('=') {
+            let start = lower.len() - value.len() + 1;
+            hide(shown, lower.get(..start).unwrap_or_default().chars().count());
+        }
+    }
+}
+
+/// A key of a mapping, and where its colon ends.
+struct Key<'a> {
+    name: &'a str,
+    end: usize,
+}
+
+/// What looks like a key in a line: a word, perhaps in quotes, before a colon.
+fn keys(line: &str) -> impl Iterator<Item = Key<'_>> {
+    line.match_indices(':').filter_map(|(colon, _)| {
+        let before = line.get(..colon)?.trim_end().trim_end_matches(['"', '\'']);
+        let is_word = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+        let start = before.rfind(|c| !is_word(c)).map_or(0, |at| {
+            at + before.get(at..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8)
+        });
+        let name = before.get(start..).filter(|name| !name.is_empty())?;
+        Some(Key { name, end: colon + 1 })
+    })
+}
+
+/// A value that goes on below the line of its key.
+struct Open {
+    /// Where the key's line begins; deeper lines are the value's.
+    indent: usize,
+    /// Where it begins, in its key's line.
+    value: usize,
+    /// The quote that ends it.
+    quote: Option<char>,
+    /// Nothing of it has been seen: wherever the next line begins, it is the value's.
+    is_awaited: bool,
+}
+
+/// Whether the line is part of a secret whose key stands above it.
+fn is_continued(text: &str, number: usize) -> bool {
+    let before = lines(text).take(number.saturating_sub(1));
+    let open = before.fold(None, |open, line| opened(line, open));
+    open.is_some_and(|open| {
+        open.holds(lines(text).nth(number.saturating_sub(1)).unwrap_or_default())
+    })
+}
+
+impl Open {
+    fn holds(&self, line: &str) -> bool {
+        self.quote.is_some() || self.is_awaited || indent(line) > self.indent
+    }
+}
+
+fn indent(line: &str) -> usize {
+    line.len() - line.trim_start().len()
+}
+
+/// What is open behind a line.
+fn opened(line: &str, open: Option<Open>) -> Option<Open> {
+    if let Some(open) = open {
+        if line.trim().is_empty() {
+            return Some(open);
+        }
+        if open.holds(line) {
+            let is_closed = open.quote.is_some_and(|quote| line.contains(quote));
+            return (!is_closed).then_some(Open { is_awaited: false, ..open });
+        }
+    }
+    // Every line of a file comes by here, once for every excerpt.
+    if !OPENING.iter().any(|part| line.contains(part)) || line.trim_start().starts_with('#') {
+        return None;
+    }
+    let is_url = |key: &Key<'_>| URL_KEYS.contains(&key.name.to_ascii_lowercase().as_str());
+    let key = keys(line).filter(|key| is_secret(key.name) || is_url(key)).last()?;
+    let value = line.get(key.end..).unwrap_or_default().trim();
+    let value = if value.starts_with('#') { "" } else { value };
+    let indent = indent(line);
+    match value.chars().next() {
+        None | Some('|' | '>' | '&' | '!') => {
+            Some(Open { indent, value: key.end, quote: None, is_awaited: value.is_empty() })
+        }
+        Some(quote @ ('"' | '\'')) => {
+            let is_closed = value.get(1..).is_some_and(|rest| rest.contains(quote));
+            (!is_closed).then_some(Open {
+                indent,
+                value: key.end,
+                quote: Some(quote),
+                is_awaited: false,
+            })
+        }
+        // A list or a mapping in its place, or plain text that may go on.
+        Some('[' | '{') => None,
+        Some(_) if is_secret(key.name) && !value.contains([',', '}']) => {
+            Some(Open { indent, value: key.end, quote: None, is_awaited: false })
+        }
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str, number: usize) -> String {
+        blotted(text, number).into_iter().collect()
+    }
+
+    #[test]
+    fn secrets_are_hidden_wherever_they_stand() {
+        for text in [
+            "secret: hunter2",
+            "'secret' : hunter2",
+            "\"secret\": hunter2",
+            "- jwt: { header: A, secret: hunter2, leeway: 1 }",
+            "identity_hash_secret: \"hunter2\"",
+            "secert: hunter2",
+            "SECRET: hunter2",
+            "password: hunter2",
+            "url: redis://me:hunter2@host",
+            "{ \"url\": \"redis://me:hunter2@host\", timeout: 1s }",
+            "postgres: postgres://me:hunter2@host/db",
+            "postgres: \"host=a password=hunter2\"",
+            "postgres: postgres://host/db?user=a&password = hunter2",
+            "url: me:hunter2@host",
+            "url: 'redis://me:hu?nter@host'",
+        ] {
+            assert!(!shown(text, 1).contains("hunter"), "{text}: {}", shown(text, 1));
+            assert!(!shown(text, 1).contains("nter@"), "{text}");
+        }
+        assert_eq!(shown("secret_file: /run/secret", 1), "secret_file: /run/secret");
+        assert_eq!(shown("identity_hash_secret_file: a", 1), "identity_hash_secret_file: a");
+        assert_eq!(shown("server: { per_second: 5 }", 1), "server: { per_second: 5 }");
+        assert!(shown("  user:me@example.com: gold", 1).contains("me@example.com"));
+    }
+
+    #[test]
+    fn secrets_are_hidden_on_the_lines_below_their_key() {
+        for (text, number) in [
+            ("secret: |\n  hunter2\nnext: 1", 2),
+            ("secret: >-\n  a\n\n  hunter2\nnext: 1", 4),
+            ("secret:\n  hunter2\nnext: 1", 2),
+            ("secret:\n  - hunter2\nnext: 1", 2),
+            ("secret: # of the tokens\n  hunter2\nnext: 1", 2),
+            ("secret: \"a\n  hunter2\"\nnext: 1", 2),
+            ("secret: a\n  hunter2\nnext: 1", 2),
+            ("{ secret:\nhunter2, next: 1 }", 2),
+            ("url: \"redis://me:a\\\n  hunter2@host\"\nnext: 1", 2),
+            ("url: |-\r\n  hunter2\r\nnext: 1", 2),
+        ] {
+            assert!(!shown(text, number).contains("hunter"), "{text}");
+            let last = lines(text).last().unwrap_or_default();
+            if last.starts_with("next") {
+                assert_eq!(shown(text, lines(text).count()), "next: 1", "{text}");
+            }
+        }
+    }
+}

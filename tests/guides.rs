@@ -1,0 +1,127 @@
+//! The guides in `docs/`, run as their readers would: every file saved, every command typed, every
+//! answer compared, letter by letter.
+//!
+//! A block of `yaml` is saved under the name that the paragraph before it ends on. One of `sh` is
+//! typed; `sh server` is started and left running in place of the one before. Of `console`, each
+//! line behind a `$` is typed, and the lines below it are its answer.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+#[path = "support/postgres.rs"]
+mod postgres;
+mod support;
+
+use std::fmt::Write as _;
+use std::process::{Command, Stdio};
+
+use postgres::PostgresServer;
+use support::{Backend, nobody};
+
+/// What the script begins with. `answers` runs a command and compares what it prints.
+const PRELUDE: &str = r#"
+set -u
+server=
+stop() { [ -z "$server" ] || { kill "$server"; wait "$server" || true; }; server=; }
+trap stop EXIT
+serve() {
+    stop
+    "$@" > server.log 2>&1 &
+    server=$!
+    for _ in $(seq 400); do
+        grep -q 'listening on' server.log && return
+        kill -0 "$server" 2>/dev/null || break
+        sleep 0.05
+    done
+    echo "it does not serve: $*"; cat server.log; exit 1
+}
+answers() {
+    expected=$(cat)
+    found=$(eval "$1" | tr -d '\r')
+    [ "$found" = "$expected" ] && return
+    printf 'typed:    %s\nexpected: %s\nfound:    %s\n' "$1" "$expected" "$found"
+    cat server.log
+    exit 1
+}
+"#;
+
+struct Block<'a> {
+    kind: &'a str,
+    text: String,
+    /// The last file that was named before it.
+    file: Option<&'a str>,
+}
+
+fn blocks(guide: &str) -> Vec<Block<'_>> {
+    let (mut blocks, mut open) = (Vec::<Block<'_>>::new(), false);
+    let mut file = None;
+    for line in guide.lines() {
+        match line.strip_prefix("```") {
+            Some(kind) if !open => blocks.push(Block { kind, text: String::new(), file }),
+            Some(_) => {}
+            None if open => {
+                let block = blocks.last_mut().unwrap();
+                writeln!(block.text, "{line}").unwrap();
+            }
+            None => {
+                let named = line.split('`').skip(1).step_by(2).filter(|it| it.ends_with(".yaml"));
+                file = named.last().or(file);
+            }
+        }
+        open ^= line.starts_with("```");
+    }
+    assert!(!open, "a block is not closed");
+    blocks
+}
+
+fn script(guide: &str) -> String {
+    let mut script = PRELUDE.to_owned();
+    for Block { kind, text, file } in blocks(guide) {
+        match kind {
+            "yaml" => {
+                let file = file.expect("a file that is named before its content");
+                writeln!(script, "cat > {file} <<'END_OF_FILE'\n{text}END_OF_FILE").unwrap();
+            }
+            "sh" => script.push_str(&text),
+            "sh server" => writeln!(script, "serve {}", text.trim()).unwrap(),
+            "console" => {
+                let mut typed = text.split("$ ").skip(1);
+                assert!(text.starts_with("$ "), "an answer to nothing: {text}");
+                typed.by_ref().for_each(|dialogue| {
+                    let (command, answer) = dialogue.split_once('\n').unwrap();
+                    let quoted = command.replace('\'', r"'\''");
+                    writeln!(script, "answers '{quoted}' <<'END_OF_ANSWER'\n{answer}END_OF_ANSWER")
+                        .unwrap();
+                });
+            }
+            other => panic!("a block of {other:?}"),
+        }
+    }
+    script.push_str("echo the end\n");
+    script
+}
+
+#[test]
+fn the_guide_to_identities_does_what_it_says() {
+    let Some(database) = PostgresServer::spawn() else { return };
+    let backend = Backend::ok();
+    let guide = std::fs::read_to_string("docs/identity.md").unwrap();
+    let [data, admin] = [nobody(), nobody()].map(|it| it.to_string());
+    let script = script(&guide)
+        .replace("127.0.0.1:8081", &backend.address.to_string())
+        .replace("127.0.0.1:8080", &data);
+    let directory = tempfile::tempdir().unwrap();
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_tollgate")).parent().unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(&directory)
+        .env("PATH", path)
+        .env("TOLLGATE_LISTEN", &data)
+        .env("TOLLGATE_ADMIN", &admin)
+        .env("DATABASE_URL", database.url())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.ends_with("the end\n"), "{said}\n{errors}");
+}
