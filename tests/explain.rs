@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+#[path = "support/redis.rs"]
+mod redis;
 mod support;
 
 use std::collections::BTreeMap;
@@ -227,6 +229,7 @@ fn it_says_what_a_running_tollgate_does() {
         said
     };
 
+    // An address of its own for each, so that each meets whole limits.
     let free = json!({ "identity": "ip:203.0.113.1", "identifier_type": "ip", "tier": "free",
         "tier_source": "default", "endpoint": "other", "cost": 1, "mode": "enforce",
         "decision": "allow" });
@@ -549,4 +552,62 @@ fn the_shipped_files_are_explained() {
     assert_eq!(of(&["GET", "/ws/feed"])["mode"], "shadow");
     let redis = Files::new("store: { redis: { on_failure: closed } }\n", TIERS);
     assert_eq!(redis.explain_json(&["GET", "/"])["on_failure"], "closed");
+}
+
+/// A database of subscriptions is asked for users alone, and has no say where it does not answer.
+#[test]
+fn the_database_of_subscriptions_is_asked() {
+    let of = |url: &str, claims: &Value| {
+        let lookup = format!(
+            "{}tier_lookup: {{ redis: {{ url: \"{url}\", hash: \"user:{{id}}\", field: plan }} }}\n",
+            config("ip")
+        );
+        let files = Files::new(&lookup, TIERS);
+        let bearer = format!("Authorization: Bearer {}", token(claims));
+        let said = files.explain_json(&["GET", "/a/b", "--header", &bearer]);
+        let database = said["steps"][2]["looked_at"][2]["found"].as_str().unwrap().to_owned();
+        (said["tier"].as_str().unwrap().to_owned(), database)
+    };
+    let silent = of(&format!("redis://{}", nobody()), &json!({ "sub": "ann" }));
+    assert_eq!(silent, ("free".into(), "did not answer in time, so it has no say".into()));
+    let plan = of(&format!("redis://{}", nobody()), &json!({ "sub": "ann", "tier": "pro" }));
+    assert!(plan.0 == "premium" && plan.1.starts_with("not asked"), "{plan:?}");
+
+    let Some(server) = redis::RedisServer::spawn_tcp() else { return };
+    server.words("HSET user:ann plan Pro");
+    let found = of(&server.tcp_url(), &json!({ "sub": "ann" }));
+    assert_eq!(found, ("premium".into(), "Pro, which is premium".into()));
+    let nothing = of(&server.tcp_url(), &json!({ "sub": "bob" }));
+    assert_eq!(nothing, ("free".into(), "knows no subscription of user:bob".into()));
+}
+
+/// Apart from the time, which stands in for itself.
+#[test]
+fn the_readme_shows_what_it_says() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let block = |start: &str| {
+        let text = &readme[readme.find(start).unwrap_or_else(|| panic!("no {start:?}"))..];
+        text[..text.find("```").unwrap()].to_owned()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let policy = block("default_tier: free\ntiers:\n");
+    std::fs::write(directory.path().join("tiers.yaml"), policy).unwrap();
+    let shown = block("$ tollgate explain ");
+    let (line, shown) = shown.split_once('\n').unwrap();
+    let arguments: Vec<&str> = line.split(' ').skip(3).collect();
+    let mut command = command(&arguments);
+    command.current_dir(directory.path());
+    let said = end_of(command).output;
+    let timeless = |text: &str| {
+        let of = |line: &str| match line.split_once("Reset: ") {
+            Some((before, _)) => before.to_owned(),
+            None if line.contains("tier:hour") => {
+                line.split_whitespace().filter(|word| !word.starts_with("36")).collect()
+            }
+            None => line.to_owned(),
+        };
+        text.lines().map(of).collect::<Vec<String>>()
+    };
+    assert_eq!(timeless(&said), timeless(shown));
 }

@@ -7,29 +7,33 @@ mod identity;
 mod request;
 
 use std::io::IsTerminal;
-use std::sync::Arc;
+use std::net::IpAddr;
 
 use anyhow::Context;
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue};
 
-use crate::config::compile::UpstreamNeed;
+use crate::config::compile::{Settings, UpstreamNeed};
 use crate::config::load::{LoadRequest, Overrides, load};
 use crate::config::report::Problem;
 use crate::identity::identifier::Invalid;
 use crate::limiter::decision::Decision;
+use crate::policy::caller::Caller;
 use crate::policy::compiled::Policy;
 use crate::policy::explain::rules::{effects, mode, rule, shown};
-use crate::policy::explain::{Explanation, Outcome, Step, address, limits, tier, tier_name};
+use crate::policy::explain::{
+    Database, Explanation, Limit, Outcome, Step, address, limits, tier, tier_name,
+};
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan};
 use crate::proxy::caller;
 use crate::proxy::gate::{Active, Gate};
-use crate::proxy::headers::{Numbers, add_limit};
+use crate::proxy::headers::{Numbers, Present, add_limit};
+use crate::subscriptions::Bought;
 
 use self::request::{Described, wrong};
 use super::wiring::Wired;
-use super::{ExplainArgs, Failure, Format, print};
+use super::{ExplainArgs, Failure, Format, print, subscriptions};
 
 /// Says what becomes of a request, and why.
 ///
@@ -48,14 +52,17 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         upstream: UpstreamNeed::Optional,
         env: &|name| std::env::var(name).ok(),
     })?;
-    let gate = Wired::new(loaded, 1)?.gate;
+    let settings = loaded.settings.clone();
+    let gate = Wired::new(loaded, 1, None)?.gate;
     let active = gate.active.load_full();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot make a runtime")?;
-    let explanation = runtime.block_on(explained(&gate, &active, &described, args));
+    let tollgate = Idle { gate: &gate, active: &active, settings: &settings };
+    let explanation = runtime.block_on(explained(&tollgate, &described, args.ip));
     runtime.shutdown_background();
+    let explanation = explanation?;
     match args.format {
         Format::Human => print(explanation.to_text(has_colours())),
         Format::Json => print(format_args!("{:#}", explanation.to_json())),
@@ -67,25 +74,34 @@ fn has_colours() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty())
 }
 
+/// All that a running tollgate has, and nobody to serve.
+struct Idle<'a> {
+    gate: &'a Gate,
+    active: &'a Active,
+    settings: &'a Settings,
+}
+
 async fn explained(
-    gate: &Arc<Gate>,
-    active: &Active,
+    tollgate: &Idle<'_>,
     described: &Described,
-    args: &ExplainArgs,
-) -> Explanation {
+    peer: IpAddr,
+) -> Result<Explanation, Failure> {
+    let Idle { gate, active, .. } = *tollgate;
     let policy = &active.policy;
     let (uri, headers) = (described.request.uri(), described.request.headers());
     let method = described.request.method();
-    let facts = RequestFacts::of(method, uri.path(), uri.query(), headers, args.ip);
+    let facts = RequestFacts::of(method, uri.path(), uri.query(), headers, peer);
     let fetched = identity::fetch_keys(&gate.identifier, &facts).await;
-    let (caller, invalid) = caller::of(gate, active, &facts).await;
+    let present = Present::in_fields(headers);
+    let (mut caller, invalid) = caller::of(gate, active, &facts, present).await;
+    let database = ask_database(tollgate, &mut caller).await?;
     let now = gate.clock.now();
     let who = policy.identity_of(&caller);
 
     let mut identity_step = identity::step(&gate.identifier, &facts, caller.address, &who, now);
     identity_step.notes = fetched;
     let mut steps =
-        vec![address(policy, &facts), identity_step, tier(policy, &who, &caller, false)];
+        vec![address(policy, &facts), identity_step, tier(policy, &who, &caller, database)];
     let plan = policy.plan(&facts, &caller);
     let settled = settled(gate, described, &facts, invalid, &plan);
     let decision = match (&settled, &plan) {
@@ -100,11 +116,11 @@ async fn explained(
     };
     let resolved = policy.resolve(&who, &caller);
     let plan = plan.ok().filter(|_| described.refusal.is_none());
-    Explanation {
+    Ok(Explanation {
         method: shown(method.as_str().as_bytes()),
         path: described.shown.clone(),
         host: host(headers),
-        peer: args.ip,
+        peer,
         tier: tier_name(policy, resolved.tier).to_owned(),
         tier_source: resolved.source,
         endpoint: policy.endpoint_name(plan.as_ref().and_then(|it| it.endpoint)).to_owned(),
@@ -120,7 +136,28 @@ async fn explained(
         outcome,
         steps,
         warnings: described.warnings.clone(),
+    })
+}
+
+/// Asks the database of subscriptions, where a running tollgate would. It is not connected to
+/// before that is sure: most requests can be explained without it.
+async fn ask_database(tollgate: &Idle<'_>, caller: &mut Caller) -> Result<Database, Failure> {
+    let Idle { active, settings, .. } = tollgate;
+    if settings.lookup.is_none() {
+        return Ok(Database::Absent);
     }
+    let Some(credential) = caller.credential.as_ref() else { return Ok(Database::Answers) };
+    if !active.policy.asks_database(credential) {
+        return Ok(Database::Answers);
+    }
+    let started = subscriptions::start(settings, 1)?;
+    let asked = caller::ask_database(started.as_deref(), &active.policy, credential).await;
+    let database = match asked {
+        Some(Bought::Unknown) => Database::Silent,
+        Some(Bought::Plan(_) | Bought::None) | None => Database::Answers,
+    };
+    caller.bought = asked.and_then(Bought::into_plan);
+    Ok(database)
 }
 
 /// What comes of a request before a limit is checked, in the order of the data path; `None`: its
@@ -195,7 +232,7 @@ fn checked_limits(
     policy: &Policy,
     plan: Option<&Plan<'_>>,
     decision: Option<&Decision>,
-) -> Vec<crate::policy::explain::Limit> {
+) -> Vec<Limit> {
     plan.zip(decision).map_or_else(Vec::new, |(plan, decision)| limits(policy, plan, decision))
 }
 

@@ -14,8 +14,9 @@ use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::quota::{Mode, Period};
 
 use super::caller::Caller;
-use super::compiled::{ClientAddress, FailureMode, ForwardedFault, Policy};
+use super::compiled::{FailureMode, Policy};
 use super::facts::RequestFacts;
+use super::forwarded::{ClientAddress, ForwardedFault};
 use super::identity::{Identity, IpPrefix};
 use super::plan::{Plan, TierId, TierSource};
 use super::tier::{Finding, TierStep};
@@ -218,28 +219,27 @@ fn limit(policy: &Policy, plan: &Plan<'_>, decision: &Decision, status: &LimitSt
 pub fn address(policy: &Policy, facts: &RequestFacts<'_>) -> Step {
     let ClientAddress { address, fault } = policy.client_address(facts.peer, facts.headers);
     let peer = facts.peer.to_canonical();
-    let is_trusted = policy.is_trusted(peer);
-    let named = forwarding_fields(facts.headers);
-    let trust = if is_trusted { "is in" } else { "is not in" };
-    let found = match (is_trusted, named.as_str()) {
-        (true, "") => "no forwarding field names anybody".to_owned(),
-        (false, "") => "none is there".to_owned(),
-        (true, fields) => format!("{fields} is believed"),
-        (false, fields) => format!("{fields} is not believed: anybody could send it"),
-    };
-    let comes_by_field = address != peer;
-    let looked_at = vec![
-        Look::new("peer", format!("{peer} {trust} server.trusted_proxies"), !comes_by_field),
-        Look::new("forwarded", found, comes_by_field),
-    ];
-    let notes = match fault {
-        Some(ForwardedFault::Malformed) => {
-            vec![format!("{named} cannot be read; what could be read of it counts")]
+    let fields = forwarding_fields(facts.headers);
+    let (found, is_believed) = match fault {
+        _ if fields.is_empty() => ("no forwarding field is there".to_owned(), false),
+        None => (format!("{fields}, believed"), true),
+        Some(ForwardedFault::Conflict) => {
+            let found = "X-Forwarded-For, believed; Forwarded, which names somebody else, is not";
+            (found.to_owned(), true)
         }
-        // The line above says so already.
-        Some(ForwardedFault::Untrusted) | None => Vec::new(),
+        Some(ForwardedFault::Untrusted) => {
+            (format!("{fields}, not believed: anybody can send it"), false)
+        }
+        Some(ForwardedFault::Malformed) => {
+            (format!("{fields}, which names nobody that can be read"), false)
+        }
     };
-    Step { name: "address", result: address.to_string(), looked_at, notes }
+    let trust = if policy.is_trusted(peer) { "is in" } else { "is not in" };
+    let looked_at = vec![
+        Look::new("peer", format!("{peer} {trust} server.trusted_proxies"), !is_believed),
+        Look::new("forwarded", found, is_believed),
+    ];
+    Step { name: "address", result: address.to_string(), looked_at, notes: Vec::new() }
 }
 
 /// The names of the forwarding fields that are there; empty without any.
@@ -250,8 +250,19 @@ fn forwarding_fields(headers: &HeaderMap) -> String {
     names.join(", ")
 }
 
+/// What became of asking the database of subscriptions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Database {
+    /// None is configured.
+    Absent,
+    /// It was asked, where it is asked at all.
+    Answers,
+    /// It was asked, and did not answer in time.
+    Silent,
+}
+
 /// The caller's tier: what every source says, whichever decides.
-pub fn tier(policy: &Policy, identity: &Identity, caller: &Caller, has_database: bool) -> Step {
+pub fn tier(policy: &Policy, identity: &Identity, caller: &Caller, database: Database) -> Step {
     let mut result = String::new();
     let mut looked_at = Vec::new();
     for TierStep { source, finding } in policy.tier_steps(identity, caller) {
@@ -269,7 +280,7 @@ pub fn tier(policy: &Policy, identity: &Identity, caller: &Caller, has_database:
                 "{} is the name of no tier and no subscription, so it counts as none",
                 rules::shown(name.as_bytes())
             ),
-            Finding::Nothing => nothing(policy, source, caller, identity, has_database),
+            Finding::Nothing => nothing(policy, source, caller, identity, database),
         };
         looked_at.push(Look::new(source.as_str(), found, decides));
     }
@@ -324,18 +335,21 @@ fn nothing(
     source: TierSource,
     caller: &Caller,
     identity: &Identity,
-    has_database: bool,
+    database: Database,
 ) -> String {
     let by_address = matches!(identity, Identity::Ip(_));
     match source {
         TierSource::Identities => format!("nothing about {identity}"),
         TierSource::Credential if by_address => "none was presented and believed".to_owned(),
         TierSource::Credential => "names no tier and no subscription".to_owned(),
-        TierSource::Database if !has_database => "no tier_lookup is configured".to_owned(),
+        TierSource::Database if database == Database::Absent => {
+            "no tier_lookup is configured".to_owned()
+        }
         TierSource::Database => match &caller.credential {
-            Some(credential) if policy.asks_database(credential) => {
-                format!("knows no subscription of {identity}")
-            }
+            Some(credential) if policy.asks_database(credential) => match database {
+                Database::Silent => "did not answer in time, so it has no say".to_owned(),
+                _ => format!("knows no subscription of {identity}"),
+            },
             Some(_) => "not asked: only where nothing before it has given a user a tier".to_owned(),
             None => "not asked: it knows users only".to_owned(),
         },

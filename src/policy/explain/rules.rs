@@ -48,9 +48,7 @@ pub fn rule(policy: &Policy, facts: &RequestFacts<'_>) -> Result<Step, PathError
         notes.push(match (matched.strict, matched.lenient) {
             (Some(_), Some(_)) => "The limits of both rules hold.".to_owned(),
             _ => {
-                "What the other reading makes of the path changes nothing: the rule's limits hold \
-                  however a backend reads it."
-                    .to_owned()
+                "One reading is enough: the rule holds however a backend reads the path.".to_owned()
             }
         });
     }
