@@ -713,6 +713,7 @@ fn schemas_refuse_what_the_reader_refuses_for_its_shape() {
             "expected a mapping",
             "expected true or false",
             "expected one of local",
+            "expected stale",
             "expected one of lenient",
             "expected one of enforce",
             ".name: missing",

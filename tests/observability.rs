@@ -25,7 +25,7 @@ use tollgate::metrics::labels::{
 };
 use tollgate::metrics::names::{self, Kind};
 use tollgate::metrics::policy::{PolicyMetrics, RequestRecord};
-use tollgate::metrics::registry::{Build, Metrics, RedisFigures};
+use tollgate::metrics::registry::{Build, DatabaseFigures, Metrics, RedisFigures};
 use tollgate::policy::compiled::{Policy, PolicyParts, Rule, Tier};
 use tollgate::policy::identity::{IdentifierType, Identity, IpPrefix, PrefixLengths};
 use tollgate::policy::plan::{Plan, RuleId, Scope, TierId, TierSource};
@@ -206,6 +206,7 @@ fn exercise(metrics: &Arc<Metrics>, policy_metrics: &PolicyMetrics) {
     metrics.set_dependency_health(Dependency::Redis, 0.5);
     metrics.set_limiter_mode(LimiterMode::Local);
     metrics.set_memory_store(7, 1);
+    metrics.publish_database(&DatabaseFigures::default());
     metrics.jwks_configured();
     metrics.token_looked_up(false);
     metrics.set_tokens_remembered(1);
@@ -480,6 +481,11 @@ fn rules_beyond_the_bound_share_other() {
     assert!(shown.find("rate_limit_hits_total{endpoint=r200").is_empty());
     let dropped = "tollgate_metric_series_dropped_total{metric=rate_limit_hits_total}";
     assert_eq!(shown.get(dropped), 5.0);
+    // A reload of the same rules folds nothing that was not folded already; one more rule does.
+    PolicyMetrics::new(&metrics, &policy(&rules), SLOW);
+    assert_eq!(parse(&metrics.render(NOW)).get(dropped), 5.0);
+    PolicyMetrics::new(&metrics, &policy(&[&rules[..], &["more"]].concat()), SLOW);
+    assert_eq!(parse(&metrics.render(NOW)).get(dropped), 6.0);
 }
 
 #[test]

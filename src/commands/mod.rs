@@ -216,18 +216,20 @@ Examples:
 An editor that reads YAML with schemas then needs one comment at the top of the file:
   # yaml-language-server: $schema=./tiers.schema.json")]
 pub struct SchemaArgs {
-    /// Which of the two files
+    /// Which of the files
     #[arg(value_enum, value_name = "FILE")]
     file: SchemaFile,
 }
 
-/// One of the two files.
+/// One of the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SchemaFile {
     /// tollgate.yaml.
     Config,
     /// tiers.yaml.
     Tiers,
+    /// The file of API keys.
+    Keys,
 }
 
 /// Prints a line of a command's result. Whoever was to read it may be gone (`tollgate check | head`),

@@ -1,6 +1,6 @@
 //! `tollgate schema`: the JSON Schema of each file, for editors.
 
-use crate::config::json_schema::{of_config, of_tiers};
+use crate::config::json_schema::{of_config, of_keys, of_tiers};
 
 use super::{SchemaArgs, SchemaFile, print};
 
@@ -9,6 +9,7 @@ pub fn schema(args: &SchemaArgs) {
     let schema = match args.file {
         SchemaFile::Config => of_config(),
         SchemaFile::Tiers => of_tiers(),
+        SchemaFile::Keys => of_keys(),
     };
     print(format_args!("{schema:#}"));
 }

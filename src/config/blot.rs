@@ -111,6 +111,8 @@ struct Open {
     quote: Option<char>,
     /// Nothing of it has been seen: wherever the next line begins, it is the value's.
     is_awaited: bool,
+    /// Whether it ought to be a URL: a mapping in its place has keys of its own to be looked at.
+    is_url: bool,
 }
 
 /// Whether the line is part of a secret whose key stands above it.
@@ -124,8 +126,21 @@ fn is_continued(text: &str, number: usize) -> bool {
 
 impl Open {
     fn holds(&self, line: &str) -> bool {
+        if self.is_url && self.quote.is_none() && begins_entry(line) {
+            return false;
+        }
         self.quote.is_some() || self.is_awaited || indent(line) > self.indent
     }
+}
+
+/// Whether the line begins with a key and its colon: `url: …`, not `redis://…`.
+fn begins_entry(line: &str) -> bool {
+    let is_blank =
+        |end: usize| line.get(end..).is_none_or(|it| it.trim_start() != it || it.is_empty());
+    keys(line).next().is_some_and(|key| {
+        line.get(..key.end).is_some_and(|head| head.trim_start().len() <= key.name.len() + 3)
+            && is_blank(key.end)
+    })
 }
 
 fn indent(line: &str) -> usize {
@@ -149,12 +164,14 @@ fn opened(line: &str, open: Option<Open>) -> Option<Open> {
     }
     let is_url = |key: &Key<'_>| URL_KEYS.contains(&key.name.to_ascii_lowercase().as_str());
     let key = keys(line).filter(|key| is_secret(key.name) || is_url(key)).last()?;
+    let is_url = is_url(&key);
     let value = line.get(key.end..).unwrap_or_default().trim();
     let value = if value.starts_with('#') { "" } else { value };
     let indent = indent(line);
     match value.chars().next() {
         None | Some('|' | '>' | '&' | '!') => {
-            Some(Open { indent, value: key.end, quote: None, is_awaited: value.is_empty() })
+            let is_awaited = value.is_empty();
+            Some(Open { indent, value: key.end, quote: None, is_awaited, is_url })
         }
         Some(quote @ ('"' | '\'')) => {
             let is_closed = value.get(1..).is_some_and(|rest| rest.contains(quote));
@@ -163,12 +180,13 @@ fn opened(line: &str, open: Option<Open>) -> Option<Open> {
                 value: key.end,
                 quote: Some(quote),
                 is_awaited: false,
+                is_url,
             })
         }
         // A list or a mapping in its place, or plain text that may go on.
         Some('[' | '{') => None,
         Some(_) if is_secret(key.name) && !value.contains([',', '}']) => {
-            Some(Open { indent, value: key.end, quote: None, is_awaited: false })
+            Some(Open { indent, value: key.end, quote: None, is_awaited: false, is_url })
         }
         Some(_) => None,
     }
@@ -208,6 +226,17 @@ mod tests {
         assert_eq!(shown("identity_hash_secret_file: a", 1), "identity_hash_secret_file: a");
         assert_eq!(shown("server: { per_second: 5 }", 1), "server: { per_second: 5 }");
         assert!(shown("  user:me@example.com: gold", 1).contains("me@example.com"));
+    }
+
+    #[test]
+    fn a_mapping_in_place_of_a_url_is_looked_at_key_by_key() {
+        let text = "postgres:\n  url: redis://me:hunter2@host\n  query: select a\n  pool: 4";
+        assert_eq!(shown(text, 2), "  url: redis://**********@host");
+        assert_eq!(shown(text, 3), "  query: select a");
+        let text = "postgres:\n  postgres://me:hunter2@host\nnext: 1";
+        assert!(!shown(text, 2).contains("hunter"));
+        let text = "postgres:\n  url:\n    redis://me:hunter2@host\n  pool: 4";
+        assert!(!shown(text, 3).contains("hunter") && shown(text, 4).contains("pool"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The JSON Schemas of both files, for editors, made of the very types that read them.
+//! The JSON Schemas of the files, for editors, made of the very types that read them.
 //!
 //! Owns how the reader's leniency looks in a schema: a key that is null counts as not given, text
 //! may be any scalar, and `${NAME}` may stand wherever a single value does. A schema knows shapes
@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use super::keys_file::KeysFile;
 use super::schema::Config;
 use super::schema_tiers::TiersFile;
 
@@ -27,6 +28,11 @@ pub fn of_config() -> Value {
 /// The schema of `tiers.yaml`.
 pub fn of_tiers() -> Value {
     schema_of::<TiersFile>()
+}
+
+/// The schema of a file of API keys.
+pub fn of_keys() -> Value {
+    schema_of::<KeysFile>()
 }
 
 /// Draft 7 is the one that editors know best.

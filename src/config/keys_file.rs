@@ -7,6 +7,7 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::config_path;
@@ -20,7 +21,7 @@ use super::report::{ConfigError, ConfigErrors, Path, Problem, Report};
 use super::url::quoted;
 
 /// The whole file.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeysFile {
     /// Every key.
@@ -28,7 +29,7 @@ pub struct KeysFile {
 }
 
 /// One key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeySpec {
     /// Whose it is: `key:ID` is the identity. Several keys may have one id.

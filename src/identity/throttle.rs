@@ -107,11 +107,12 @@ mod tests {
             ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"].map(|it| it.parse().unwrap());
         let at = |micros: u64| Timestamp::from_micros(1_000_000_000 + micros);
         for _ in 0..PROCESS_BURST {
-            assert!(throttle.admits(one, at(0)), "nobody else complains");
+            assert!(throttle.admits(one, at(0)), "the process bears it");
             throttle.failed(one, at(0));
         }
-        assert!(!throttle.admits(one, at(0)) && !throttle.admits(same, at(99_999)));
+        assert!(!throttle.admits(one, at(0)) && !throttle.admits(same, at(0)));
         assert!(throttle.admits(other, at(0)));
+        assert!(throttle.admits(one, at(10_000)), "the process bears one more");
         let busy = |throttle: &FailureThrottle, micros| {
             for host in 0..PROCESS_BURST {
                 let address = format!("2001:db8:1:{host:x}::1").parse().unwrap();

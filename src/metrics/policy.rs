@@ -3,6 +3,7 @@
 //! Made once, when a policy is compiled. After that a request finds everything that it counts in
 //! tables, by rule, tier and closed enums: no label, no hash, no lock, no allocation.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,15 +88,21 @@ impl PolicyMetrics {
         let mut named = metrics.named.lock();
         let rules = policy.rules().iter();
         let thresholds = rules.clone().map(|rule| rule.slow_threshold.unwrap_or(slow_after));
-        let mut dropped = 0_u64;
+        let (mut dropped, mut folded) = (0_u64, BTreeSet::new());
+        // A policy that comes again folds nothing anew.
+        let known = std::mem::take(&mut named.folded);
         let mut endpoint = |name: &str, slow_after| {
             let series = named.endpoints.get(name, |name| EndpointSeries::new(name, shards));
-            dropped = dropped.saturating_add(u64::from(*series.name != *name));
+            if *series.name != *name {
+                dropped = dropped.saturating_add(u64::from(!known.contains(name)));
+                folded.insert(name.into());
+            }
             Endpoint { series, slow_after }
         };
         let mut endpoints: Vec<Endpoint> =
             rules.zip(thresholds).map(|(rule, slow)| endpoint(&rule.name, slow)).collect();
         endpoints.push(endpoint(NO_RULE, slow_after));
+        named.folded = folded;
         let tiers: Box<[Arc<TierSeries>]> = policy
             .tiers()
             .iter()

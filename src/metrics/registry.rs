@@ -3,7 +3,7 @@
 //! Series outlive the policies that use them. Their number is bounded whatever configurations
 //! come and go: names beyond the bound share `other`, and are counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -101,6 +101,8 @@ pub struct Metrics {
 #[derive(Debug)]
 pub(super) struct Named {
     pub(super) endpoints: Names<EndpointSeries>,
+    /// Endpoints of the policy in force that share `other`; bounded as a policy's rules are.
+    pub(super) folded: BTreeSet<Box<str>>,
     pub(super) tiers: Names<TierSeries>,
     /// By tier and endpoint; bounded because both of them are.
     pub(super) pairs: BTreeMap<(Box<str>, Box<str>), Arc<PairSeries>>,
@@ -141,6 +143,7 @@ impl Default for Named {
     fn default() -> Self {
         Named {
             endpoints: Names::new(ENDPOINTS_MAX),
+            folded: BTreeSet::new(),
             tiers: Names::new(TIERS_MAX),
             pairs: BTreeMap::new(),
             // The tier's own scope beside those of the rules.
