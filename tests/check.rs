@@ -568,7 +568,7 @@ fn parsed(yaml: &str) -> Option<Value> {
 
 #[test]
 fn the_shipped_schemas_are_those_of_the_command() {
-    for (argument, file) in [("config", "tollgate"), ("tiers", "tiers")] {
+    for (argument, file) in [("config", "tollgate"), ("tiers", "tiers"), ("keys", "keys")] {
         let path = format!("config/schema/{file}.schema.json");
         let output = Command::new(env!("CARGO_BIN_EXE_tollgate"))
             .args(["schema", argument])

@@ -212,6 +212,7 @@ pub struct HealthArgs {
 Examples:
   tollgate schema config > tollgate.schema.json
   tollgate schema tiers > tiers.schema.json
+  tollgate schema keys > keys.schema.json
 
 An editor that reads YAML with schemas then needs one comment at the top of the file:
   # yaml-language-server: $schema=./tiers.schema.json")]
