@@ -134,7 +134,7 @@ fn every_command() -> Vec<Vec<String>> {
 #[test]
 fn help_on_every_level_shows_examples() {
     let commands = every_command();
-    for wanted in ["run", "demo", "check", "health", "schema"] {
+    for wanted in ["run", "demo", "check", "explain", "health", "schema"] {
         assert!(commands.contains(&vec![wanted.to_owned()]), "no command {wanted}");
     }
     for command in commands {
@@ -787,6 +787,9 @@ fn odd_arguments_are_no_reason_to_panic() {
         }
         survives(tollgate([*value]), &format!("{value:.60?}"));
         survives(tollgate(["health", "--admin", value]), &format!("health {value:.60?}"));
+        survives(tollgate(["explain", "GET", value]), &format!("explain {value:.60?}"));
+        let described = ["explain", value, "/", "--header", value];
+        survives(tollgate(described), &format!("explain --header {value:.60?}"));
     }
     for bytes in [&b"\xff\xfe"[..], b"http://\xc3\x28", b"\xed\xa0\x80"] {
         let value = OsString::from_vec(bytes.to_vec());

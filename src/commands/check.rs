@@ -51,14 +51,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
 }
 
 fn run_test(policy: &Policy, test: &PolicyTest) -> TestResult {
-    let facts = RequestFacts {
-        method: &test.method,
-        path: &test.target,
-        query: None,
-        host: test.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()),
-        peer: test.ip,
-        headers: &test.headers,
-    };
+    let facts = RequestFacts::of(&test.method, &test.target, None, &test.headers, test.ip);
     let mut differences = Vec::new();
     let caller = Caller { credential: test.credential.clone(), ..policy.anonymous(&facts) };
     match policy.plan(&facts, &caller) {

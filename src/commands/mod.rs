@@ -3,6 +3,7 @@
 pub mod check;
 pub mod demo;
 pub mod example_backend;
+pub mod explain;
 pub mod health;
 mod identity;
 pub mod reload;
@@ -15,6 +16,7 @@ mod wiring;
 
 use std::fmt;
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -34,7 +36,8 @@ Examples:
   tollgate demo                                      see it work, with nothing else running
   tollgate run --upstream http://127.0.0.1:8081      in front of your backend, limits in memory
   tollgate run --config tollgate.yaml --tiers tiers.yaml
-  tollgate check --config tollgate.yaml --tiers tiers.yaml")]
+  tollgate check --config tollgate.yaml --tiers tiers.yaml
+  tollgate explain GET /reports/2026 --tiers tiers.yaml --ip 203.0.113.9")]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -48,6 +51,8 @@ enum Command {
     Demo(DemoArgs),
     /// Validate both files and run the policy's own tests; every error at once
     Check(CheckArgs),
+    /// Show who a request is, which tier, rule and limits it meets, and why
+    Explain(ExplainArgs),
     /// Print the health of a running tollgate; exit 0 if it serves, 1 if not
     Health(HealthArgs),
     /// Print the JSON Schema of a file, for editors
@@ -127,6 +132,46 @@ Examples:
 
 Exit codes: 0 fine, warnings or not; 2 errors, or a test of the policy that fails.")]
 pub struct CheckArgs {
+    #[command(flatten)]
+    files: FileArgs,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t, env = "TOLLGATE_FORMAT")]
+    format: Format,
+}
+
+/// Options of `tollgate explain`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  tollgate explain GET /fo/history/2025 --tiers config/tiers.yaml --ip 203.0.113.9
+  tollgate explain GET http://api.example.com/reports/7/export --tiers config/tiers.yaml
+  tollgate explain GET / --config config/tollgate.yaml --header \"Authorization: Bearer $TOKEN\"
+  tollgate explain POST /orders --ip 10.1.2.3 --format json | jq .tier
+
+The limits shown are those of a caller who has sent nothing yet. A token or key is verified as
+`tollgate run` would, and never printed.
+
+Exit codes: 0 whatever becomes of the request; 2 wrong usage, or an error in a file.")]
+pub struct ExplainArgs {
+    /// The request's method, such as GET
+    method: String,
+    /// Its path, perhaps with a query; or a whole URL, whose host is the request's
+    path: String,
+    /// Who connects: the other end of the socket
+    #[arg(long, value_name = "ADDR", env = "TOLLGATE_IP", default_value = "127.0.0.1")]
+    ip: IpAddr,
+    /// A header field, 'NAME: VALUE'; may be given often (in the variable: one a line)
+    #[arg(
+        long,
+        value_name = "FIELD",
+        env = "TOLLGATE_HEADER",
+        value_delimiter = '\n',
+        hide_env_values = true
+    )]
+    header: Vec<String>,
+    /// Ask this running tollgate how much is used. Not supported yet
+    #[arg(long, value_name = "ADMIN_URL", env = "TOLLGATE_LIVE")]
+    live: Option<String>,
     #[command(flatten)]
     files: FileArgs,
     /// How to print the result
@@ -248,6 +293,7 @@ impl Cli {
             Command::Run(args) => run::run(&args),
             Command::Demo(args) => demo::demo(&args),
             Command::Check(args) => check::check(&args),
+            Command::Explain(args) => explain::explain(&args),
             Command::Health(args) => health::health(&args).map_err(Failure::Running),
             Command::Schema(args) => {
                 schema::schema(&args);

@@ -122,15 +122,24 @@ impl RemoteKeys {
     /// Fetches the set now and then, for ever.
     pub async fn keep_fresh(&self) {
         loop {
-            self.refresh().await;
+            // What came of it has been noted, and told of.
+            let _ = self.refresh().await;
             let pause = self.pause();
             // Whoever asks has been told whether they may.
             let _ = tokio::time::timeout(pause, self.wanted.notified()).await;
         }
     }
 
+    /// Where it is published: the URL without user, password and query.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+
     /// Fetches the set once.
-    pub async fn refresh(&self) {
+    ///
+    /// # Errors
+    /// Why there is no new one; names no URL.
+    pub async fn refresh(&self) -> Result<(), String> {
         self.attempt.lock().is_running = true;
         let started = monotonic();
         let fetched = self.fetcher.fetch().await;
@@ -145,6 +154,7 @@ impl RemoteKeys {
         self.metrics.jwks_fetched(result.is_ok(), self.source.load().set.len());
         self.note(&result, now);
         self.ended.send_modify(|count| *count = count.wrapping_add(1));
+        result
     }
 
     /// Waits until a fetch has ended, of which one that runs or ran is as good as the next.

@@ -243,6 +243,16 @@ impl Policy {
         &self.rules
     }
 
+    /// Finds the rules that a request meets.
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
+    /// Whether all of it is in shadow.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// The `endpoint` label of a request.
     pub fn endpoint_name(&self, endpoint: Option<RuleId>) -> &str {
         endpoint.and_then(|id| self.rule(id)).map_or(NO_RULE, |rule| &rule.name)

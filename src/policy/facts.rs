@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use http::header::HOST;
 use http::{HeaderMap, Method};
 
 /// The facts of one request. A log line or a command line makes one as well as a connection does.
@@ -19,4 +20,18 @@ pub struct RequestFacts<'a> {
     pub peer: IpAddr,
     /// The header fields.
     pub headers: &'a HeaderMap,
+}
+
+impl<'a> RequestFacts<'a> {
+    /// The facts of a request, wherever its head comes from. `Host` says which host it is for.
+    pub fn of(
+        method: &'a Method,
+        path: &'a str,
+        query: Option<&'a str>,
+        headers: &'a HeaderMap,
+        peer: IpAddr,
+    ) -> Self {
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+        RequestFacts { method, path, query, host, peer, headers }
+    }
 }

@@ -47,6 +47,8 @@ pub struct Router {
     /// reads the same both ways is searched for once.
     tables_differ: bool,
     hosts: HashMap<Box<str>, HostId>,
+    /// As they were written, for whoever wants to know why a rule is met.
+    patterns: Box<[Pattern]>,
 }
 
 /// Why a rule cannot be compiled.
@@ -90,7 +92,7 @@ impl Router {
     /// # Errors
     /// A path that is no pattern, or two rules that are equally specific.
     pub fn new(patterns: &[Pattern]) -> Result<Self, Vec<RouteError>> {
-        let mut router = Router::default();
+        let mut router = Router { patterns: patterns.into(), ..Router::default() };
         let mut errors = Vec::new();
         for (index, pattern) in patterns.iter().enumerate() {
             let mut fail =
@@ -138,6 +140,11 @@ impl Router {
             strict
         };
         Ok(Matched { strict, lenient })
+    }
+
+    /// What each rule asks, by its index.
+    pub fn patterns(&self) -> &[Pattern] {
+        &self.patterns
     }
 
     fn insert(

@@ -3,17 +3,17 @@
 //! Asks whoever knows, counts what is not believed, and decides nothing.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::identity::identifier::{Identified, Invalid};
 use crate::metrics::labels::IdentityError;
 use crate::policy::caller::{Caller, Credential};
+use crate::policy::compiled::Policy;
 use crate::policy::facts::RequestFacts;
 use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
-use crate::subscriptions::Bought;
+use crate::subscriptions::{Bought, Subscriptions};
 
 use super::address;
 use super::gate::{Active, Gate};
@@ -40,7 +40,9 @@ pub async fn of(
     match identified {
         Identified::Anonymous => (caller, None),
         Identified::Known(credential, _) => {
-            caller.bought = bought(gate, active, &credential).await;
+            let subscriptions = gate.subscriptions.as_deref();
+            let asked = ask_database(subscriptions, &active.policy, &credential).await;
+            caller.bought = asked.and_then(Bought::into_plan);
             caller.credential = Some(credential);
             (caller, None)
         }
@@ -51,17 +53,18 @@ pub async fn of(
     }
 }
 
-/// What the database knows that a user has bought, where it is asked at all.
-async fn bought(gate: &Gate, active: &Active, credential: &Credential) -> Option<Arc<str>> {
-    let subscriptions = gate.subscriptions.as_ref()?;
+/// What the database knows that a user has bought; `None`: it is not asked.
+pub async fn ask_database(
+    subscriptions: Option<&Subscriptions>,
+    policy: &Policy,
+    credential: &Credential,
+) -> Option<Bought> {
+    let subscriptions = subscriptions?;
     let Identity::User(user) = &credential.identity else { return None };
-    if !active.policy.asks_database(credential) {
+    if !policy.asks_database(credential) {
         return None;
     }
-    match subscriptions.of(user).await {
-        Bought::Plan(name) => Some(name),
-        Bought::None | Bought::Unknown => None,
-    }
+    Some(subscriptions.of(user).await)
 }
 
 /// Subscriptions that no tier is known for: counted always, told of once each.

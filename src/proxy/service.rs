@@ -305,13 +305,7 @@ fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
 }
 
 fn facts_of<'a>(request: &'a Request<Incoming>, conn: &ConnState) -> RequestFacts<'a> {
-    let headers = request.headers();
-    RequestFacts {
-        method: request.method(),
-        path: request.uri().path(),
-        query: request.uri().query(),
-        host: headers.get(http::header::HOST).and_then(|host| host.to_str().ok()),
-        peer: conn.peer.ip(),
-        headers,
-    }
+    let uri = request.uri();
+    let (path, query) = (uri.path(), uri.query());
+    RequestFacts::of(request.method(), path, query, request.headers(), conn.peer.ip())
 }

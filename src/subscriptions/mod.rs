@@ -60,6 +60,16 @@ pub enum Bought {
     Unknown,
 }
 
+impl Bought {
+    /// The subscription, if there is one.
+    pub fn into_plan(self) -> Option<Arc<str>> {
+        match self {
+            Bought::Plan(name) => Some(name),
+            Bought::None | Bought::Unknown => None,
+        }
+    }
+}
+
 /// Why there was no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Failure {
