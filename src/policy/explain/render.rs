@@ -8,7 +8,7 @@ use crate::limiter::decision::Verdict;
 use crate::limiter::quota::{Mode, Period};
 
 use super::super::compiled::FailureMode;
-use super::{Explanation, Limit, Outcome, Step};
+use super::{Explanation, Limit, Look, Outcome, Step};
 
 /// Longest line of text, in characters.
 const WIDTH: usize = 100;
@@ -37,8 +37,11 @@ impl Explanation {
                 "mode": mode(limit.mode),
             })
         };
+        let look = |look: &Look| {
+            let Look { what, found, decides } = look;
+            json!({ "what": what, "found": found, "decides": decides })
+        };
         let step = |step: &Step| {
-            let look = |look: &super::Look| json!({ "what": look.what, "found": look.found, "decides": look.decides });
             json!({
                 "step": step.name,
                 "result": step.result,
