@@ -127,6 +127,10 @@ impl Scope {
             }
         } else if self.is_used() {
             return self;
+        } else {
+            // A refund has left nothing of it. What had left before does not come back because the
+            // next reading is a moment older: it is a sub-bucket beyond the promise already.
+            self.admitted.iter_mut().for_each(|it| it.is_refunded = true);
         }
         self.last = now;
         self
