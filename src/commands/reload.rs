@@ -313,7 +313,7 @@ mod tests {
         std::fs::remove_file(three.directory.path().join("one")).unwrap();
         std::fs::remove_file(three.directory.path().join("static")).unwrap();
         three.write("two", vec![b'x'; FILE_BYTES_MAX + 1]);
-        assert_eq!(three.look(), ["static cannot be read: entity not found"]);
+        assert_eq!(three.look(), ["static cannot be read: no such file"]);
         assert_eq!(three.figures(), [0.0, 2.0, 0.0, 0.0]);
         assert!(three.look().is_empty());
         for name in ["one", "static", "two"] {

@@ -18,11 +18,13 @@ use crate::policy::identity::PrefixLengths;
 
 use super::load::{read_key_text, without_line_end};
 use super::reload::{Digest, digest};
-use super::report::{Path, Problem, Report, Step};
+use super::report::{Path, Problem, Report, Step, one_of};
 use super::schema::{self, IdentityEntry, IpIdentity, Jwt};
 use super::url::quoted;
 use super::value::{ByteSize, HumanDuration, Redacted};
 
+/// The keys that say what tokens are verified with.
+const KEY_KEYS: [&str; 5] = ["secret", "secret_file", "public_key_file", "jwks_file", "jwks_url"];
 /// Octets of the shortest shared secret: as many as HS256 makes (RFC 7518 §3.2).
 const SECRET_BYTES_MIN: usize = 32;
 /// Longer tokens than that do not fit into a head.
@@ -232,9 +234,11 @@ fn keys(
     .into_iter()
     .filter_map(|(key, is_given)| is_given.then_some(key))
     .collect();
-    let expected = "one of secret, secret_file, public_key_file, jwks_file, jwks_url";
+    let expected = one_of(KEY_KEYS);
     let key = match given[..] {
         [key] => key,
+        // What was given is wrong in itself, and was reported.
+        [] if KEY_KEYS.iter().any(|key| report.is_silent_below(&at(key))) => return None,
         [] => {
             let problem = Problem::new("nothing to verify tokens with").expected(expected);
             report.key(config_path!["identity", index, "jwt"], problem);

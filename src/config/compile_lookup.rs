@@ -156,7 +156,7 @@ fn redis(
         (Some(url), _) => redis_url_of(&url, path, report)?,
         (None, Some(store)) => store.clone(),
         (None, None) => {
-            let problem = Problem::new("missing, as is store.redis, whose URL would do");
+            let problem = Problem::new("no url here, and no store.redis whose URL would do");
             let path = config_path!["tier_lookup", "redis"];
             // A store that was reported is there all the same.
             if !report.has_errors_below(config_path!["store", "redis"]) {

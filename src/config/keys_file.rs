@@ -53,8 +53,8 @@ pub struct Keys {
     pub warnings: Vec<ConfigError>,
 }
 
-/// Reads what a file of this name holds; without `content`, from the file. `is_plan` says whether some tier or subscription has that name, in any case of
-/// letters.
+/// Reads what a file of this name holds; without `content`, from the file. `is_plan` says
+/// whether some tier or subscription has that name, in any case of letters.
 ///
 /// # Errors
 /// Everything that is wrong with it, in the order of the file.
@@ -70,6 +70,7 @@ pub fn read(
     };
     let source = source.map_err(|error| ConfigErrors(without_excerpts(vec![*error])))?;
     let (file, mut report) = source.decoded::<KeysFile>();
+    source.expect_content("keys: and a list; keys: [] for none", &mut report);
     if file.keys.len() > KEYS_MAX {
         let problem = Problem::new(format!("{} keys", file.keys.len()));
         report.key(config_path!["keys"], problem.expected(format!("at most {KEYS_MAX}")));
@@ -134,7 +135,10 @@ fn key(
         Some((_, Some(moment))) => Some(moment),
         Some((text, None)) => {
             let problem = Problem::new(quoted(text));
-            report.value(at("expires"), problem.expected("a moment: 2027-01-31T12:00:00Z"));
+            report.value(
+                at("expires"),
+                problem.expected("a day, 2027-01-31, or a moment in UTC, 2027-01-31T12:00:00Z"),
+            );
             None
         }
     };

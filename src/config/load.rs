@@ -205,6 +205,7 @@ struct Draft {
 impl Draft {
     fn new(tiers: &Source, settings: &Settings) -> Self {
         let (mut file, mut report) = tiers.decoded::<TiersFile>();
+        tiers.expect_content("a policy, or no file for the built-in one", &mut report);
         fill_in_built_in(&mut file);
         let mut parts = compile_tiers::parts(&file, settings.identity.prefixes, &mut report);
         warnings::networks(&file, &parts, settings, &mut report);
@@ -317,6 +318,14 @@ impl Source {
     /// Of the file's bytes, where there is one.
     pub fn digest(&self) -> Option<Digest> {
         self.digest
+    }
+
+    /// Reports a file without a word in it, comments aside: one that was cut off or is still being
+    /// written looks like that, and to take it for "all at its defaults" would lift what is denied.
+    pub fn expect_content(&self, expected: &str, report: &mut Report<'_>) {
+        if self.name.is_some() && self.root.is_null() {
+            report.value(Vec::new(), Problem::new("nothing in it").expected(expected));
+        }
     }
 
     /// Its mirror, and a report that holds what was wrong with its shape.

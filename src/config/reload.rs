@@ -61,6 +61,9 @@ impl Sight {
     pub fn fault(self) -> Option<String> {
         match self {
             Sight::Present(_) => None,
+            Sight::Absent(io::ErrorKind::NotFound) => {
+                Some("cannot be read: no such file".to_owned())
+            }
             Sight::Absent(kind) => Some(format!("cannot be read: {kind}")),
             Sight::NoFile => Some("not a file, expected a file".to_owned()),
         }
@@ -227,7 +230,7 @@ mod tests {
         assert_ne!(before, Sight::of(&path("link")));
         assert_eq!(Sight::of(directory.path()), Sight::NoFile);
         assert_eq!(Sight::of(&path("none")), GONE);
-        assert_eq!(GONE.fault().as_deref(), Some("cannot be read: entity not found"));
+        assert_eq!(GONE.fault().as_deref(), Some("cannot be read: no such file"));
     }
 
     #[test]

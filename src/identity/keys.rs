@@ -59,7 +59,10 @@ pub enum KeyError {
     /// The private half of a pair.
     #[error("a private key, expected the public one (openssl pkey -pubout makes it)")]
     Private,
-    /// A certificate, or another kind of PEM.
+    /// A certificate, which holds a public key among other things.
+    #[error("a certificate, expected its public key (openssl x509 -pubkey -noout prints it)")]
+    Certificate,
+    /// Another kind of PEM.
     #[error("PEM of another kind, expected BEGIN PUBLIC KEY")]
     OtherPem,
     /// Too many of them.
@@ -179,6 +182,9 @@ fn of_pem(text: &[u8], algorithms: &[Algorithm]) -> Result<KeySet, KeyError> {
     let (body, _) = text.split_once("-----END ").ok_or(KeyError::Unreadable)?;
     if label.ends_with("PRIVATE KEY") {
         return Err(KeyError::Private);
+    }
+    if label.ends_with("CERTIFICATE") {
+        return Err(KeyError::Certificate);
     }
     if !matches!(label, "PUBLIC KEY" | "RSA PUBLIC KEY") {
         return Err(KeyError::OtherPem);

@@ -239,7 +239,32 @@ pub fn address(policy: &Policy, facts: &RequestFacts<'_>) -> Step {
         Look::new("peer", format!("{peer} {trust} server.trusted_proxies"), !is_believed),
         Look::new("forwarded", found, is_believed),
     ];
-    Step { name: "address", result: address.to_string(), looked_at, notes: Vec::new() }
+    let notes = everybody_behind(peer, fault, fields.is_empty(), policy.is_trusted(peer));
+    Step { name: "address", result: address.to_string(), looked_at, notes }
+}
+
+/// Whose callers would all share one quota, and what to do about it.
+fn everybody_behind(
+    peer: IpAddr,
+    fault: Option<ForwardedFault>,
+    is_bare: bool,
+    is_trusted: bool,
+) -> Vec<String> {
+    let note = match fault {
+        Some(ForwardedFault::Untrusted) => format!(
+            "If {peer} is your proxy, all callers behind it share one quota until its network is \
+             in server.trusted_proxies."
+        ),
+        Some(ForwardedFault::Malformed) => {
+            format!("So the request counts for {peer}, as do all others that cannot be read.")
+        }
+        None if is_trusted && is_bare => format!(
+            "A proxy that sends neither X-Forwarded-For nor Forwarded has its callers share one \
+             quota: that of {peer}."
+        ),
+        Some(ForwardedFault::Conflict) | None => return Vec::new(),
+    };
+    vec![note]
 }
 
 /// The names of the forwarding fields that are there; empty without any.

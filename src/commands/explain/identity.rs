@@ -1,21 +1,25 @@
 //! Who sends a request: what each configured entry finds, and what comes of it.
 //!
-//! No token, no key and no secret is ever part of what is said.
+//! No token, no key and no secret is ever part of what is said; of what a token says, only `alg`,
+//! `kid`, `iss`, `aud`, its times, its user and its plan.
 
 use std::net::IpAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
+use crate::config::report::shortened;
 use crate::identity::identifier::{
     ApiKeyMethod, Identified, Identifier, Invalid, JwtMethod, Method, OnInvalid,
 };
 use crate::identity::present::{Presented, TokenPlaces, in_field};
-use crate::identity::token::{self, Token, TokenFault};
+use crate::identity::token::{self, Token, TokenFault, TokenRules};
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::IdentityError;
 use crate::policy::explain::rules::shown;
 use crate::policy::explain::{Look, Step};
 use crate::policy::facts::RequestFacts;
 use crate::policy::identity::Identity;
+
+type Object = serde_json::Map<String, serde_json::Value>;
 
 /// The first second that RFC 3339 has no year for.
 const YEAR_10000: u64 = 253_402_300_800;
@@ -78,13 +82,15 @@ pub fn step(
         }
     }
     let is_known = matches!(identified, Identified::Known(..));
+    let is_rejected = matches!(identified, Identified::Invalid(it) if it.is_rejected);
     let by_address = match (is_known, is_over) {
         (true, _) => "not asked".to_owned(),
+        (false, true) if is_rejected => "not asked: the request is refused".to_owned(),
         (false, true) => format!("{address}, which is who is asking then"),
         (false, false) => format!("{address}: everybody has one"),
     };
     let result = match &identified {
-        Identified::Invalid(invalid) if invalid.is_rejected => "not believed".to_owned(),
+        Identified::Invalid(_) if is_rejected => "not believed".to_owned(),
         _ => identity.to_string(),
     };
     let decides = !is_over;
@@ -153,7 +159,7 @@ fn verified(
 
 fn until(jwt: &JwtMethod, token: &Token) -> String {
     if token.until == Timestamp::from_micros(u64::MAX) {
-        return ", without an end".to_owned();
+        return "; it has no exp, so it never expires".to_owned();
     }
     let seconds = token.until.minus(jwt.rules.leeway).as_secs_ceil();
     if seconds >= YEAR_10000 {
@@ -168,19 +174,68 @@ fn token_fault(
     facts: &RequestFacts<'_>,
     now: Timestamp,
     invalid: &Invalid,
-) -> &'static str {
-    match verified(jwt, facts, now).err() {
-        Some(Some(TokenFault::Malformed)) => "it is no signed token, or too long",
-        Some(Some(TokenFault::Unacceptable)) => {
-            "its algorithm, issuer or audience is another than configured"
+) -> String {
+    let fault = match verified(jwt, facts, now).err() {
+        Some(Some(fault)) => fault,
+        Some(None) => return "there are two of them, or it is no text".to_owned(),
+        None => return invalid.reason.as_str().to_owned(),
+    };
+    let said = match jwt.places.find(facts) {
+        Presented::One(text) => token::unverified(text),
+        Presented::Nothing | Presented::Unclear => None,
+    };
+    let (header, claims) = said.unwrap_or_default();
+    match fault {
+        TokenFault::Malformed => "it is no signed token, or too long".to_owned(),
+        TokenFault::Unacceptable => objection(&jwt.rules, &header, &claims),
+        TokenFault::UnknownKid => match header.get("kid") {
+            Some(kid) => format!("no key of the id that it names is known: kid {}", value(kid)),
+            None => "it names no key, and not just one key is there for its alg".to_owned(),
+        },
+        TokenFault::BadSignature => "its signature does not fit".to_owned(),
+        TokenFault::Expired => format!("it has expired{}", at_second(claims.get("exp"))),
+        TokenFault::NotYetValid => format!("it is not valid yet{}", at_second(claims.get("nbf"))),
+        TokenFault::NoUser => {
+            format!("no claim of user_claim ({}) names a user", jwt.rules.user_claims.join(", "))
         }
-        Some(Some(TokenFault::UnknownKid)) => "no key of the id that it names is known",
-        Some(Some(TokenFault::BadSignature)) => "its signature does not fit",
-        Some(Some(TokenFault::Expired)) => "it has expired",
-        Some(Some(TokenFault::NotYetValid)) => "it is not valid yet",
-        Some(Some(TokenFault::NoUser)) => "no claim of user_claim names a user",
-        Some(None) => "there are two of them, or it is no text",
-        None => invalid.reason.as_str(),
+    }
+}
+
+/// What in a token is another than configured. Of claims, only those that are nobody's secret.
+fn objection(rules: &TokenRules, header: &Object, claims: &Object) -> String {
+    let algorithm = header.get("alg").and_then(|it| it.as_str()).unwrap_or_default();
+    if header.contains_key("crit") {
+        return "it has crit: extensions that must be understood, and none is".to_owned();
+    }
+    if !rules.algorithms.iter().any(|it| it.as_str() == algorithm) {
+        let accepted: Vec<&str> = rules.algorithms.iter().map(|it| it.as_str()).collect();
+        let found = shown(algorithm.as_bytes());
+        return format!("its alg is {found}, and algorithms has {}", accepted.join(", "));
+    }
+    let claim = |name: &str| claims.get(name).map_or_else(|| "not there".to_owned(), value);
+    match (&rules.issuer, &rules.audience) {
+        (Some(issuer), _) if claims.get("iss").and_then(|it| it.as_str()) != Some(issuer) => {
+            format!("its iss is {}, and issuer is {issuer}", claim("iss"))
+        }
+        (_, Some(audience)) => format!("its aud is {}, and audience is {audience}", claim("aud")),
+        _ => "its algorithm, issuer or audience is another than configured".to_owned(),
+    }
+}
+
+/// A claim as it is repeated: printable, and not longer than a line.
+fn value(value: &serde_json::Value) -> String {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    shortened(&shown(text.as_bytes()))
+}
+
+/// When a claim says so; nothing where it says no second that can be written.
+fn at_second(claim: Option<&serde_json::Value>) -> String {
+    match claim.and_then(serde_json::Value::as_f64) {
+        Some(seconds) if seconds >= 0.0 && seconds < YEAR_10000 as f64 => {
+            let moment = UNIX_EPOCH + Duration::from_secs(seconds as u64);
+            format!(" ({})", humantime::format_rfc3339_seconds(moment))
+        }
+        _ => String::new(),
     }
 }
 

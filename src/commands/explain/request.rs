@@ -77,7 +77,7 @@ fn origin_form(target: &str) -> Result<(String, Option<String>), ConfigErrors> {
     // Nothing of it is repeated: it may hold a password or a token.
     let fault = || {
         let expected = "a path that begins with /, or a whole URL";
-        wrong("PATH", Problem::new("neither").expected(expected))
+        wrong("PATH", Problem::new("another form").expected(expected))
     };
     let (scheme, rest) = target.split_once("://").ok_or_else(fault)?;
     if !["http", "https", "ws", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
@@ -165,7 +165,10 @@ mod tests {
         assert_eq!(host_and_target("/b", &["Host: c", "host: d"]), "c /b Some(400)");
         for neither in ["a", "", "ftp://a/b", "http:///b", "a.test/b"] {
             let said = of(neither);
-            assert_eq!(said, "PATH: neither, expected a path that begins with /, or a whole URL");
+            assert_eq!(
+                said,
+                "PATH: another form, expected a path that begins with /, or a whole URL"
+            );
         }
     }
 

@@ -214,7 +214,11 @@ impl Page {
     }
 
     fn verdict(&mut self, number: usize, explanation: &Explanation) {
-        let word = explanation.outcome.decision();
+        let word = match explanation.outcome {
+            // The access log's word, "none", says that no limit was asked: no verdict for eyes.
+            Outcome::Refused { .. } => "refused",
+            _ => explanation.outcome.decision(),
+        };
         let style = match word {
             "allow" | "exempt" => GREEN,
             "shadow_deny" => YELLOW,
