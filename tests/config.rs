@@ -126,15 +126,53 @@ fn without_files_the_four_tiers_hold_in_memory() {
 fn an_empty_file_is_all_defaults() {
     let nothing = load_texts(None, None, Overrides::default()).unwrap();
     for empty in ["", "\n", "# nothing\n", "---\n", "{}", "null", "\u{feff}"] {
-        let loaded =
-            load_texts(Some(empty.as_bytes()), Some(empty.as_bytes()), Overrides::default());
-        let loaded = loaded.unwrap();
+        let loaded = load_texts(Some(empty.as_bytes()), None, Overrides::default()).unwrap();
         assert_eq!(loaded.settings, nothing.settings, "{empty:?}");
-        assert_eq!(loaded.policy.tiers().len(), 4, "{empty:?}");
     }
+    assert_eq!(tiers("{}").unwrap().policy.tiers().len(), 4);
     // A section whose every line is commented out is as good as none.
     let loaded = config("server:\nstore:\n  redis:\nidentity:\nlog: ~\n").unwrap();
     assert_eq!(loaded.settings, nothing.settings);
+}
+
+/// One that was cut off, or is being written: nobody's deny list is lifted by it.
+#[test]
+fn a_policy_without_a_word_is_refused() {
+    for empty in ["", "\n", "# nothing\n", "---\n", "null", "\u{feff}"] {
+        let found = heads(tiers(empty));
+        assert_eq!(found.len(), 1, "{empty:?}");
+        let expected = "nothing in it, expected a policy, or no file for the built-in one";
+        assert!(found[0].ends_with(expected), "{empty:?}: {found:?}");
+    }
+}
+
+/// One mistake, one error: what is said of the value is not said of its absence, too.
+#[test]
+fn a_missing_secret_is_told_once_and_its_variable_is_shown() {
+    let errors = config("identity:\n  - jwt:\n      secret: ${NOPE}\n").unwrap_err();
+    assert_eq!(
+        errors.to_string(),
+        "\
+tollgate.yaml:3:15: identity[0].jwt.secret: environment variable NOPE is not set
+  3 |       secret: ${NOPE}
+    |               ^^^^^^^
+  = set it, or give a default: ${NOPE:-default}"
+    );
+}
+
+#[test]
+fn files_in_each_others_place_are_noticed() {
+    let suggestions = |result: Result<Loaded, ConfigErrors>| -> Vec<Option<String>> {
+        result.unwrap_err().0.into_iter().map(|error| error.suggestion).collect()
+    };
+    let policy = "a key of the policy, which --tiers names".to_owned();
+    assert_eq!(suggestions(config("identities: {}\n")), [Some(policy)]);
+    let configuration = "a key of the configuration, which --config names".to_owned();
+    assert_eq!(suggestions(tiers("identity: []\n")), [Some(configuration)]);
+    assert_eq!(
+        suggestions(tiers("tiers: { free: { per_hour: '1_000' } }\n")),
+        [Some("write 1000".into())]
+    );
 }
 
 #[test]

@@ -359,6 +359,56 @@ fn it_says_401_where_a_running_tollgate_does() {
     assert_eq!(agrees(&files, &tollgate, "GET", "/a/b", &fields)["status"], 403);
 }
 
+#[test]
+fn it_says_what_is_wrong_with_a_token() {
+    let config = format!(
+        "identity:\n  - jwt: {{ secret: \"{SECRET}\", issuer: me, audience: api, user_claim: [sub], \
+         on_invalid: reject }}\n"
+    );
+    let files = Files::new(&config, TIERS);
+    let said = |token: String| {
+        let field = format!("Authorization: Bearer {token}");
+        let ended = files.explain(&["GET", "/", "--header", &field]);
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
+        // Lines are broken where they end.
+        ended.output.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let encoded = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let of = |claims: Value| token(&claims);
+    let none = format!("{}.{}.AA", encoded(r#"{"alg":"RS256"}"#), encoded("{}"));
+    for (token, expected) in [
+        (none, "its alg is RS256, and algorithms has HS256"),
+        (of(json!({ "sub": "a" })), "its iss is not there, and issuer is me"),
+        (of(json!({ "iss": "me", "aud": ["a"] })), "its aud is [\"a\"], and audience is api"),
+        (of(json!({ "iss": "me", "aud": "api" })), "no claim of user_claim (sub) names a user"),
+        (
+            of(json!({ "iss": "me", "aud": "api", "sub": "a", "exp": 1000 })),
+            "it has expired (1970-01-01T00:16:40Z)",
+        ),
+    ] {
+        let said = said(token);
+        assert!(said.contains(&format!("not believed: {expected};")), "{expected}: {said}");
+        assert!(said.contains("ip not asked: the request is refused"), "{said}");
+        assert!(said.contains("6 Verdict refused"), "{said}");
+    }
+}
+
+#[test]
+fn it_says_who_shares_a_quota_behind_a_proxy() {
+    let files = Files::new("server: { trusted_proxies: [10.0.0.0/8] }\n", TIERS);
+    let notes = |arguments: &[&str]| {
+        let arguments = [&["GET", "/", "--format", "json"][..], arguments].concat();
+        let ended = files.explain(&arguments);
+        let said: Value = serde_json::from_str(&ended.output).unwrap();
+        said["steps"][0]["notes"].as_array().unwrap().len()
+    };
+    let field = ["--header", "X-Forwarded-For: 203.0.113.9"];
+    assert_eq!(notes(&["--ip", "192.168.0.1", field[0], field[1]]), 1);
+    assert_eq!(notes(&["--ip", "10.0.0.1"]), 1);
+    assert_eq!(notes(&["--ip", "10.0.0.1", field[0], field[1]]), 0);
+    assert_eq!(notes(&["--ip", "203.0.113.9"]), 0);
+}
+
 /// The key set's server answers, or does not.
 #[test]
 fn a_key_set_is_fetched_once() {
@@ -569,7 +619,7 @@ fn the_database_of_subscriptions_is_asked() {
         (said["tier"].as_str().unwrap().to_owned(), database)
     };
     let silent = of(&format!("redis://{}", nobody()), &json!({ "sub": "ann" }));
-    assert_eq!(silent, ("free".into(), "did not answer in time, so it has no say".into()));
+    assert_eq!(silent, ("free".into(), "gave no answer, so it has no say".into()));
     let plan = of(&format!("redis://{}", nobody()), &json!({ "sub": "ann", "tier": "pro" }));
     assert!(plan.0 == "premium" && plan.1.starts_with("not asked"), "{plan:?}");
 

@@ -36,9 +36,19 @@ pub fn blotted(text: &str, number: usize) -> Vec<char> {
     }
     // What follows on the same line goes as well: where a secret ends, only a parser would know.
     if let Some(key) = keys(line).find(|key| is_secret(key.name)) {
-        hide(&mut shown, line.get(..key.end).unwrap_or_default().chars().count());
+        let value = line.get(key.end..).unwrap_or_default();
+        let start = key.end + reference(value).unwrap_or_default();
+        hide(&mut shown, line.get(..start).unwrap_or_default().chars().count());
     }
     shown
+}
+
+/// Where a reference to the environment, with which a value begins and which is no secret, ends.
+fn reference(value: &str) -> Option<usize> {
+    let text = value.trim_start().trim_start_matches(['"', '\'']);
+    let name = text.strip_prefix("${")?.split_once('}')?.0;
+    let is_name = !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
+    is_name.then_some(value.len() - text.len() + "${}".len() + name.len())
 }
 
 /// A value as messages may repeat it: its user and password aside.
@@ -222,6 +232,9 @@ mod tests {
             assert!(!shown(text, 1).contains("hunter"), "{text}: {}", shown(text, 1));
             assert!(!shown(text, 1).contains("nter@"), "{text}");
         }
+        assert_eq!(shown("secret: ${NAME} # hunter2", 1), "secret: ${NAME} * *******");
+        assert_eq!(shown("secret: \"${NAME}hunter2\"", 1), "secret: \"${NAME}********");
+        assert!(!shown("secret: ${NAME:-hunter2}", 1).contains("hunter"));
         assert_eq!(shown("secret_file: /run/secret", 1), "secret_file: /run/secret");
         assert_eq!(shown("identity_hash_secret_file: a", 1), "identity_hash_secret_file: a");
         assert_eq!(shown("server: { per_second: 5 }", 1), "server: { per_second: 5 }");

@@ -73,6 +73,11 @@ impl Fault {
         Self::new(Problem::new("").expected(expected.to_string()))
     }
 
+    fn hinting(mut self, sentence: Option<String>) -> Self {
+        self.problem.suggestion = sentence;
+        self
+    }
+
     /// Names the value that was found, where the fault is this very value's.
     fn found_in(mut self, node: &Node) -> Self {
         if self.path.is_empty() && self.problem.found.is_empty() {
@@ -130,6 +135,14 @@ fn boolean(node: &Node) -> Option<bool> {
     }
 }
 
+/// The digits of a number that was written in quotes or in groups.
+fn bare_digits(node: &Node) -> Option<String> {
+    let Kind::Scalar { text, .. } = &node.kind else { return None };
+    let digits: String = text.chars().filter(|c| !"_,' ".contains(*c)).collect();
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then_some(digits)
+}
+
 macro_rules! decode_whole_numbers {
     ($($method:ident $visit:ident $type:ty),*) => { $(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -139,7 +152,10 @@ macro_rules! decode_whole_numbers {
                 _ => None,
             };
             let (least, most) = (<$type>::MIN, <$type>::MAX);
-            let expected = || Fault::mismatch(format!("a whole number from {least} to {most}"));
+            let expected = || {
+                let fault = Fault::mismatch(format!("a whole number from {least} to {most}"));
+                fault.hinting(bare_digits(self).map(|digits| format!("write {digits}")))
+            };
             visitor.$visit(number.ok_or_else(expected)?)
         }
     )* };

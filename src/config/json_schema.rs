@@ -22,25 +22,24 @@ const OFF_WORDS: &str = "^([Oo][Ff][Ff]|[Nn][Oo])$";
 
 /// The schema of `tollgate.yaml`.
 pub fn of_config() -> Value {
-    schema_of::<Config>()
+    schema_of::<Config>(true)
 }
 
 /// The schema of `tiers.yaml`.
 pub fn of_tiers() -> Value {
-    schema_of::<TiersFile>()
+    schema_of::<TiersFile>(false)
 }
 
 /// The schema of a file of API keys.
 pub fn of_keys() -> Value {
-    schema_of::<KeysFile>()
+    schema_of::<KeysFile>(false)
 }
 
-/// Draft 7 is the one that editors know best.
-fn schema_of<T: JsonSchema>() -> Value {
+/// Draft 7 is the one that editors know best. `may_be_empty`: an empty file is all defaults.
+fn schema_of<T: JsonSchema>(may_be_empty: bool) -> Value {
     let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
     let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
-    // An empty file is all defaults.
-    relax(&mut schema, true);
+    relax(&mut schema, may_be_empty);
     schema
 }
 

@@ -23,6 +23,7 @@ use super::url::quoted;
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(title = "keys.yaml")]
 pub struct KeysFile {
     /// Every key.
     pub keys: Vec<KeySpec>,
@@ -35,6 +36,7 @@ pub struct KeySpec {
     /// Whose it is: `key:ID` is the identity. Several keys may have one id.
     pub id: Option<String>,
     /// SHA-256 of the key: 64 hexadecimal digits in lower case.
+    #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
     pub sha256: Option<String>,
     /// Tier, or subscription.
     pub tier: Option<String>,
@@ -66,7 +68,7 @@ pub fn read(
 ) -> Result<Keys, ConfigErrors> {
     let source = match content {
         Some(content) => Source::of(path.display().to_string(), content, env),
-        None => Source::read(Some(path), "", env),
+        None => Source::read(Some(path), "", env).map_err(|error| Box::new(named(path, *error))),
     };
     let source = source.map_err(|error| ConfigErrors(without_excerpts(vec![*error])))?;
     let (file, mut report) = source.decoded::<KeysFile>();
@@ -91,6 +93,17 @@ pub fn read(
     let (errors, warnings) = (without_excerpts(errors), without_excerpts(warnings));
     let digest = source.digest().unwrap_or_default();
     if errors.is_empty() { Ok(Keys { keys, digest, warnings }) } else { Err(ConfigErrors(errors)) }
+}
+
+/// Says which key of the configuration names a file that cannot be read, and from where.
+fn named(path: &FilePath, error: ConfigError) -> ConfigError {
+    let is_whole = error.line.is_none();
+    let from = "it begins where tollgate was started, not beside tollgate.yaml";
+    let suggestion = match path.is_relative() {
+        true => format!("keys_file of an api_key entry names it; {from}"),
+        false => "keys_file of an api_key entry names it".to_owned(),
+    };
+    ConfigError { suggestion: if is_whole { Some(suggestion) } else { error.suggestion }, ..error }
 }
 
 /// Keys stand where hashes should in many a first try, and no line of theirs is to be repeated.

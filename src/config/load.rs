@@ -22,6 +22,7 @@ use super::reload::{self, Digest, Sections};
 use super::report::{ConfigError, ConfigErrors, Part, Problem, Report};
 use super::schema::{Config, RedisConfig};
 use super::schema_tiers::{BUILT_IN, TiersFile};
+use super::swapped;
 use super::tree::{self, FILE_BYTES_MAX, Mark, Misplaced, Node};
 use super::value::Redacted;
 use super::warnings;
@@ -131,6 +132,7 @@ pub fn examine(request: &LoadRequest<'_>) -> Result<Loaded, Rejected> {
     let mut settings = settings(&file, request.upstream, &read_secret, &mut report);
     warnings::secrets(&file, &mut report);
     let (mut errors, mut warnings) = report.finish();
+    swapped::hint_in_config(&mut errors);
     let draft = Draft::new(&tiers, &settings);
     let is_plan = |name: &str| is_plan(&draft.file, name);
     let (key_errors, key_warnings) = read_api_keys(&mut settings.identity, request.env, &is_plan);
@@ -212,7 +214,8 @@ impl Draft {
         warnings::exposed(&file, &settings.server, &mut report);
         let tests = compile_tests::tests(&file, settings.identity.prefixes, &mut report);
         parts.trusted_proxies = settings.trusted_proxies.clone();
-        let (errors, warnings) = report.finish();
+        let (mut errors, warnings) = report.finish();
+        swapped::hint_in_tiers(&mut errors);
         Draft { file, parts, tests, errors, warnings }
     }
 }

@@ -24,6 +24,7 @@ pub mod reload;
 pub mod report;
 pub mod schema;
 pub mod schema_tiers;
+pub mod swapped;
 pub mod tree;
 pub mod unsupported;
 pub mod url;

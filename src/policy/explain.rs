@@ -282,7 +282,7 @@ pub enum Database {
     Absent,
     /// It was asked, where it is asked at all.
     Answers,
-    /// It was asked, and did not answer in time.
+    /// It was asked, and gave no answer in time, or none that can be used.
     Silent,
 }
 
@@ -372,7 +372,7 @@ fn nothing(
         }
         TierSource::Database => match &caller.credential {
             Some(credential) if policy.asks_database(credential) => match database {
-                Database::Silent => "did not answer in time, so it has no say".to_owned(),
+                Database::Silent => "gave no answer, so it has no say".to_owned(),
                 _ => format!("knows no subscription of {identity}"),
             },
             Some(_) => "not asked: only where nothing before it has given a user a tier".to_owned(),
