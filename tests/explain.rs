@@ -488,7 +488,7 @@ fn wrong_usage_ends_with_2() {
     };
     check(&["GET"], "<PATH>");
     check(&["G T", "/"], "METHOD: \"G T\", expected a method of HTTP, such as GET");
-    check(&["GET", "a"], "PATH: neither, expected a path that begins with /, or a whole URL");
+    check(&["GET", "a"], "PATH: another form, expected a path that begins with /, or a whole URL");
     check(&["GET", "/", "--ip", "nowhere"], "'nowhere' for '--ip <ADDR>'");
     check(
         &["GET", "/", "--header", "X-A: b", "--header", "none"],

@@ -238,17 +238,18 @@ fn a_bad_file_keeps_the_old_policy_and_says_where_it_is_wrong() {
     assert_eq!(tollgate.get("/").number("x-ratelimit-limit"), 100_000);
     assert_eq!(config_hash(&tollgate), hash);
 
-    // No YAML, no text, no file, and a directory in its place: each is told once.
-    for (count, bad) in [&b"tiers: ["[..], b"\xff\xfe", b""].into_iter().enumerate() {
+    // No YAML, no text, nothing in it, no file, and a directory in its place: each is told once.
+    let bads = [Some(&b"tiers: ["[..]), Some(b"\xff\xfe"), Some(b"# cut off\n"), None];
+    for (count, bad) in bads.into_iter().enumerate() {
         match bad {
-            b"" => fs::remove_file(&path).unwrap(),
-            bad => fs::write(&path, bad).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+            Some(bad) => fs::write(&path, bad).unwrap(),
         }
         wait_until("it is refused", || reloads(&tollgate, "error") == 2.0 + count as f64);
     }
     wait_for_event(&tollgate, "cannot be read");
     fs::create_dir(&path).unwrap();
-    wait_until("it is refused", || reloads(&tollgate, "error") == 5.0);
+    wait_until("it is refused", || reloads(&tollgate, "error") == 6.0);
     assert_eq!(tollgate.get("/").number("x-ratelimit-limit"), 100_000);
     assert!(!is_successful(&tollgate) && self::loaded_at(&tollgate) == loaded_at);
     assert_eq!(reloads(&tollgate, "ok"), 0.0);
@@ -258,7 +259,7 @@ fn a_bad_file_keeps_the_old_policy_and_says_where_it_is_wrong() {
     fs::write(&path, hourly(100_000)).unwrap();
     wait_until("all is well", || is_successful(&tollgate));
     assert_eq!(config_hash(&tollgate), hash);
-    assert_eq!((reloads(&tollgate, "ok"), reloads(&tollgate, "error")), (1.0, 5.0));
+    assert_eq!((reloads(&tollgate, "ok"), reloads(&tollgate, "error")), (1.0, 6.0));
     fs::write(&path, hourly(200_000)).unwrap();
     expect_limit(&tollgate, 200_000);
 }

@@ -40,7 +40,8 @@ pub struct KeySpec {
     pub sha256: Option<String>,
     /// Tier, or subscription.
     pub tier: Option<String>,
-    /// When it ends, in UTC: `2027-01-31`, or `2027-01-31T12:00:00Z`; null: never.
+    /// When it ends, in UTC: `2027-01-31`, from which day on it is expired, or
+    /// `2027-01-31T12:00:00Z`; null: never.
     pub expires: Option<String>,
 }
 
@@ -197,6 +198,18 @@ fn moment(text: &str) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_was_cut_off_is_not_taken_for_no_keys() {
+        let read =
+            |text: &str| read(FilePath::new("keys.yaml"), Some(text.into()), &|_| None, &|_| true);
+        assert!(read("keys: []\n").unwrap().keys.is_empty());
+        for empty in ["", "# nothing\n"] {
+            let error = read(empty).unwrap_err().to_string();
+            let expected = "keys.yaml: nothing in it, expected keys: and a list; keys: [] for none";
+            assert_eq!(error, expected);
+        }
+    }
 
     #[test]
     fn moments_and_hashes() {

@@ -307,3 +307,19 @@ fn curve_verifiers(
     };
     algorithms.iter().filter_map(verifier).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pem_of_another_kind_is_told_by_its_kind() {
+        let error = |label: &str| {
+            let text = format!("-----BEGIN {label}-----\nMAA=\n-----END {label}-----\n");
+            KeySet::parse(text.as_bytes(), &[Algorithm::Rs256]).unwrap_err()
+        };
+        assert_eq!(error("CERTIFICATE"), KeyError::Certificate);
+        assert_eq!(error("RSA PRIVATE KEY"), KeyError::Private);
+        assert_eq!(error("X509 CRL"), KeyError::OtherPem);
+    }
+}
