@@ -161,6 +161,14 @@ tollgate.yaml:3:15: identity[0].jwt.secret: environment variable NOPE is not set
 }
 
 #[test]
+fn a_bad_secret_is_told_beside_bad_algorithms() {
+    let text = "identity:\n  - jwt:\n      algorithms: [none]\n      secret: ''\n";
+    let found: Vec<String> =
+        config(text).unwrap_err().0.into_iter().map(|error| error.path).collect();
+    assert_eq!(found, ["identity[0].jwt.algorithms[0]", "identity[0].jwt.secret"]);
+}
+
+#[test]
 fn files_in_each_others_place_are_noticed() {
     let suggestions = |result: Result<Loaded, ConfigErrors>| -> Vec<Option<String>> {
         result.unwrap_err().0.into_iter().map(|error| error.suggestion).collect()

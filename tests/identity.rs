@@ -291,7 +291,7 @@ fn what_is_wrong_with_a_file_of_keys_is_said_with_its_place() {
         "keys.yaml:4:15: keys[2].sha256: 17 characters that are no hash, expected 64 hexadecimal",
         "keys.yaml:5:14: keys[3].sha265: unknown key, expected one of id, sha256, tier, expires",
         "did you mean \"sha256\"?",
-        "keys[3].expires: \"soon\", expected a moment: 2027-01-31T12:00:00Z",
+        "keys[3].expires: \"soon\", expected a day, 2027-01-31, or a moment in UTC",
     ] {
         assert!(said.contains(line), "{line}\n--- is not in\n{said}");
     }

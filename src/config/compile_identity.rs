@@ -250,7 +250,12 @@ fn keys(
             return None;
         }
     };
-    let algorithms = algorithms?;
+    let Some(algorithms) = algorithms else {
+        // Whatever they should be, an empty or a short secret is none.
+        let secret = jwt.secret.as_ref().map(|secret| checked_secret(secret.expose(), &[]));
+        secret.and_then(Result::err).into_iter().for_each(|it| report.value(at(key), it));
+        return None;
+    };
     let is_secret = key.starts_with("secret");
     if is_misplaced(index, key, algorithms, is_secret, report) {
         return None;
