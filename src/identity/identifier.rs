@@ -221,8 +221,9 @@ impl Identifier {
             if !self.throttle.admits(address, now) {
                 return Err(None);
             }
-            let verdict = token::verify(text, &jwt.rules, &keys.set, now).map(Arc::new);
+            let verdict = token::judge(text, &jwt.rules, &keys.set).map(Arc::new);
             jwt.cache.put(hash, keys.generation, verdict.as_ref().map_err(|fault| *fault));
+            let verdict = verdict.and_then(|token| token.holds_at(now).map(|()| token));
             if verdict.is_err() {
                 self.throttle.failed(address, now);
             }
