@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::config_path;
 use crate::identity::api_key::{ApiKey, KEYS_MAX};
+use crate::identity::cache;
 use crate::limiter::time::Timestamp;
 use crate::policy::identity::is_identifier;
 
@@ -118,6 +119,11 @@ fn key(
                 // It may be the key itself: it is not repeated.
                 let found = format!("{} characters that are no hash", text.chars().count());
                 let problem = Problem::new(found).expected("64 hexadecimal digits in lower case");
+                report.value(at("sha256"), problem.hint("printf %s KEY | sha256sum makes it"));
+            }
+            // Made of a variable that was not set: whoever sends an empty field would be this owner.
+            if hash.is_some_and(|it| ["", "\n"].map(cache::hash).contains(&it)) {
+                let problem = Problem::new("the hash of nothing").expected("that of a key");
                 report.value(at("sha256"), problem.hint("printf %s KEY | sha256sum makes it"));
             }
             hash

@@ -454,8 +454,10 @@ pub fn read_key_text(file: &str) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())
 }
 
-/// A text without the line end that editors and `echo` leave.
-pub fn without_line_end(text: &str) -> &str {
+/// A secret as its file holds it, without what editors and `echo` leave: a mark of the byte order, the
+/// last line end.
+pub fn secret_in(text: &str) -> &str {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text = text.strip_suffix('\n').unwrap_or(text);
     text.strip_suffix('\r').unwrap_or(text)
 }
@@ -470,7 +472,7 @@ pub fn read_secret(file: &str) -> Result<String, String> {
         return Err(format!("too long, expected at most {SECRET_BYTES_MAX} bytes"));
     }
     let text = String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())?;
-    let secret = without_line_end(&text);
+    let secret = secret_in(&text);
     if secret.is_empty() {
         return Err("empty, expected a secret".to_owned());
     }
