@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use support::{Answer, Backend, Client, Start, Tollgate};
+use support::{Answer, Backend, Client, Start, Tollgate, wait_until};
 use tokens::{SECRET, hs256, in_seconds};
 use tollgate::identity::algorithm::Algorithm;
 use tollgate::identity::cache::TokenCache;
@@ -307,6 +307,25 @@ fn the_hash_of_nothing_is_no_key() {
         let line = "keys.yaml:1:25: keys[0].sha256: the hash of nothing, expected that of a key";
         assert!(said.contains(line), "{said}");
     }
+}
+
+/// What a start would refuse, a reload does.
+#[test]
+fn a_file_of_keys_that_has_grown_too_long_is_refused_while_tollgate_runs_too() {
+    let backend = Backend::ok();
+    let directory = tempfile::tempdir().unwrap();
+    let secret = directory.path().join("secret");
+    std::fs::write(&secret, SECRET).unwrap();
+    let entry = format!("jwt: {{ secret_file: {}, on_invalid: reject }}", secret.display());
+    let tollgate = start(&backend, &format!("[{{ {entry} }}]"));
+    std::fs::write(&secret, "s".repeat((1 << 20) + 1)).unwrap();
+    wait_until("it is refused", || {
+        tollgate.metric("tollgate_config_reloads_total{result=\"error\"}") == 1.0
+    });
+    assert!(tollgate.log().contains("secret: too long, expected at most 1048576 bytes"));
+    let token = hs256(&json!({"sub": "1", "exp": in_seconds(600)}));
+    let fields = format!("Authorization: Bearer {token}\r\n");
+    assert_eq!(get(&tollgate, "/", fields.as_bytes()).status, 200);
 }
 
 /// Editors of one system put a mark of the byte order first, and carriage returns at the end.

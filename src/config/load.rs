@@ -447,7 +447,14 @@ fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
 /// # Errors
 /// Why it cannot be read.
 pub fn read_key_text(file: &str) -> Result<String, String> {
-    let bytes = read_bytes(Path::new(file), KEY_BYTES_MAX)?;
+    key_text(read_bytes(Path::new(file), KEY_BYTES_MAX)?)
+}
+
+/// The text of what such a file holds.
+///
+/// # Errors
+/// It is too long, or no text.
+pub fn key_text(bytes: Vec<u8>) -> Result<String, String> {
     if bytes.len() as u64 > KEY_BYTES_MAX {
         return Err(format!("too long, expected at most {KEY_BYTES_MAX} bytes"));
     }
