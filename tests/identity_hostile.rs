@@ -71,6 +71,7 @@ fn a_denied_user_is_found_in_whatever_form_the_token_comes() {
         (line(b"Cookie: a=b\r\nCookie: \xff\r\nCookie: session=", b""), "/".to_owned()),
         (Vec::new(), format!("/?access_token={token}")),
         (Vec::new(), format!("/?access%5Ftoken={token}")),
+        (Vec::new(), format!("/?a=b;access_token={token};c=d")),
         (Vec::new(), format!("/?a=b&%61ccess_toke%6e={token}&c")),
     ] {
         let answer = get(&tollgate, &target, &fields);
@@ -307,6 +308,30 @@ fn the_hash_of_nothing_is_no_key() {
         let line = "keys.yaml:1:25: keys[0].sha256: the hash of nothing, expected that of a key";
         assert!(said.contains(line), "{said}");
     }
+}
+
+/// A file that was cut short, as by a full disk, lists no keys, and that is not what it says.
+#[test]
+fn an_empty_file_takes_nobodys_key_away() {
+    let backend = Backend::ok();
+    let directory = tempfile::tempdir().unwrap();
+    let keys = directory.path().join("keys.yaml");
+    std::fs::write(&keys, format!("keys: [{{ id: a, sha256: {} }}]", sha256("k"))).unwrap();
+    let entry = format!("api_key: {{ keys_file: {}, on_invalid: reject }}", keys.display());
+    let tollgate = start(&backend, &format!("[{{ {entry} }}]"));
+    let reloads = |result: &str| {
+        tollgate.metric(&format!("tollgate_config_reloads_total{{result=\"{result}\"}}"))
+    };
+    for (count, text) in ["", "# keys of partners\n"].into_iter().enumerate() {
+        std::fs::write(&keys, text).unwrap();
+        let is_refused = || reloads("error") == (count + 1) as f64;
+        wait_until("it is looked at", || is_refused() || reloads("ok") > 0.0);
+        assert_eq!(get(&tollgate, "/", b"X-API-Key: k\r\n").status, 200);
+    }
+    let line = "keys.yaml: keys: not set, expected the list of keys, or [] for none";
+    assert!(tollgate.log().contains(line), "{}", tollgate.log());
+    std::fs::write(&keys, "keys: []").unwrap();
+    wait_until("none is known", || get(&tollgate, "/", b"X-API-Key: k\r\n").status == 401);
 }
 
 /// What a start would refuse, a reload does.

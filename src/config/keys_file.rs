@@ -71,6 +71,12 @@ pub fn read(
     };
     let source = source.map_err(|error| ConfigErrors(without_excerpts(vec![*error])))?;
     let (file, mut report) = source.decoded::<KeysFile>();
+    // A file that was cut short must not take every key away.
+    let path = config_path!["keys"];
+    if !report.is_set(&path) {
+        let problem = Problem::new("not set").expected("the list of keys, or [] for none");
+        report.key(path, problem);
+    }
     if file.keys.len() > KEYS_MAX {
         let problem = Problem::new(format!("{} keys", file.keys.len()));
         report.key(config_path!["keys"], problem.expected(format!("at most {KEYS_MAX}")));

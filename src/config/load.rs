@@ -162,6 +162,14 @@ pub fn load_policy(
 ) -> Result<LoadedPolicy, ConfigErrors> {
     let tiers = Source::of(path.display().to_string(), content, env)
         .map_err(|error| ConfigErrors(vec![*error]))?;
+    if tiers.root.is_null() {
+        // A start takes it for the built-in tiers. Of a policy that was in force it is what is left
+        // when somebody cut it short, and nobody is let off the deny list for that.
+        let problem =
+            Problem::new("an empty file").expected("a policy, or {} for the built-in one");
+        let error = ConfigError::of_whole(tiers.name.as_deref(), &[], &problem);
+        return Err(ConfigErrors(vec![error]));
+    }
     let draft = Draft::new(&tiers, settings);
     if !draft.errors.is_empty() {
         return Err(ConfigErrors(draft.errors));

@@ -94,10 +94,10 @@ fn cookie<'r>(facts: &RequestFacts<'r>, name: &str) -> Presented<'r> {
     std::str::from_utf8(value).map_or(Presented::Unclear, Presented::One)
 }
 
-/// The first parameter of that name. Its value as it stands: tokens hold nothing that is encoded.
-/// Not so its name, which a sender could hide from us and not from the backend.
+/// The first parameter of that name, divided from others by `&`, or by `;` as some backends still
+/// have it. Its value as it stands: tokens hold nothing that is encoded. Not so its name, which a sender could hide from us and not from the backend.
 fn parameter<'r>(query: &'r str, name: &str) -> Option<&'r str> {
-    query.split('&').find_map(|pair| {
+    query.split(['&', ';']).find_map(|pair| {
         let (key, value) = pair.split_once('=')?;
         (!value.is_empty() && is_encoded(key, name)).then_some(value)
     })
