@@ -9,8 +9,8 @@ mod support;
 mod tokens;
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -372,8 +372,52 @@ struct KeyServer {
     fetches: Arc<AtomicUsize>,
 }
 
+/// Answers one connection.
+fn serve_keys(stream: &mut (impl Read + Write), body: &str) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).unwrap_or(0) == 0 {
+            return;
+        }
+        head.push(byte[0]);
+    }
+    // An empty body stands for a server that fails.
+    let status = if body.is_empty() { "500 Broken" } else { "200 OK" };
+    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+    stream.write_all((head + body).as_bytes()).ok();
+    stream.flush().ok();
+}
+
 impl KeyServer {
     fn spawn(body: &str) -> Self {
+        Self::spawn_with(body, |stream, body| serve_keys(stream, body))
+    }
+
+    /// The same over TLS, with this certificate and key.
+    fn spawn_tls(body: &str, directory: &std::path::Path) -> Self {
+        use rustls::pki_types::pem::PemObject;
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+        let certificate = CertificateDer::from_pem_file(directory.join("server.crt")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(directory.join("server.key")).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let config = Arc::new(config);
+        Self::spawn_with(body, move |stream, body| {
+            let mut connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = rustls::Stream::new(&mut connection, stream);
+            serve_keys(&mut stream, body);
+            stream.conn.send_close_notify();
+            stream.flush().ok();
+        })
+    }
+
+    fn spawn_with(body: &str, serve: impl Fn(&mut TcpStream, &str) + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let body = Arc::new(Mutex::new(body.to_owned()));
@@ -382,15 +426,9 @@ impl KeyServer {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-                while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
                 count.fetch_add(1, Ordering::SeqCst);
                 let body = its_body.lock().unwrap().clone();
-                // An empty body stands for a server that fails.
-                let status = if body.is_empty() { "500 Broken" } else { "200 OK" };
-                let length = body.len();
-                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n");
-                stream.write_all((head + &body).as_bytes()).ok();
+                serve(&mut stream, &body);
             }
         });
         KeyServer { address, body, fetches }
@@ -480,6 +518,48 @@ fn a_start_without_the_keys_serves_and_finds_them_later() {
     assert_eq!(tollgate.metric("dependency_health_status{dependency=\"jwks\"}"), 0.0);
     server.publish(&key_set(&[(&signer, "k")]));
     wait_until("the keys are there", || seen(&with_token(&tollgate, &token)).1 == 5);
+}
+
+#[test]
+fn a_key_set_is_fetched_over_tls_from_who_can_prove_to_be_it() {
+    let script = "
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \\
+            -subj /CN=authority -keyout ca.key -out ca.crt &&
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \\
+            -subj /CN=other -keyout other.key -out other.crt &&
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \\
+            -subj /CN=localhost -keyout server.key -out server.csr &&
+        printf 'subjectAltName=DNS:localhost\\n' > server.ext &&
+        openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \\
+            -extfile server.ext -out server.crt";
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new("sh");
+    let made = command.args(["-c", script]).current_dir(&directory).output().unwrap();
+    assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
+
+    let backend = Backend::ok();
+    let signer = Signer::new(Algorithm::ES256);
+    let server = KeyServer::spawn_tls(&key_set(&[(&signer, "k")]), directory.path());
+    let token = signer.token_with_kid(Some("k"), &json!({"sub": "1", "exp": in_seconds(600)}));
+    let status = |name: &str, authority: &str| {
+        let url = format!("https://{name}:{}/jwks", server.address.port());
+        let rest = "algorithms: [ES256], on_invalid: reject";
+        let config = format!("identity: [{{ jwt: {{ jwks_url: '{url}', {rest} }} }}]\n");
+        let authority = directory.path().join(authority);
+        let tollgate = Start::default()
+            .upstream(backend.address)
+            .config(&config)
+            .variable("SSL_CERT_FILE", authority.to_str().unwrap())
+            .run();
+        (with_token(&tollgate, &token).status, tollgate.log())
+    };
+    assert_eq!(status("localhost", "ca.crt").0, 200);
+    let (refused, log) = status("localhost", "other.crt");
+    assert_eq!(refused, 401);
+    assert!(log.contains("invalid peer certificate: UnknownIssuer"), "{log}");
+    let (refused, log) = status("127.0.0.1", "ca.crt");
+    assert_eq!(refused, 401);
+    assert!(log.contains("invalid peer certificate"), "{log}");
 }
 
 /// Secrets are planted wherever tollgate is given one; then everything that it says is searched.

@@ -14,6 +14,9 @@ tests/long.sh NAME [ARGUMENTS]
   spread       how connections spread over workers, three ways to accept them
   store-bench  what a check of a limit costs in memory, and bytes per identity
   route-bench  what it costs to find the rules of a path
+  identity-bench  what it costs to know a caller, and what floods of wrong tokens cost
+  subscriptions-bench  what it costs to know what a user has bought
+  properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
 }
 
@@ -26,6 +29,9 @@ compare)
     ;;
 spread) exec cargo bench --locked --bench spread -- "$@" ;;
 route-bench) exec cargo bench --locked --bench router -- "$@" ;;
+identity-bench) exec cargo bench --locked --bench identity -- "$@" ;;
+subscriptions-bench) exec cargo bench --locked --bench subscriptions -- "$@" ;;
+properties) PROPTEST_CASES="${PROPTEST_CASES:-25600}" exec cargo test --release --locked -- "$@" ;;
 store-bench) exec cargo bench --locked --bench store -- "$@" ;;
 '' | -h | --help) usage ;;
 *)

@@ -78,6 +78,12 @@ impl Start {
         self
     }
 
+    /// With this variable in its environment.
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Starts `tollgate run` and waits until it is ready.
     pub fn run(self) -> Tollgate {
         let directory = tempfile::tempdir().unwrap();
