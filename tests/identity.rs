@@ -391,7 +391,7 @@ fn serve_keys(stream: &mut (impl Read + Write), body: &str) {
 
 impl KeyServer {
     fn spawn(body: &str) -> Self {
-        Self::spawn_with(body, |stream, body| serve_keys(stream, body))
+        Self::spawn_with(body, serve_keys)
     }
 
     /// The same over TLS, with this certificate and key.

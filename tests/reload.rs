@@ -264,6 +264,22 @@ fn a_bad_file_keeps_the_old_policy_and_says_where_it_is_wrong() {
     expect_limit(&tollgate, 200_000);
 }
 
+/// A file that was cut short, as by a full disk, is no wish for the built-in tiers.
+#[test]
+fn an_empty_file_puts_no_built_in_tier_in_force() {
+    let backend = Backend::ok();
+    let policy = format!("{}identities: {{ 'ip:127.0.0.1': deny }}\n", hourly(70));
+    let tollgate = Start::default().upstream(backend.address).tiers(&policy).run();
+    assert_eq!(tollgate.get("/").status, 403);
+    for (count, text) in ["", "# to be written\n"].into_iter().enumerate() {
+        fs::write(tollgate.path("tiers.yaml"), text).unwrap();
+        let is_refused = || reloads(&tollgate, "error") == (count + 1) as f64;
+        wait_until("it is looked at", || is_refused() || reloads(&tollgate, "ok") > 0.0);
+        assert_eq!(tollgate.get("/").status, 403);
+    }
+    assert!(tollgate.log().contains("an empty file, expected a policy"), "{}", tollgate.log());
+}
+
 #[test]
 fn a_hang_up_reads_the_files_whether_they_have_changed_or_not() {
     let backend = Backend::ok();

@@ -75,6 +75,10 @@ install() {
 missing=()
 has redis-server || missing+=(redis-server)
 has_postgres || missing+=(postgresql)
+# The guides are typed as they stand, and certificates are made.
+for tool in curl openssl; do
+    has "$tool" || missing+=("$tool")
+done
 # The allocator is built from C: it asks for a compiler and for make.
 { has cc && has make; } || missing+=(build-essential)
 

@@ -11,7 +11,7 @@ use crate::config::compile_identity::{
     IdentitySettings, KeyFile, KeyOrigin, MethodSettings, key_set,
 };
 use crate::config::keys_file;
-use crate::config::load::{AsRead, Overrides, load_policy, look_through_config};
+use crate::config::load::{AsRead, Overrides, key_text, load_policy, look_through_config};
 use crate::identity::api_key::KeyTable;
 use crate::identity::identifier::{ApiKeyMethod, JwtMethod, Method};
 use crate::metrics::policy::PolicyMetrics;
@@ -94,7 +94,7 @@ fn reload_keys(jwt: &JwtMethod, file: &KeyFile) -> Reload {
     let (keys, algorithms) = (Arc::clone(&jwt.keys), jwt.rules.algorithms.clone());
     let (name, kind) = (file.path.clone(), file.kind);
     Box::new(move |content| {
-        let text = String::from_utf8(content).map_err(|_| format!("{name}: not UTF-8"))?;
+        let text = key_text(content).map_err(|reason| format!("{name}: {reason}"))?;
         let set = key_set(kind, &text, &algorithms)
             .map_err(|problem| format!("{name}: {}", problem.message()))?;
         tracing::info!(file = name, keys = set.len(), "keys of tokens reloaded");

@@ -4,6 +4,7 @@
 //! hides too much; columns hold.
 
 use super::report::{lines, nearest};
+use super::tree::Mark;
 
 /// Keys whose value is a secret; one that is nearly so is taken for a slip of the pen.
 const SECRET_KEYS: [&str; 5] =
@@ -18,6 +19,18 @@ pub fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let is_file = key.ends_with("_file");
     !is_file && (key.ends_with("secret") || nearest(&key, SECRET_KEYS).is_some())
+}
+
+/// The first variable of a value, if by its name it holds a secret: `${JWT_SECRET}`.
+pub fn secret_variable(text: &str, mark: Mark) -> Option<&str> {
+    let line = lines(text).nth(mark.line.checked_sub(1)?)?;
+    let (at, _) = line.char_indices().nth(mark.column.checked_sub(1)?)?;
+    let (_, reference) = line.get(at..)?.split_once("${")?;
+    let name = reference.split(['}', ':']).next()?;
+    let upper = name.to_ascii_uppercase();
+    let is_secret = ["SECRET", "PASS", "TOKEN", "KEY", "CREDENTIAL"].iter();
+    let is_place = ["FILE", "PATH", "DIR", "URL"].iter().any(|end| upper.ends_with(end));
+    (!is_place && is_secret.into_iter().any(|part| upper.contains(part))).then_some(name)
 }
 
 /// A line of a file, from 1, with what may be a secret blotted out character by character.

@@ -4,7 +4,7 @@
 //! said at the start; the file of API keys is [`super::keys_file`]'s.
 
 use http::Uri;
-use http::header::{HOST, HeaderName};
+use http::header::{self, HeaderName};
 
 use crate::config_path;
 use crate::identity::algorithm::Algorithm;
@@ -16,7 +16,7 @@ use crate::identity::token::TokenRules;
 use crate::limiter::time::Micros;
 use crate::policy::identity::PrefixLengths;
 
-use super::load::{read_key_text, without_line_end};
+use super::load::{ReadError, read_key_text, secret_in};
 use super::reload::{Digest, digest};
 use super::report::{Path, Problem, Report, Step, one_of};
 use super::schema::{self, IdentityEntry, IpIdentity, Jwt};
@@ -31,6 +31,22 @@ const SECRET_BYTES_MIN: usize = 32;
 const TOKEN_BYTES_MAX: u64 = 64 << 10;
 /// Clocks that differ by more are broken.
 const LEEWAY_MAX: HumanDuration = HumanDuration::secs(3600);
+
+/// Fields that say how a message is framed or whom it is for, and so bear no credential.
+const OTHER_FIELDS: [HeaderName; 12] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::COOKIE,
+    header::EXPECT,
+    header::FORWARDED,
+    header::HOST,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::VIA,
+    HeaderName::from_static("x-forwarded-for"),
+];
 
 /// The ways in which callers are known.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,6 +135,7 @@ pub struct ApiKeySettings {
 pub fn identity(entries: &[IdentityEntry], report: &mut Report<'_>) -> IdentitySettings {
     let mut settings = IdentitySettings { methods: Vec::new(), prefixes: PrefixLengths::default() };
     let mut ip_before = None;
+    let mut fields: Vec<(MethodSettings, usize)> = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
         let path = || config_path!["identity", index];
         let IdentityEntry { jwt, api_key, mtls, ip } = entry;
@@ -135,11 +152,21 @@ pub fn identity(entries: &[IdentityEntry], report: &mut Report<'_>) -> IdentityS
             let found = format!("never reached: everybody has an address (identity[{before}])");
             report.warn(path(), Problem::new(found).expected("ip as the last entry"));
         }
-        if let Some(jwt) = jwt {
-            settings.methods.extend(self::jwt(index, jwt, report).map(MethodSettings::Jwt));
-        }
-        if let Some(api_key) = api_key {
-            settings.methods.extend(self::api_key(index, api_key, report));
+        let method = match (jwt, api_key) {
+            (Some(jwt), _) => self::jwt(index, jwt, report).map(MethodSettings::Jwt),
+            (None, Some(api_key)) => self::api_key(index, api_key, report),
+            (None, None) => None,
+        };
+        if let Some(method) = method {
+            let before = fields.iter().find(|(before, _)| takes_all_of(before, &method));
+            if let Some((_, before)) = before {
+                let problem =
+                    Problem::new(format!("identity[{before}] decides on that field already"));
+                let hint = "the first entry that finds a credential decides, whatever comes of it";
+                report.warn(path(), problem.expected("another header").hint(hint));
+            }
+            fields.push((method.clone(), index));
+            settings.methods.push(method);
         }
         if let Some(ip) = ip {
             if let Some(before) = ip_before {
@@ -155,9 +182,25 @@ pub fn identity(entries: &[IdentityEntry], report: &mut Report<'_>) -> IdentityS
     settings
 }
 
+/// Whether nothing in the second one's field is left for it: an entry of tokens leaves other schemes
+/// of `Authorization`, but no tokens.
+fn takes_all_of(first: &MethodSettings, second: &MethodSettings) -> bool {
+    use MethodSettings::{ApiKey, Ip, Jwt};
+    match (first, second) {
+        (Jwt(first), Jwt(second)) => first.places.header == second.places.header,
+        (Jwt(first), ApiKey(second)) => {
+            let header = &first.places.header;
+            *header == second.header && *header != header::AUTHORIZATION
+        }
+        (ApiKey(first), Jwt(second)) => first.header == second.places.header,
+        (ApiKey(first), ApiKey(second)) => first.header == second.header,
+        (Ip, _) | (_, Ip) => false,
+    }
+}
+
 fn jwt(index: usize, jwt: &Jwt, report: &mut Report<'_>) -> Option<Box<JwtSettings>> {
     let at = |key: &str| config_path!["identity", index, "jwt", key];
-    let header = header(at("header"), jwt.header.as_deref().unwrap_or("Authorization"), report);
+    let header = field(at("header"), jwt.header.as_deref().unwrap_or("Authorization"), report);
     let places = TokenPlaces {
         header: header?,
         cookie: name(at("cookie"), jwt.cookie.as_deref(), report),
@@ -305,7 +348,7 @@ pub fn key_set(
 ) -> Result<KeySet, Problem> {
     match kind {
         KeyFileKind::Secret => {
-            let secret = without_line_end(content);
+            let secret = secret_in(content);
             checked_secret(secret, algorithms)?;
             Ok(KeySet::of_secret(secret.as_bytes(), algorithms))
         }
@@ -405,12 +448,25 @@ fn api_key(
     report: &mut Report<'_>,
 ) -> Option<MethodSettings> {
     let at = |key: &str| config_path!["identity", index, "api_key", key];
-    let header = header(at("header"), &api_key.header, report)?;
+    let header = field(at("header"), &api_key.header, report)?;
     let Some(file) = api_key.keys_file.clone() else {
         let problem = Problem::new("not set").expected("the file that lists the keys' hashes");
         report.key(at("keys_file"), problem);
         return None;
     };
+    // What is in it is its reader's to judge; that it is there is this file's word.
+    let fault = match std::fs::metadata(&file) {
+        Ok(it) if it.is_dir() => Some(ReadError::Directory),
+        Ok(_) => None,
+        Err(error) => Some(ReadError::Io(error)),
+    };
+    if let Some(fault) = fault {
+        let problem = Problem::new(format!("{file}: {fault}"));
+        let from = "it begins in the directory that tollgate was started in, not beside this file";
+        let is_relative = std::path::Path::new(&file).is_relative();
+        report.value(at("keys_file"), if is_relative { problem.hint(from) } else { problem });
+        return None;
+    }
     let (strip, on_invalid) = (api_key.strip, on_invalid(api_key.on_invalid));
     let (keys, digest) = (Vec::new(), Digest::default());
     let settings = ApiKeySettings { header, file, keys, digest, strip, on_invalid };
@@ -424,11 +480,18 @@ fn on_invalid(on_invalid: schema::OnInvalid) -> OnInvalid {
     }
 }
 
-fn header(path: Path, name: &str, report: &mut Report<'_>) -> Option<HeaderName> {
-    let header = HeaderName::from_bytes(name.as_bytes()).ok().filter(|it| *it != HOST);
-    if header.is_none() {
+fn field(path: Path, name: &str, report: &mut Report<'_>) -> Option<HeaderName> {
+    let header = HeaderName::from_bytes(name.as_bytes()).ok();
+    let is_free = header.as_ref().is_some_and(|it| !OTHER_FIELDS.contains(it));
+    if !is_free {
         let problem = Problem::new(quoted(name)).expected("the name of a header field");
+        let is_cookie = header.is_some_and(|it| it == header::COOKIE);
+        let problem = match is_cookie {
+            true => problem.hint("a token in a cookie: `cookie: NAME`"),
+            false => problem,
+        };
         report.value(path, problem);
+        return None;
     }
     header
 }

@@ -27,7 +27,7 @@ pub fn of_config() -> Value {
 
 /// The schema of `tiers.yaml`.
 pub fn of_tiers() -> Value {
-    schema_of::<TiersFile>(false)
+    schema_of::<TiersFile>(true)
 }
 
 /// The schema of a file of API keys.

@@ -164,6 +164,14 @@ pub fn load_policy(
 ) -> Result<LoadedPolicy, ConfigErrors> {
     let tiers = Source::of(path.display().to_string(), content, env)
         .map_err(|error| ConfigErrors(vec![*error]))?;
+    if tiers.root.is_null() {
+        // A start takes it for the built-in tiers. Of a policy that was in force it is what is left
+        // when somebody cut it short, and nobody is let off the deny list for that.
+        let problem =
+            Problem::new("an empty file").expected("a policy, or {} for the built-in one");
+        let error = ConfigError::of_whole(tiers.name.as_deref(), &[], &problem);
+        return Err(ConfigErrors(vec![error]));
+    }
     let draft = Draft::new(&tiers, settings);
     if !draft.errors.is_empty() {
         return Err(ConfigErrors(draft.errors));
@@ -207,7 +215,9 @@ struct Draft {
 impl Draft {
     fn new(tiers: &Source, settings: &Settings) -> Self {
         let (mut file, mut report) = tiers.decoded::<TiersFile>();
-        tiers.expect_content("a policy, or no file for the built-in one", &mut report);
+        if tiers.name.is_some() && tiers.root.is_null() {
+            warnings::empty(&mut report);
+        }
         fill_in_built_in(&mut file);
         let mut parts = compile_tiers::parts(&file, settings.identity.prefixes, &mut report);
         warnings::networks(&file, &parts, settings, &mut report);
@@ -321,14 +331,6 @@ impl Source {
     /// Of the file's bytes, where there is one.
     pub fn digest(&self) -> Option<Digest> {
         self.digest
-    }
-
-    /// Reports a file without a word in it, comments aside: one that was cut off or is still being
-    /// written looks like that, and to take it for "all at its defaults" would lift what is denied.
-    pub fn expect_content(&self, expected: &str, report: &mut Report<'_>) {
-        if self.name.is_some() && self.root.is_null() {
-            report.value(Vec::new(), Problem::new("nothing in it").expected(expected));
-        }
     }
 
     /// Its mirror, and a report that holds what was wrong with its shape.
@@ -459,15 +461,24 @@ fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
 /// # Errors
 /// Why it cannot be read.
 pub fn read_key_text(file: &str) -> Result<String, String> {
-    let bytes = read_bytes(Path::new(file), KEY_BYTES_MAX)?;
+    key_text(read_bytes(Path::new(file), KEY_BYTES_MAX)?)
+}
+
+/// The text of what such a file holds.
+///
+/// # Errors
+/// It is too long, or no text.
+pub fn key_text(bytes: Vec<u8>) -> Result<String, String> {
     if bytes.len() as u64 > KEY_BYTES_MAX {
         return Err(format!("too long, expected at most {KEY_BYTES_MAX} bytes"));
     }
     String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())
 }
 
-/// A text without the line end that editors and `echo` leave.
-pub fn without_line_end(text: &str) -> &str {
+/// A secret as its file holds it, without what editors and `echo` leave: a mark of the byte order, the
+/// last line end.
+pub fn secret_in(text: &str) -> &str {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text = text.strip_suffix('\n').unwrap_or(text);
     text.strip_suffix('\r').unwrap_or(text)
 }
@@ -482,7 +493,7 @@ pub fn read_secret(file: &str) -> Result<String, String> {
         return Err(format!("too long, expected at most {SECRET_BYTES_MAX} bytes"));
     }
     let text = String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())?;
-    let secret = without_line_end(&text);
+    let secret = secret_in(&text);
     if secret.is_empty() {
         return Err("empty, expected a secret".to_owned());
     }

@@ -6,11 +6,15 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::blot::blotted;
-use super::tree::{Mark, Node};
+use super::blot::{blotted, secret_variable};
+use super::tree::{FILLED_IN, Kind, Mark, Node};
 
 /// Widest piece of a source line that an excerpt shows.
 const EXCERPT_COLUMNS_MAX: usize = 96;
+/// Nothing shorter is a secret; and nearly every message holds a letter.
+const SECRET_BYTES_MIN: usize = 4;
+/// A message that holds so much of a value's beginning repeats it.
+const REPEATED_CHARS: usize = 16;
 /// Longest found value that a message repeats.
 const FOUND_CHARS_MAX: usize = 80;
 /// More errors of one file, or warnings, are counted and not shown.
@@ -359,6 +363,23 @@ impl<'f> Report<'f> {
         self.root.mark_of(path, Part::Value)
     }
 
+    /// The problem without the value, where a variable with a secret's name was filled in in a wrong
+    /// place: messages repeat what should have been a name, a number or a file.
+    fn veiled(&self, path: &[Step], problem: &Problem) -> Option<Problem> {
+        let node = self.root.find(path)?;
+        let (Some(literal), Kind::Scalar { text, .. }) = (&node.literal, &node.kind) else {
+            return None;
+        };
+        let repeated: String = text.chars().take(REPEATED_CHARS).collect();
+        let is_repeated = text.len() >= SECRET_BYTES_MIN && problem.found.contains(&repeated);
+        if !literal.contains(FILLED_IN) || !is_repeated {
+            return None;
+        }
+        let name = secret_variable(self.text, node.mark)?;
+        let found = format!("the value of ${{{name}}}, which is not shown");
+        Some(Problem { found, ..problem.clone() })
+    }
+
     fn located(
         &self,
         path: &[Step],
@@ -366,6 +387,8 @@ impl<'f> Report<'f> {
         mark: Option<Mark>,
         problem: &Problem,
     ) -> ConfigError {
+        let veiled = self.veiled(path, problem);
+        let problem = veiled.as_ref().unwrap_or(problem);
         if let Some((_, option)) = self.overrides.iter().find(|(over, _)| path.starts_with(over)) {
             return ConfigError::of_whole(Some(option), path, problem);
         }

@@ -39,6 +39,13 @@ const PRIVATE: [&str; 7] = [
     "::1/128",
 ];
 
+/// A policy's file without a word in it, comments aside: cut off, or not yet written.
+pub fn empty(report: &mut Report<'_>) {
+    let problem = Problem::new("an empty file: the built-in tiers hold").expected("a policy");
+    let hint = "a tollgate that runs would refuse it; {} says that it is meant";
+    report.warn(Path::new(), problem.hint(hint));
+}
+
 /// Limits of one tier, or of a rule for one tier, that get in each other's way. `has_burst`: it is
 /// given, and not the rate's stand-in.
 pub fn limits(path: &[Step], set: &LimitSet, has_burst: bool, report: &mut Report<'_>) {

@@ -14,7 +14,7 @@ use crate::limiter::time::Timestamp;
 
 use super::token::{Token, TokenFault};
 
-/// Tokens that were believed; about 300 bytes each.
+/// Tokens that were believed; about 300 bytes each, 900 where user and plan are as long as may be.
 pub const VALID_MAX: usize = 100_000;
 /// Tokens that were not; about 60 bytes each.
 pub const INVALID_MAX: usize = 20_000;
@@ -71,8 +71,8 @@ impl TokenCache {
                 let token = Arc::clone(token);
                 self.valid.insert(hash, Known { generation, token });
             }
-            // Time will make it good.
-            Err(TokenFault::NotYetValid) => {}
+            // What the time says of it, the next moment may say otherwise, and a clock be set right.
+            Err(TokenFault::NotYetValid | TokenFault::Expired) => {}
             Err(fault) => self.invalid.insert(hash, (generation, fault)),
         }
     }

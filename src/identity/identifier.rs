@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use http::header::HeaderName;
+use http::header::{HeaderMap, HeaderName};
 
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::IdentityError;
@@ -15,7 +15,7 @@ use crate::policy::facts::RequestFacts;
 use super::api_key::{ApiKeyFault, KeyTable};
 use super::cache::{self, TokenCache};
 use super::jwks::{KeySource, RemoteKeys};
-use super::present::{Presented, TokenPlaces, in_field};
+use super::present::{Presented, TokenPlaces, in_field, is_unclear};
 use super::throttle::FailureThrottle;
 use super::token::{self, TokenFault, TokenRules};
 
@@ -153,12 +153,23 @@ impl Identifier {
         }
     }
 
-    /// The fields that no upstream gets to see.
-    pub fn stripped(&self) -> impl Iterator<Item = &HeaderName> {
-        self.methods.iter().filter_map(|method| match method {
-            Method::ApiKey(keys) if keys.strip => Some(&keys.header),
-            Method::ApiKey(_) | Method::Jwt(_) | Method::Address => None,
-        })
+    /// The fields that bear credentials.
+    pub fn fields(&self) -> impl Iterator<Item = &HeaderName> {
+        self.methods.iter().filter_map(|method| Some(method.field()?.0))
+    }
+
+    /// Takes out of a request what no upstream gets to see: fields that are to be stripped, and
+    /// those of whose two lines it could believe one, where we believe neither. `has_underscores`
+    /// says whether there are names that many backends read as another's (`X_API_Key`).
+    pub fn withhold(&self, headers: &mut HeaderMap, has_underscores: bool) {
+        for (field, strip) in self.methods.iter().filter_map(Method::field) {
+            if strip || is_unclear(headers, field) {
+                headers.remove(field);
+            }
+            if has_underscores {
+                drop_doubles(headers, field);
+            }
+        }
     }
 
     /// What a 401 asks for (RFC 9110 §11.6.1): a token (RFC 6750 §3), or a key.
@@ -210,14 +221,26 @@ impl Identifier {
             if !self.throttle.admits(address, now) {
                 return Err(None);
             }
-            let verdict = token::verify(text, &jwt.rules, &keys.set, now).map(Arc::new);
+            let verdict = token::judge(text, &jwt.rules, &keys.set).map(Arc::new);
             jwt.cache.put(hash, keys.generation, verdict.as_ref().map_err(|fault| *fault));
+            let verdict = verdict.and_then(|token| token.holds_at(now).map(|()| token));
             if verdict.is_err() {
                 self.throttle.failed(address, now);
             }
             verdict.map_err(Some)
         });
         Some(verdict.map(|token| token.credential.clone()).map_err(reason))
+    }
+}
+
+impl Method {
+    /// The field that bears its credentials, and whether it is taken out.
+    fn field(&self) -> Option<(&HeaderName, bool)> {
+        match self {
+            Method::Jwt(jwt) => Some((&jwt.places.header, false)),
+            Method::ApiKey(keys) => Some((&keys.header, keys.strip)),
+            Method::Address => None,
+        }
     }
 }
 
@@ -235,6 +258,19 @@ impl ApiKeyMethod {
                 ApiKeyFault::Expired => IdentityError::Expired,
             })),
         }
+    }
+}
+
+/// Drops fields whose names differ from that of `field` in `_` for `-` only.
+fn drop_doubles(headers: &mut HeaderMap, field: &HeaderName) {
+    let alike = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    let is_double = |name: &&HeaderName| {
+        let (name, field) = (name.as_str(), field.as_str());
+        name != field && name.bytes().map(alike).eq(field.bytes().map(alike))
+    };
+    let doubles: Vec<HeaderName> = headers.keys().filter(is_double).cloned().collect();
+    for name in doubles {
+        headers.remove(name);
     }
 }
 

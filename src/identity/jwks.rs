@@ -164,14 +164,17 @@ impl RemoteKeys {
     }
 
     /// A token names a key that is not in the set. Where that is worth a fetch, or one is running,
-    /// its end is worth waiting for.
+    /// its end is worth waiting for; not so where one after the other has failed.
     pub fn worth_waiting(&self) -> Option<impl Future<Output = ()> + use<>> {
+        if !self.breaker.is_closed() {
+            return None;
+        }
         let mut attempt = self.attempt.lock();
         if !attempt.is_running {
             let is_soon = attempt
                 .last_ended
                 .is_some_and(|at| monotonic().saturating_duration_since(at) < UNKNOWN_KID_GAP);
-            if is_soon || !self.breaker.is_closed() {
+            if is_soon {
                 return None;
             }
             attempt.is_running = true;
@@ -233,12 +236,21 @@ impl RemoteKeys {
             Err(error) => {
                 attempt.failures = attempt.failures.saturating_add(1);
                 let keys = self.source.load().set.len();
-                tracing::warn!(
-                    url = self.shown,
-                    error,
-                    keys,
-                    "a key set could not be fetched; the last good one holds"
-                );
+                let url = &self.shown;
+                if keys > 0 {
+                    tracing::warn!(
+                        url,
+                        error,
+                        keys,
+                        "a key set could not be fetched; the last good one holds"
+                    );
+                } else {
+                    tracing::warn!(
+                        url,
+                        error,
+                        "a key set could not be fetched, and there is none: no token is believed"
+                    );
+                }
             }
         }
     }

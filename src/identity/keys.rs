@@ -90,6 +90,8 @@ impl KeySet {
     /// # Errors
     /// Nothing is left, and why.
     pub fn parse(text: &[u8], algorithms: &[Algorithm]) -> Result<Self, KeyError> {
+        // A mark of the byte order, which some editors leave, is no part of the text.
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         let is_json = text.trim_ascii_start().first() == Some(&b'{');
         let set = if is_json { of_json(text, algorithms)? } else { of_pem(text, algorithms)? };
         if set.keys.is_empty() {

@@ -60,8 +60,13 @@ impl FailureThrottle {
         }
         let owner = self.owner(address);
         let Some(place) = self.place(owner) else { return true };
-        let place = place.lock();
-        place.owner != owner || debt(place.clear_at, now) <= (BURST - 1) * FAILURE
+        let mut place = place.lock();
+        let owed = place.clear_at.since(now).as_micros();
+        if owed > BURST * FAILURE {
+            // The clock has stepped back: no more than a full debt, and that from now on.
+            place.clear_at = now.plus(Micros::from_micros(BURST * FAILURE));
+        }
+        place.owner != owner || owed <= (BURST - 1) * FAILURE
     }
 
     /// One more failure.
@@ -78,8 +83,15 @@ impl FailureThrottle {
     }
 
     fn process_debt(&self, now: Timestamp) -> u64 {
+        let most = PROCESS_BURST * PROCESS_FAILURE;
         let clear_at = Timestamp::from_micros(self.process.load(Ordering::Relaxed));
-        clear_at.since(now).as_micros().min(PROCESS_BURST * PROCESS_FAILURE)
+        let owed = clear_at.since(now).as_micros();
+        if owed > most {
+            // As with an address, whose clock it is too.
+            let clear_at = now.plus(Micros::from_micros(most));
+            self.process.store(clear_at.as_micros(), Ordering::Relaxed);
+        }
+        owed.min(most)
     }
 
     fn owner(&self, address: IpAddr) -> u64 {
@@ -130,5 +142,26 @@ mod tests {
         busy(&throttle, 300_000);
         assert!(throttle.admits(one, at(300_000)), "nobody owes more than the burst");
         assert!(!throttle.admits(one, at(0)), "a step back forgives nothing");
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_prolongs_nothing() {
+        let throttle = FailureThrottle::default();
+        let one = "192.0.2.1".parse().unwrap();
+        let at = |seconds: u64| Timestamp::from_micros(seconds * 1_000_000);
+        let late = at(10_000);
+        for _ in 0..PROCESS_BURST {
+            throttle.failed(one, late);
+        }
+        assert!(!throttle.admits(one, late));
+        // An hour back: what is owed is owed from there.
+        let before = at(10_000 - 3_600);
+        assert!(!throttle.admits(one, before));
+        assert!(throttle.admits(one, before.plus(Micros::SECOND)), "the process bears more again");
+        for host in 0..PROCESS_BURST {
+            throttle.failed(format!("198.51.100.{host}").parse().unwrap(), before);
+        }
+        assert!(!throttle.admits(one, before));
+        assert!(throttle.admits(one, before.plus(Micros::from_micros(FAILURE))));
     }
 }

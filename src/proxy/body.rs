@@ -11,6 +11,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::identity::identifier::Identifier;
+
 use super::exchange::{End, Exchange};
 use super::headers;
 use super::io::ConnState;
@@ -87,12 +89,14 @@ impl UploadState {
 pub struct UploadBody {
     inner: Option<(Incoming, Rc<UploadState>)>,
     bytes_max: u64,
+    /// Knows the fields that bear credentials, which are none of a trailer's.
+    identifier: Option<Arc<Identifier>>,
 }
 
 impl UploadBody {
     /// No body.
     pub fn empty() -> Self {
-        UploadBody { inner: None, bytes_max: 0 }
+        UploadBody { inner: None, bytes_max: 0, identifier: None }
     }
 
     /// A body of at most `bytes_max` (0: no limit), each part of it within `timeout`.
@@ -101,6 +105,7 @@ impl UploadBody {
         conn: &Arc<ConnState>,
         timeout: Duration,
         bytes_max: u64,
+        identifier: &Arc<Identifier>,
     ) -> (Self, Rc<UploadState>) {
         let state = Rc::new(UploadState {
             conn: Arc::clone(conn),
@@ -113,7 +118,8 @@ impl UploadBody {
             last_progress: Cell::new(conn.timers.now()),
         });
         conn.set_uploading(true);
-        (UploadBody { inner: Some((inner, Rc::clone(&state))), bytes_max }, state)
+        let (inner, identifier) = (Some((inner, Rc::clone(&state))), Some(Arc::clone(identifier)));
+        (UploadBody { inner, bytes_max, identifier }, state)
     }
 }
 
@@ -137,7 +143,8 @@ impl Body for UploadBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let bytes_max = self.bytes_max;
-        let Some((inner, state)) = &mut self.inner else { return Poll::Ready(None) };
+        let UploadBody { inner, identifier, .. } = &mut *self;
+        let Some((inner, state)) = inner else { return Poll::Ready(None) };
         let frame = match Pin::new(&mut *inner).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
@@ -167,7 +174,8 @@ impl Body for UploadBody {
             }
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
-                    headers::strip_trailers(trailers);
+                    let fields = identifier.iter().flat_map(|it| it.fields());
+                    headers::strip_trailers(trailers, fields);
                 }
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 let length = u64::try_from(length).unwrap_or(u64::MAX);
@@ -289,7 +297,7 @@ impl Download {
             Poll::Ready(Some(Ok(mut frame))) => {
                 self.due = Tick::NEVER;
                 if let Some(trailers) = frame.trailers_mut() {
-                    headers::strip_trailers(trailers);
+                    headers::strip_trailers(trailers, std::iter::empty());
                     // Nothing follows, and nobody will ask.
                     self.has_ended = true;
                 }

@@ -34,7 +34,8 @@ pub async fn of(
     let identify = || gate.identifier.identify(facts, address, gate.clock.now());
     let mut identified = identify();
     if let Some(fetched) = gate.identifier.worth_waiting(&identified) {
-        fetched.await;
+        // Boxed, as the other wait below: hardly any request needs the room.
+        Box::pin(fetched).await;
         identified = identify();
     }
     match identified {
@@ -64,7 +65,10 @@ pub async fn ask_database(
     if !policy.asks_database(credential) {
         return None;
     }
-    Some(subscriptions.of(user).await)
+    match subscriptions.remembered(user) {
+        Some(bought) => Some(bought),
+        None => Some(Box::pin(subscriptions.of(user)).await),
+    }
 }
 
 /// Subscriptions that no tier is known for: counted always, told of once each.

@@ -94,7 +94,8 @@ impl Call<'_> {
                 return UploadBody::empty();
             }
             let (timeout, limit) = (settings.body_timeout, settings.body_bytes_max);
-            let (body, state) = UploadBody::new(body, self.conn, timeout, limit);
+            let identifier = &self.worker.gate.identifier;
+            let (body, state) = UploadBody::new(body, self.conn, timeout, limit, identifier);
             upload = Some(state);
             body
         });

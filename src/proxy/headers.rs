@@ -102,6 +102,11 @@ impl Present {
         self.has(Present::FORWARDING)
     }
 
+    /// Whether there are names with `_` in them.
+    pub fn has_underscores(self) -> bool {
+        self.has(Present::UNDERSCORE)
+    }
+
     /// Whether a browser's script on another origin asks.
     pub fn is_cross_origin(self) -> bool {
         self.has(Present::ORIGIN)
@@ -320,7 +325,14 @@ fn settle_content_length(headers: &mut HeaderMap) -> Result<(), Refusal> {
 
 /// Takes out of a trailer what frames a message, routes it, says who sends it or belongs to tollgate
 /// (RFC 9110 §6.5.1): an upstream that merges trailers into its fields would believe it.
-pub fn strip_trailers(trailers: &mut HeaderMap) {
+/// `credentials`: fields that say who sends it, beside those that are known to.
+pub fn strip_trailers<'n>(
+    trailers: &mut HeaderMap,
+    credentials: impl Iterator<Item = &'n HeaderName>,
+) {
+    for name in credentials {
+        trailers.remove(name);
+    }
     let unfit: Vec<HeaderName> = trailers
         .keys()
         .filter(|name| {

@@ -194,9 +194,7 @@ async fn decide<'a>(
     };
     exchange.planned(&plan);
     gate.unknown_subscriptions.note(gate, &plan);
-    for name in gate.identifier.stripped() {
-        request.headers_mut().remove(name);
-    }
+    gate.identifier.withhold(request.headers_mut(), present.has_underscores());
     if let Some(invalid) = invalid {
         if invalid.is_rejected && plan.disposition != Disposition::Refused {
             return Next::Answer(unauthorized(worker, exchange, invalid));
