@@ -13,7 +13,7 @@ use crate::policy::identity::Identity;
 use super::cache::{self, TokenHash};
 
 /// Most keys of one file.
-pub const KEYS_MAX: usize = 1_000_000;
+pub const KEYS_MAX: usize = 100_000;
 /// Longest key that is looked at, in bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
 
