@@ -526,7 +526,7 @@ fn only_public_keys_of_a_fit_kind_are_taken() {
 
     assert_eq!(parse(&pem("PRIVATE KEY", &rs.der), &both), Err(KeyError::Private));
     assert_eq!(parse(&pem("EC PRIVATE KEY", &rs.der), &both), Err(KeyError::Private));
-    assert_eq!(parse(&pem("CERTIFICATE", &rs.der), &both), Err(KeyError::OtherPem));
+    assert_eq!(parse(&pem("CERTIFICATE", &rs.der), &both), Err(KeyError::Certificate));
     assert_eq!(parse(&rs.pem(), &[Algorithm::Es256]), Err(KeyError::NoneFits("ES256".into())));
     // What is written before the block is a comment.
     assert_eq!(parse(&format!("# ours\n{}", rs.pem()), &both), Ok((1, 0)));
