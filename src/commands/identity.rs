@@ -7,8 +7,9 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 
 use crate::config::compile_identity::{
-    ApiKeySettings, IdentitySettings, JwtSettings, KeyFile, KeyOrigin, MethodSettings, key_set,
+    ApiKeySettings, IdentitySettings, JwtSettings, MethodSettings,
 };
+use crate::config::compile_keys::{KeyFile, KeyOrigin, key_set};
 use crate::identity::api_key::KeyTable;
 use crate::identity::cache::TokenCache;
 use crate::identity::identifier::{ApiKeyMethod, Identifier, JwtMethod, Method};

@@ -7,9 +7,8 @@ use std::sync::Arc;
 use crate::admin::state::AdminState;
 use crate::clock;
 use crate::config::compile::Settings;
-use crate::config::compile_identity::{
-    IdentitySettings, KeyFile, KeyOrigin, MethodSettings, key_set,
-};
+use crate::config::compile_identity::{IdentitySettings, MethodSettings};
+use crate::config::compile_keys::{KeyFile, KeyOrigin, key_set};
 use crate::config::keys_file;
 use crate::config::load::{AsRead, Overrides, key_text, load_policy, look_through_config};
 use crate::identity::api_key::KeyTable;

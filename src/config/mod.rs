@@ -9,6 +9,7 @@
 pub mod blot;
 pub mod compile;
 pub mod compile_identity;
+pub mod compile_keys;
 pub mod compile_limits;
 pub mod compile_lookup;
 pub mod compile_rules;
