@@ -84,6 +84,7 @@ pub fn algorithms(
     (algorithms.len() == names.len()).then_some(algorithms)
 }
 
+/// Where an entry's keys come from; `None` where that is wrong, or cannot be said for what else is.
 pub fn keys(
     index: usize,
     jwt: &Jwt,

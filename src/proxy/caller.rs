@@ -49,6 +49,8 @@ pub async fn of(
         }
         Identified::Invalid(invalid) => {
             gate.metrics.identity_error(invalid.reason);
+            let (reason, rejected) = (invalid.reason.as_str(), invalid.is_rejected);
+            tracing::debug!(%address, reason, rejected, "a credential is not believed");
             (caller, Some(invalid))
         }
     }
