@@ -233,8 +233,8 @@ pub enum SchemaFile {
     Keys,
 }
 
-/// Prints a line of a command's result. Whoever was to read it may be gone (`tollgate check | head`),
-/// which is no reason to panic, and none to stop serving.
+/// Prints a line of a command's result. Whoever was to read it may be gone (`tollgate check |
+/// head`), which is no reason to panic, and none to stop serving.
 pub fn print(line: impl fmt::Display) {
     let mut output = std::io::stdout();
     let _ = writeln!(output, "{line}").and_then(|()| output.flush());

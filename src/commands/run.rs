@@ -64,8 +64,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     })
 }
 
-/// Serves until a signal ends it; `announce` is told where, once that is sure. The files of `origin`
-/// are watched.
+/// Serves until a signal ends it; `announce` is told where, once that is sure. The files of
+/// `origin` are watched.
 ///
 /// # Errors
 /// An address that cannot be listened on; a thread that cannot be started; a second signal.

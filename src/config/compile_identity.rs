@@ -143,8 +143,8 @@ pub fn identity(entries: &[IdentityEntry], report: &mut Report<'_>) -> IdentityS
     settings
 }
 
-/// Whether nothing in the second one's field is left for it: an entry of tokens leaves other schemes
-/// of `Authorization`, but no tokens.
+/// Whether nothing in the second one's field is left for it: an entry of tokens leaves other
+/// schemes of `Authorization`, but no tokens.
 fn takes_all_of(first: &MethodSettings, second: &MethodSettings) -> bool {
     use MethodSettings::{ApiKey, Ip, Jwt};
     match (first, second) {

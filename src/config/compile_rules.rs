@@ -164,7 +164,8 @@ fn check_cost(
 }
 
 /// What the router gets to see of a rule. Of one that is wrong it sees a path that is nobody
-/// else's: half a rule would seem to clash with others, and leaving it out would shift their places.
+/// else's: half a rule would seem to clash with others, and leaving it out would shift their
+/// places.
 fn pattern(index: usize, spec: &Endpoint, report: &mut Report<'_>) -> Pattern {
     let at = |key: &str| config_path!["endpoints", index, key];
     let mut is_sound = !report.is_silent_below(&["endpoints".into(), index.into()]);

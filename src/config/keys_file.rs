@@ -130,7 +130,8 @@ fn key(
                 let problem = Problem::new(found).expected("64 hexadecimal digits in lower case");
                 report.value(at("sha256"), problem.hint("printf %s KEY | sha256sum makes it"));
             }
-            // Made of a variable that was not set: whoever sends an empty field would be this owner.
+            // Made of a variable that was not set: whoever sends an empty field would be this
+            // owner.
             if hash.is_some_and(|it| ["", "\n"].map(cache::hash).contains(&it)) {
                 let problem = Problem::new("the hash of nothing").expected("that of a key");
                 report.value(at("sha256"), problem.hint("printf %s KEY | sha256sum makes it"));

@@ -475,8 +475,8 @@ pub fn key_text(bytes: Vec<u8>) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())
 }
 
-/// A secret as its file holds it, without what editors and `echo` leave: a mark of the byte order, the
-/// last line end.
+/// A secret as its file holds it, without what editors and `echo` leave: a mark of the byte order,
+/// the last line end.
 pub fn secret_in(text: &str) -> &str {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text = text.strip_suffix('\n').unwrap_or(text);

@@ -363,8 +363,8 @@ impl<'f> Report<'f> {
         self.root.mark_of(path, Part::Value)
     }
 
-    /// The problem without the value, where a variable with a secret's name was filled in in a wrong
-    /// place: messages repeat what should have been a name, a number or a file.
+    /// The problem without the value, where a variable with a secret's name was filled in in a
+    /// wrong place: messages repeat what should have been a name, a number or a file.
     fn veiled(&self, path: &[Step], problem: &Problem) -> Option<Problem> {
         let node = self.root.find(path)?;
         let (Some(literal), Kind::Scalar { text, .. }) = (&node.literal, &node.kind) else {

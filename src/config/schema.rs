@@ -11,7 +11,8 @@ use super::value::{AccessLog, ByteSize, HumanDuration, Ordered, Redacted};
 /// `server.listen` where neither it nor `server.listeners` is given.
 pub const LISTEN_DEFAULT: &str = "0.0.0.0:8080";
 
-/// The configuration of tollgate: where it listens, what it forwards to, where it keeps its counters.
+/// The configuration of tollgate: where it listens, what it forwards to, where it keeps its
+/// counters.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "tollgate.yaml")]

@@ -77,8 +77,8 @@ impl Algorithm {
         }
     }
 
-    /// The algorithm of that name; letters count, as RFC 7515 §4.1.1 has it. `Ed25519` is RFC 9864's
-    /// name for what everybody calls `EdDSA`.
+    /// The algorithm of that name; letters count, as RFC 7515 §4.1.1 has it. `Ed25519` is RFC
+    /// 9864's name for what everybody calls `EdDSA`.
     pub fn parse(name: &str) -> Option<Self> {
         match name {
             "Ed25519" => Some(Algorithm::EdDsa),

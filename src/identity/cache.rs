@@ -71,7 +71,8 @@ impl TokenCache {
                 let token = Arc::clone(token);
                 self.valid.insert(hash, Known { generation, token });
             }
-            // What the time says of it, the next moment may say otherwise, and a clock be set right.
+            // What the time says of it, the next moment may say otherwise, and a clock be set
+            // right.
             Err(TokenFault::NotYetValid | TokenFault::Expired) => {}
             Err(fault) => self.invalid.insert(hash, (generation, fault)),
         }

@@ -1,7 +1,7 @@
 //! JSON as RFC 7515 §4 and RFC 7519 §4 want it read: an object whose names differ.
 //!
-//! Readers that take the last of two equal names, and others that take the first, can be made to see
-//! two different tokens in one. So such a token is none.
+//! Readers that take the last of two equal names, and others that take the first, can be made to
+//! see two different tokens in one. So such a token is none.
 
 use std::fmt;
 

@@ -44,8 +44,8 @@ impl TokenPlaces {
     }
 }
 
-/// Whether a header field holds something that cannot be a credential, and that the backend may take
-/// for one all the same.
+/// Whether a header field holds something that cannot be a credential, and that the backend may
+/// take for one all the same.
 pub fn is_unclear(headers: &HeaderMap, name: &HeaderName) -> bool {
     let mut lines = headers.get_all(name).iter();
     lines.next().is_some_and(|line| line.to_str().is_err() || lines.next().is_some())
@@ -79,8 +79,8 @@ fn bearer<'r>(header: &HeaderName, value: &'r str) -> Option<&'r str> {
     (*header != AUTHORIZATION && !value.is_empty()).then_some(value)
 }
 
-/// The first cookie of that name (RFC 6265 §5.4), quotation marks taken off. Other cookies need not be
-/// text, as browsers do not hold them to that.
+/// The first cookie of that name (RFC 6265 §5.4), quotation marks taken off. Other cookies need not
+/// be text, as browsers do not hold them to that.
 fn cookie<'r>(facts: &RequestFacts<'r>, name: &str) -> Presented<'r> {
     let lines = facts.headers.get_all(COOKIE).iter();
     let mut cookies = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
@@ -95,7 +95,8 @@ fn cookie<'r>(facts: &RequestFacts<'r>, name: &str) -> Presented<'r> {
 }
 
 /// The first parameter of that name, divided from others by `&`, or by `;` as some backends still
-/// have it. Its value as it stands: tokens hold nothing that is encoded. Not so its name, which a sender could hide from us and not from the backend.
+/// have it. Its value as it stands: tokens hold nothing that is encoded. Not so its name, which a
+/// sender could hide from us and not from the backend.
 fn parameter<'r>(query: &'r str, name: &str) -> Option<&'r str> {
     query.split(['&', ';']).find_map(|pair| {
         let (key, value) = pair.split_once('=')?;

@@ -54,7 +54,8 @@ pub struct Token {
 pub enum TokenFault {
     /// Not the compact form of a signed token, or too long.
     Malformed,
-    /// Another algorithm, issuer or audience than configured, or extensions that must be understood.
+    /// Another algorithm, issuer or audience than configured, or extensions that must be
+    /// understood.
     Unacceptable,
     /// No key of that id.
     UnknownKid,

@@ -135,7 +135,8 @@ impl Waits {
 
 impl State {
     /// When everything here is whole again, if no more comes; never early. What the state's owner
-    /// may forget it after. Windows that `set` has no limit for count as long as they hold anything.
+    /// may forget it after. Windows that `set` has no limit for count as long as they hold
+    /// anything.
     pub fn expires_at(&self, set: &LimitSet) -> Timestamp {
         let bucket = set.second.map_or(Micros::ZERO, |it| bucket::until_whole(self.debt, it));
         let minute = self.minute.aged(0).whole_at(self.last, Period::Minute.sub_bucket());

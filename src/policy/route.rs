@@ -87,7 +87,8 @@ pub enum PathError {
 }
 
 impl Router {
-    /// Compiles the patterns; [`RuleId`]s are their indices. Every error is reported, not the first.
+    /// Compiles the patterns; [`RuleId`]s are their indices. Every error is reported, not the
+    /// first.
     ///
     /// # Errors
     /// A path that is no pattern, or two rules that are equally specific.

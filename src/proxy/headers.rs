@@ -323,8 +323,8 @@ fn settle_content_length(headers: &mut HeaderMap) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Takes out of a trailer what frames a message, routes it, says who sends it or belongs to tollgate
-/// (RFC 9110 §6.5.1): an upstream that merges trailers into its fields would believe it.
+/// Takes out of a trailer what frames a message, routes it, says who sends it or belongs to
+/// tollgate (RFC 9110 §6.5.1): an upstream that merges trailers into its fields would believe it.
 /// `credentials`: fields that say who sends it, beside those that are known to.
 pub fn strip_trailers<'n>(
     trailers: &mut HeaderMap,

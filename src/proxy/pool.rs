@@ -185,8 +185,8 @@ impl Pool {
     }
 }
 
-/// Tries one address after the other, each for its share of the time: one that swallows what is sent
-/// to it must not keep the others from being asked.
+/// Tries one address after the other, each for its share of the time: one that swallows what is
+/// sent to it must not keep the others from being asked.
 async fn connect_in_turn(
     addresses: impl Iterator<Item = SocketAddr>,
     count: usize,
