@@ -44,6 +44,7 @@ fn load_both(config: &str, tiers: &str, overrides: Overrides) -> Result<Loaded, 
         env: &|name| match name {
             "REDIS_URL" => Some("redis://me:hunter2@cache/2".to_owned()),
             "PASSWORD" | "SECRET" => Some("hunter2".to_owned()),
+            "LONG" => Some("hunter2 and then as much as a secret takes".to_owned()),
             _ => None,
         },
     });
@@ -117,6 +118,21 @@ fn the_other_file_may_make_it_right_or_wrong() {
         - { name: b, path: /metrics, methods: [POST] }\n- { name: c, path: /metrics/ , match: strict }\n";
     assert_eq!(paths("", rules), [""; 0]);
     assert_eq!(paths("server: { expose: [health, metrics] }", rules), ["endpoints[0].path"]);
+}
+
+#[test]
+fn a_deny_that_rubbish_lifts_is_warned_of() {
+    let tiers =
+        "identities: { 'user:7': deny, 'key:a': deny, 'ip:192.0.2.1': deny, 'user:8': free }";
+    let secret = "${LONG}";
+    let paths = |identity: &str| -> Vec<String> {
+        let config = format!("identity: [{identity}]");
+        warnings(&config, tiers).iter().map(|it| it.path.clone()).collect()
+    };
+    let denied = ["identities[\"user:7\"]", "identities[\"key:a\"]"];
+    assert_eq!(paths(&format!("jwt: {{ secret: '{secret}' }}")), denied);
+    assert_eq!(paths(&format!("jwt: {{ secret: '{secret}', on_invalid: reject }}")), [""; 0]);
+    assert_eq!(paths("ip: {}"), [""; 0]);
 }
 
 #[test]

@@ -221,6 +221,7 @@ impl Draft {
         fill_in_built_in(&mut file);
         let mut parts = compile_tiers::parts(&file, settings.identity.prefixes, &mut report);
         warnings::networks(&file, &parts, settings, &mut report);
+        warnings::denied(&file, settings, &mut report);
         warnings::exposed(&file, &settings.server, &mut report);
         let tests = compile_tests::tests(&file, settings.identity.prefixes, &mut report);
         parts.trusted_proxies = settings.trusted_proxies.clone();

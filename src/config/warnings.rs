@@ -10,10 +10,12 @@ use std::num::NonZeroU32;
 use ipnet::IpNet;
 
 use crate::config_path;
+use crate::identity::identifier::OnInvalid;
 use crate::limiter::quota::{Bucket, LimitSet};
 use crate::policy::compiled::{PolicyParts, Tier};
 
 use super::compile::{ServerSettings, Settings};
+use super::compile_identity::MethodSettings;
 use super::compile_limits::Names;
 use super::report::{Path, Problem, Report, Step};
 use super::schema::Config;
@@ -218,6 +220,25 @@ pub fn networks(
                  and check both files together",
             );
             report.warn(config_path!["networks", text], problem);
+        }
+    }
+}
+
+/// Users and keys on the deny list, where a credential that is not believed makes its sender an
+/// address: another credential that is tried first, and is rubbish, and the deny no longer finds them.
+pub fn denied(file: &TiersFile, settings: &Settings, report: &mut Report<'_>) {
+    let passes_over = settings.identity.methods.iter().any(|method| match method {
+        MethodSettings::Jwt(jwt) => jwt.on_invalid == OnInvalid::Ip,
+        MethodSettings::ApiKey(api_key) => api_key.on_invalid == OnInvalid::Ip,
+        MethodSettings::Ip => false,
+    });
+    for (identity, assigned) in file.identities.iter() {
+        let is_presented = identity.starts_with("user:") || identity.starts_with("key:");
+        if passes_over && is_presented && assigned == "deny" {
+            let problem =
+                Problem::new("a denied caller can hide behind a credential that is rubbish");
+            let hint = "who sends one is an address under on_invalid: ip; reject refuses them";
+            report.warn(config_path!["identities", identity], problem.hint(hint));
         }
     }
 }
