@@ -1,5 +1,8 @@
 //! The answers themselves: plain functions of the state, without a connection.
 
+use std::fmt::Write;
+use std::time::{Duration, UNIX_EPOCH};
+
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Serialize;
@@ -176,28 +179,12 @@ fn rounded(value: f64, steps: f64) -> f64 {
     (value * steps).round() / steps
 }
 
-/// A time in UTC, to the second.
+/// A time in UTC, to the second; nothing beyond the year 9999, which only a broken clock shows.
 fn rfc3339(at: Timestamp) -> String {
-    let seconds = at.as_micros() / 1_000_000;
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    let (year, month, day) = civil(days);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// Year, month and day of the Gregorian calendar from days since 1970. Counted in years that begin
-/// in March, so that the leap day is the last one (H. Hinnant, "chrono-Compatible Low-Level Date
-/// Algorithms").
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days.saturating_add(719_468);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+    let seconds = Duration::from_secs(at.as_micros() / 1_000_000);
+    let mut text = String::new();
+    let _ = write!(text, "{}", humantime::format_rfc3339_seconds(UNIX_EPOCH + seconds));
+    text
 }
 
 #[derive(Serialize)]
