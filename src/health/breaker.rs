@@ -3,6 +3,7 @@
 //! It counts what became of calls and decides whether they are made. Nothing here waits, connects
 //! or logs.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
@@ -220,6 +221,13 @@ impl Drop for Probe<'_> {
             self.breaker.change(|breaker| breaker.end_probe(None));
         }
     }
+}
+
+/// Between 0 and 1, another number each time: for pauses that workers, users and replicas must not
+/// keep in step.
+pub fn jitter() -> f64 {
+    let random = RandomState::new().build_hasher().finish();
+    (random % 1_000) as f64 / 1_000.0
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! it: providers rotate their keys. That last reason is a stranger's to give, so it counts only now
 //! and then. The last good set stays through any outage.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::clock::monotonic;
-use crate::health::breaker::{Outcome, SharedBreaker};
+use crate::health::breaker::{Outcome, SharedBreaker, jitter};
 use crate::health::dependency::{DependencyStatus, DependencyView};
 use crate::metrics::labels::{BreakerState, Dependency, QueryType};
 use crate::metrics::registry::Metrics;
@@ -269,6 +268,5 @@ impl RemoteKeys {
 
 /// Nine to eleven tenths of it, so that replicas do not ask in step.
 fn jittered(span: Duration) -> Duration {
-    let permille = 900 + RandomState::new().hash_one(0_u8) % 200;
-    span.saturating_mul(u32::try_from(permille).unwrap_or(1000)) / 1000
+    span.mul_f64(0.9 + jitter() / 5.0)
 }

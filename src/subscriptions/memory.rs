@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use quick_cache::sync::Cache;
 
-use super::{Bought, jitter};
+use crate::health::breaker::jitter;
+
+use super::Bought;
 
 /// Users whose answer is kept: some 25 MB where users and subscriptions have short names.
 pub const USERS_MAX: usize = 100_000;

@@ -15,8 +15,6 @@ pub mod settings;
 pub mod stats;
 pub mod tls;
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -278,10 +276,4 @@ impl Job {
     fn refresh(user: &str) -> Self {
         Job { user: user.into(), asked_at: monotonic(), reply: None }
     }
-}
-
-/// Between 0 and 1: so that users and replicas do not keep step.
-fn jitter() -> f64 {
-    let random = RandomState::new().build_hasher().finish();
-    (random % 1_000) as f64 / 1_000.0
 }

@@ -16,7 +16,7 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use crate::clock::monotonic;
-use crate::health::breaker::{FAILURES_IN_A_ROW, Outcome};
+use crate::health::breaker::{FAILURES_IN_A_ROW, Outcome, jitter};
 use crate::metrics::labels::BreakerState;
 
 use super::memory::Recalled;
@@ -24,7 +24,7 @@ use super::postgres::Postgres;
 use super::redis::Redis;
 use super::settings::{Settings, SourceSettings};
 use super::stats::Waiting;
-use super::{Bought, Failure, START_MAX, Shared, StartError, WORK_MAX, jitter};
+use super::{Bought, Failure, START_MAX, Shared, StartError, WORK_MAX};
 
 /// Look-ups at a time, those that wait for a connection included.
 pub const FLIGHTS_MAX: usize = 1_024;

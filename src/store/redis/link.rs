@@ -4,8 +4,6 @@
 //! watcher is needed because a connection over which nothing comes back is not noticed by the
 //! client while requests keep writing to it.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -24,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::clock::monotonic;
-use crate::health::breaker::Outcome;
+use crate::health::breaker::{Outcome, jitter};
 use crate::metrics::labels::RedisErrorKind;
 
 use super::RedisShared;
@@ -232,7 +230,7 @@ impl Link {
     async fn watch(self: Arc<Self>) {
         let mut misses = 0;
         loop {
-            tokio::time::sleep(WATCH_INTERVAL + jitter()).await;
+            tokio::time::sleep(WATCH_INTERVAL + watch_jitter()).await;
             if !self.client.is_connected() {
                 self.set_up(false);
                 misses = 0;
@@ -258,7 +256,7 @@ impl Link {
     async fn look(self: &Arc<Self>) -> bool {
         let shared = &self.shared;
         let opened_at = shared.breaker.opened_at();
-        if let Some(probe) = shared.breaker.try_probe(monotonic(), jitter()) {
+        if let Some(probe) = shared.breaker.try_probe(monotonic(), watch_jitter()) {
             self.set_up(true);
             let outcome = match self.probe().await {
                 Ok(()) => Outcome::Good,
@@ -322,7 +320,7 @@ async fn drive(client: Client) {
     loop {
         let mut driver = AbortOnDrop(client.connect());
         let _ = (&mut driver.0).await;
-        tokio::time::sleep(CONNECT_MAX + jitter()).await;
+        tokio::time::sleep(CONNECT_MAX + watch_jitter()).await;
     }
 }
 
@@ -351,7 +349,6 @@ fn client(shared: &RedisShared) -> Client {
 }
 
 /// Up to a fifth of the watcher's interval, so that workers and replicas do not keep step.
-fn jitter() -> Duration {
-    let random = RandomState::new().build_hasher().finish();
-    WATCH_INTERVAL.mul_f64((random % 1_000) as f64 / 5_000.0)
+fn watch_jitter() -> Duration {
+    WATCH_INTERVAL.mul_f64(jitter() / 5.0)
 }
