@@ -21,6 +21,7 @@ const RANKS: &[(&str, u8)] = &[
     ("policy", 1),
     ("clock", 1),
     ("sys", 1),
+    ("tls", 1),
     ("metrics", 2),
     ("health", 3),
     ("store", 4),

@@ -13,6 +13,7 @@ use crate::admin::server::{self, Timeouts};
 use crate::clock;
 use crate::config::compile::{LogSettings, UpstreamNeed};
 use crate::config::load::{LoadRequest, Loaded, load};
+use crate::proxy::listener::Bound;
 
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
@@ -91,6 +92,7 @@ pub fn serve(
         data: listeners.iter().map(local).collect::<Result<_, _>>()?,
         admin: local(&admin)?,
     };
+    let listeners = listeners.into_iter().map(|socket| Bound { socket, tls: None }).collect();
     let workers = match settings.server.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         workers => workers,

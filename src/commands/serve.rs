@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::proxy::gate::Gate;
-use crate::proxy::listener::{self, INBOX, WorkerHandle};
+use crate::proxy::listener::{self, Bound, INBOX, WorkerHandle};
 use crate::proxy::worker::{self, Inbox};
 
 /// A listening address that could not be opened.
@@ -56,7 +56,7 @@ impl DataPath {
     /// A thread could not be started.
     pub async fn start(
         gate: &Arc<Gate>,
-        listeners: Vec<TcpListener>,
+        listeners: Vec<Bound>,
         workers: usize,
         beat: impl Fn(usize) + Send + Clone + 'static,
     ) -> io::Result<Self> {

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use crate::metrics::cells::LevelGuard;
 use crate::metrics::labels::RefusalReason;
 use crate::metrics::series::ListenerSeries;
+use crate::tls::server::ServerTls;
 
 use super::gate::Gate;
 
@@ -32,6 +33,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long to wait when the process is out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
+/// A socket to accept on, and what is spoken there.
+#[derive(Debug)]
+pub struct Bound {
+    /// Listens, and does not block.
+    pub socket: TcpListener,
+    /// The TLS to expect; `None`: plain.
+    pub tls: Option<Arc<ServerTls>>,
+}
+
 /// A connection on its way to a worker.
 #[derive(Debug)]
 pub struct Accepted {
@@ -39,6 +49,8 @@ pub struct Accepted {
     pub stream: TcpStream,
     /// Its other end.
     pub peer: SocketAddr,
+    /// The TLS that its listener expects.
+    pub tls: Option<Arc<ServerTls>>,
     /// Counts it as open.
     pub guard: ConnectionGuard,
 }
@@ -86,19 +98,19 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Accepts until a drain begins, then takes what is queued already and closes the sockets. Blocks
 /// its thread.
-pub fn accept(gate: Arc<Gate>, listeners: &[TcpListener], workers: Vec<WorkerHandle>) {
+pub fn accept(gate: Arc<Gate>, listeners: &[Bound], workers: Vec<WorkerHandle>) {
     let listeners: Vec<Listening<'_>> = listeners
         .iter()
-        .map(|socket| {
-            let name = socket.local_addr().map(|it| it.to_string()).unwrap_or_default();
-            Listening { socket, series: gate.metrics.listener(&name) }
+        .map(|bound| {
+            let name = bound.socket.local_addr().map(|it| it.to_string()).unwrap_or_default();
+            Listening { bound, series: gate.metrics.listener(&name) }
         })
         .collect();
     let mut acceptor = Acceptor { gate: Arc::clone(&gate), workers, next: 0 };
     let look_again = Timespec { tv_sec: 0, tv_nsec: LOOK_AGAIN.subsec_nanos().into() };
     while !gate.drain.is_draining() {
         let mut waited: Vec<PollFd<'_>> =
-            listeners.iter().map(|it| PollFd::new(it.socket, PollFlags::IN)).collect();
+            listeners.iter().map(|it| PollFd::new(&it.bound.socket, PollFlags::IN)).collect();
         if rustix::event::poll(&mut waited, Some(&look_again)).is_ok_and(|ready| ready > 0)
             && let Err(error) = acceptor.take_queued(&listeners)
         {
@@ -111,7 +123,7 @@ pub fn accept(gate: Arc<Gate>, listeners: &[TcpListener], workers: Vec<WorkerHan
 }
 
 struct Listening<'a> {
-    socket: &'a TcpListener,
+    bound: &'a Bound,
     series: Arc<ListenerSeries>,
 }
 
@@ -130,11 +142,11 @@ impl Acceptor {
     fn take_queued_on(&mut self, listener: &Listening<'_>) -> io::Result<()> {
         loop {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            match rustix::net::acceptfrom_with(listener.socket.as_fd(), flags) {
+            match rustix::net::acceptfrom_with(listener.bound.socket.as_fd(), flags) {
                 Ok((socket, peer)) => {
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
                     if let Some(peer) = peer {
-                        self.hand_over(TcpStream::from(socket), peer, &listener.series);
+                        self.hand_over(TcpStream::from(socket), peer, listener);
                     }
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => return Ok(()),
@@ -154,7 +166,7 @@ impl Acceptor {
         }
     }
 
-    fn hand_over(&mut self, stream: TcpStream, peer: SocketAddr, series: &ListenerSeries) {
+    fn hand_over(&mut self, stream: TcpStream, peer: SocketAddr, listener: &Listening<'_>) {
         let metrics = &self.gate.metrics;
         let open: usize = self.workers.iter().map(|it| it.connections.load(Relaxed)).sum();
         if open >= self.gate.settings.connections_max {
@@ -172,10 +184,11 @@ impl Acceptor {
         worker.connections.fetch_add(1, Relaxed);
         let guard = ConnectionGuard {
             of_worker: Arc::clone(&worker.connections),
-            _of_listener: series.connection_opened(),
+            _of_listener: listener.series.connection_opened(),
         };
         // A full inbox drops the connection, and its guard with it.
-        if worker.inbox.try_send(Accepted { stream, peer, guard }).is_err() {
+        let tls = listener.bound.tls.clone();
+        if worker.inbox.try_send(Accepted { stream, peer, tls, guard }).is_err() {
             metrics.connection_refused(RefusalReason::MaxConnections);
         }
     }

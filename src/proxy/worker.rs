@@ -143,7 +143,7 @@ async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
 
 impl Worker {
     async fn connection(self: Rc<Self>, accepted: Accepted) {
-        let Accepted { stream, peer, guard } = accepted;
+        let Accepted { stream, peer, guard, .. } = accepted;
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => {
