@@ -1,0 +1,40 @@
+//! Certificates for tests, made afresh by openssl.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Runs a script in the directory.
+#[track_caller]
+pub fn shell(directory: &Path, script: &str) -> String {
+    let mut command = Command::new("bash");
+    command.args(["-euc", script]).current_dir(directory).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Makes `NAME.crt`, signed by itself for localhost with this subject, and `NAME.key`.
+pub fn self_signed(directory: &Path, name: &str, subject: &str, days: u32) {
+    let script = format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days {days} \\
+            -subj /CN={subject} -addext subjectAltName=DNS:localhost,IP:127.0.0.1 \\
+            -keyout {name}.key -out {name}.crt"
+    );
+    shell(directory, &script);
+}
+
+/// Makes `NAME.crt` and `NAME.key` of a certificate that was over a day ago.
+pub fn expired(directory: &Path, name: &str) {
+    let script = format!(
+        "echo subjectAltName=DNS:localhost > {name}.ext
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=over \\
+            -keyout {name}.key -out {name}.csr
+        openssl x509 -req -in {name}.csr -signkey {name}.key -extfile {name}.ext -days -1 \\
+            -out {name}.crt"
+    );
+    shell(directory, &script);
+}
