@@ -7,12 +7,17 @@ mod certificates;
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use certificates::{expired, self_signed, shell};
-use support::{Backend, Start, Tollgate, wait_until};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use support::{Backend, PATIENCE, Start, Tollgate, wait_until};
 use tollgate::tls::certificate::ServerCertificate;
 
 // ---------------------------------------------------------------------------------- the two files
@@ -218,6 +223,21 @@ fn check_reads_the_files_and_names_the_place() {
 }
 
 #[test]
+fn the_shipped_example_takes_the_names_of_the_files_from_the_environment() {
+    let directory = tempfile::tempdir().unwrap();
+    self_signed(directory.path(), "good", "good", 365);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    let output = command
+        .args(["check", "--config", "config/tls.yaml"])
+        .env("TLS_CERT", directory.path().join("good.crt"))
+        .env("TLS_KEY", directory.path().join("good.key"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.success() && said.contains("0 warnings"), "{said}");
+}
+
+#[test]
 fn a_private_key_in_place_of_its_files_name_is_not_repeated() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path();
@@ -402,4 +422,134 @@ fn a_secret_of_kubernetes_is_swapped_as_a_whole() {
     fs::remove_dir_all(path.join("..2026_a")).unwrap();
     // Once, and without an error between.
     served.expect([1.0, 0.0, 1.0], 200.0);
+}
+
+// ------------------------------------------------------------------------------------ over the wire
+
+/// What `openssl s_client` with these arguments says of the listener, whatever its exit code.
+fn s_client(served: &Served, arguments: &str, input: &str) -> String {
+    let address = served.tollgate.data;
+    let script = format!(
+        "printf '{input}' | timeout 20 openssl s_client -connect {address} -servername localhost \
+         {arguments} 2>&1 || true"
+    );
+    shell(served.directory.path(), &script)
+}
+
+const GET: &str = "GET / HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n";
+
+#[test]
+fn the_next_handshake_shows_the_new_certificate_and_open_connections_go_on() {
+    let served = Served::new();
+    let mut open = Https::connect(&served, "old.crt");
+    assert!(open.get().starts_with("HTTP/1.1 200"), "before");
+    for (index, name) in ["new", "old", "new"].into_iter().enumerate() {
+        served.put(&format!("{name}.crt"), "cert.pem");
+        served.put(&format!("{name}.key"), "key.pem");
+        served.tollgate.signal("HUP");
+        let days = if name == "new" { 200.0 } else { 100.0 };
+        wait_until("it is in force", || served.days() == days);
+        let said = s_client(&served, &format!("-CAfile {name}.crt -verify_return_error"), "");
+        assert!(said.contains(&format!("subject=CN = {name}")), "{said}");
+        assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
+        assert!(open.get().starts_with("HTTP/1.1 200"), "after {} renewals", index + 1);
+    }
+    // One that is refused changes nothing.
+    let [_, refused, _] = served.reloads();
+    served.put("old.key", "key.pem");
+    wait_until("it is refused", || served.reloads()[1] > refused);
+    let mut again = Https::connect(&served, "new.crt");
+    assert!(again.get().starts_with("HTTP/1.1 200") && open.get().starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn versions_and_protocols_are_as_promised() {
+    let served = Served::new();
+    for (arguments, expected) in [
+        ("-tls1_2", "Protocol  : TLSv1.2"),
+        ("-tls1_3", "New, TLSv1.3, Cipher is TLS_AES_256_GCM_SHA384"),
+        ("-alpn h2,http/1.1", "ALPN protocol: h2"),
+        ("-alpn http/1.1,h2", "ALPN protocol: h2"),
+        ("-alpn http/1.1", "ALPN protocol: http/1.1"),
+        ("", "No ALPN negotiated"),
+        ("-tls1_1 -cipher DEFAULT@SECLEVEL=0", "SSL alert number"),
+        ("-tls1 -cipher DEFAULT@SECLEVEL=0", "SSL alert number"),
+        ("-alpn acme-tls/1", "alert no application protocol"),
+        // No key exchange without forward secrecy, no CBC.
+        ("-tls1_2 -cipher AES128-GCM-SHA256", "alert handshake failure"),
+        ("-tls1_2 -cipher ECDHE-ECDSA-AES128-SHA256", "alert handshake failure"),
+    ] {
+        let said = s_client(&served, arguments, "");
+        assert!(said.contains(expected), "{arguments}: {said}");
+        assert_eq!(said.contains("subject=CN = old"), !expected.contains("alert"), "{arguments}");
+    }
+    assert!(s_client(&served, "-tls1_3 -quiet", GET).contains("HTTP/1.1 200"));
+}
+
+#[test]
+fn sessions_are_resumed_in_both_versions_and_over_a_renewal() {
+    let served = Served::new();
+    let options = ["-tls1_3", "-tls1_2", "-tls1_2 -no_ticket"];
+    for (index, option) in options.into_iter().enumerate() {
+        // -quiet keeps it there for the answer, and TLS 1.3's tickets come before that.
+        let keep = format!("{option} -ign_eof -sess_out session{index}");
+        let first = s_client(&served, &keep, GET);
+        assert!(first.contains("New, TLSv1") && first.contains("HTTP/1.1 200"), "{first}");
+    }
+    let resumed = |index: usize| {
+        let again = format!("{} -ign_eof -sess_in session{index}", options[index]);
+        let said = s_client(&served, &again, GET);
+        assert!(said.contains("HTTP/1.1 200"), "{said}");
+        assert!(!said.contains("Early data was accepted"), "{said}");
+        said.contains("Reused, TLSv1")
+    };
+    assert_eq!([0, 1, 2].map(resumed), [true; 3]);
+    served.put("new.crt", "cert.pem");
+    served.put("new.key", "key.pem");
+    wait_until("it is in force", || served.days() == 200.0);
+    assert_eq!([0, 1, 2].map(resumed), [true; 3], "after a renewal");
+    let fresh = s_client(&served, "-tls1_3", "");
+    assert!(fresh.contains("Max Early Data: 0") || !fresh.contains("Max Early Data"), "{fresh}");
+    // What is not of this process resumes nothing.
+    let other = Served::new();
+    let session = |served: &Served| served.directory.path().join("session0");
+    fs::copy(session(&served), session(&other)).unwrap();
+    let said = s_client(&other, "-tls1_3 -ign_eof -sess_in session0", GET);
+    assert!(said.contains("New, TLSv1.3") && said.contains("HTTP/1.1 200"), "{said}");
+}
+
+/// A connection over TLS that trusts one certificate.
+struct Https(rustls::StreamOwned<rustls::ClientConnection, TcpStream>);
+
+impl Https {
+    fn connect(served: &Served, trusted: &str) -> Self {
+        let mut roots = rustls::RootCertStore::empty();
+        let pem = fs::read(served.directory.path().join(trusted)).unwrap();
+        roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = "localhost".try_into().unwrap();
+        let client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let stream = TcpStream::connect(served.tollgate.data).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Https(rustls::StreamOwned::new(client, stream))
+    }
+
+    /// The head of the answer to a GET; its content is read.
+    fn get(&mut self) -> String {
+        self.0.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let (mut text, mut byte) = (String::new(), [0]);
+        while !text.ends_with("\r\n\r\n") {
+            self.0.read_exact(&mut byte).unwrap();
+            text.push(byte[0].into());
+        }
+        let length = text.lines().find_map(|it| it.strip_prefix("content-length: ")).unwrap();
+        let mut content = vec![0; length.parse().unwrap()];
+        self.0.read_exact(&mut content).unwrap();
+        text
+    }
 }

@@ -17,12 +17,14 @@ pub fn shell(directory: &Path, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Makes `NAME.crt`, signed by itself for localhost with this subject, and `NAME.key`.
+/// Makes `NAME.crt`, signed by itself for localhost with this subject, and `NAME.key`. It is no
+/// authority, as openssl would have it by default and strict clients would not.
 pub fn self_signed(directory: &Path, name: &str, subject: &str, days: u32) {
     let script = format!(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days {days} \\
-            -subj /CN={subject} -addext subjectAltName=DNS:localhost,IP:127.0.0.1 \\
-            -keyout {name}.key -out {name}.crt"
+        "printf '[req]\\ndistinguished_name=dn\\nx509_extensions=v3\\n[dn]\\n[v3]\\n' > {name}.cnf
+        echo subjectAltName=DNS:localhost,IP:127.0.0.1 >> {name}.cnf
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days {days} \\
+            -subj /CN={subject} -config {name}.cnf -keyout {name}.key -out {name}.crt"
     );
     shell(directory, &script);
 }
