@@ -60,10 +60,13 @@ pub enum OnChange {
     /// Counted as a reload, whichever it was. An error names the file, and no secret of it.
     Reload(Box<dyn FnMut(Vec<u8>) -> Result<(), String> + Send>),
     /// The same of two files.
-    ReloadPair(Box<dyn FnMut(Vec<u8>, Vec<u8>) -> Result<(), String> + Send>),
+    ReloadPair(ReloadPair),
     /// Tells what it means, or that the file cannot be read: it takes a restart. Not counted.
     Tell(Box<dyn FnMut(Result<Vec<u8>, String>) + Send>),
 }
+
+/// Takes over two files, as [`OnChange::ReloadPair`] says.
+pub type ReloadPair = Box<dyn FnMut(Vec<u8>, Vec<u8>) -> Result<(), String> + Send>;
 
 impl Watched {
     /// A file whose content with this digest is in force.
@@ -413,6 +416,43 @@ mod tests {
         three.reloader.reload_all();
         assert_eq!(three.look(), ["one good", "static worse", "two good"]);
         assert_eq!(three.figures(), [4.0, 1.0, 1.0, now]);
+    }
+
+    #[test]
+    fn of_a_pair_both_are_handed_over_once_neither_changes_any_more() {
+        let mut three = Three::new();
+        let at = |name: &str| three.directory.path().join(name);
+        let (one, two) = (at("one"), at("two"));
+        let told = Arc::clone(&three.told);
+        let take = move |first: Vec<u8>, second: Vec<u8>| {
+            let texts = [first, second].map(|it| String::from_utf8(it).unwrap());
+            told.lock().push(texts.join(" "));
+            if texts[0] == texts[1] { Ok(()) } else { Err("no pair".to_owned()) }
+        };
+        let files = [(one.as_path(), digest(b"old")), (two.as_path(), digest(b"old"))];
+        three.reloader.files = vec![Watched::pair(files, take)];
+        assert!(three.look().is_empty());
+        // Both at once, and the second again before the first is judged.
+        three.write("one", "new");
+        three.reloader.look();
+        three.write("two", "newer");
+        three.reloader.look();
+        assert!(three.told.lock().is_empty(), "the second may still be changing");
+        assert_eq!(three.look(), ["new newer"]);
+        assert_eq!(three.figures()[..3], [0.0, 1.0, 0.0]);
+        // Either of them makes it good, and then it is.
+        three.write("two", "new");
+        assert_eq!(three.look(), ["new new"]);
+        assert_eq!(three.figures()[..3], [1.0, 1.0, 1.0]);
+        std::fs::remove_file(three.directory.path().join("two")).unwrap();
+        three.write("one", "newest");
+        assert!(three.look().is_empty());
+        assert_eq!(three.figures()[..3], [1.0, 2.0, 0.0], "one is gone, and that is one error");
+        three.write("two", "newest");
+        assert_eq!(three.look(), ["newest newest"]);
+        three.reloader.reload_all();
+        assert_eq!(*three.told.lock(), ["newest newest"]);
+        assert_eq!(three.figures()[..3], [3.0, 2.0, 1.0]);
     }
 
     #[test]

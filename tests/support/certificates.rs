@@ -14,7 +14,7 @@ pub fn shell(directory: &Path, script: &str) -> String {
     let output = command.output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{script}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Makes `NAME.crt`, signed by itself for localhost with this subject, and `NAME.key`. It is no
