@@ -179,10 +179,22 @@ fn check_authority(host: &HeaderValue) -> Result<(), Refusal> {
     let authority = Authority::try_from(bytes).map_err(|_| Refusal::BadRequest)?;
     let port = authority.as_str().get(authority.host().len()..).unwrap_or_default().as_bytes();
     let port_is_fine = port.is_empty() || port.strip_prefix(b":").is_some_and(is_port);
-    if authority.host().is_empty() || bytes.contains(&b'@') || !port_is_fine {
+    if authority.host().is_empty()
+        || bytes.contains(&b'@')
+        || !port_is_fine
+        || !is_ip_literal_or_none(authority.host())
+    {
         return Err(Refusal::BadRequest);
     }
     Ok(())
+}
+
+/// What stands in brackets is an address of version 6 or of a later one (RFC 3986 §3.2.2); the
+/// parser of `http` looks no further than the brackets.
+fn is_ip_literal_or_none(host: &str) -> bool {
+    let Some(literal) = host.strip_prefix('[') else { return true };
+    let Some(address) = literal.strip_suffix(']') else { return false };
+    address.parse::<std::net::Ipv6Addr>().is_ok() || address.starts_with(['v', 'V'])
 }
 
 /// Digits of a number below 65,536, or none (RFC 3986 §3.2.3).
