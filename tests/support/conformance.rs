@@ -515,7 +515,8 @@ impl Message {
     /// One framing, if any, and it is a clean one.
     pub fn is_framed_once(&self) -> bool {
         match (self.all("content-length").as_slice(), self.all("transfer-encoding").as_slice()) {
-            ([], []) | ([], ["chunked"]) => true,
+            ([], []) => true,
+            ([], [coding]) => coding.eq_ignore_ascii_case("chunked"),
             ([length], []) => !length.is_empty() && length.bytes().all(|it| it.is_ascii_digit()),
             _ => false,
         }

@@ -17,7 +17,7 @@ pub fn lines() -> Vec<Line> {
                     let requests = [
                         "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
                         "GET / HTTP/1.1\r\nHost: b.test:99\r\n\r\n",
-                        "GET http://c/ HTTP/1.1\r\nHost: a\r\n\r\n",
+                        "GET http://c/ HTTP/1.1\r\nHost: c\r\n\r\n",
                         "GET / HTTP/1.0\r\n\r\n",
                         "BREW / HTTP/1.1\r\nHost: a\r\n\r\n",
                         "OPTIONS / HTTP/1.1\r\nHost: a\r\n\r\n",

@@ -11,6 +11,7 @@ mod bodies;
 mod connections;
 mod fields;
 mod framing;
+mod http2;
 mod limits;
 mod target;
 mod upstream;
@@ -24,6 +25,7 @@ pub fn lines() -> Vec<Line> {
         bodies::lines(),
         upstream::lines(),
         connections::lines(),
+        http2::lines(),
         limits::lines(),
     ]
     .into_iter()

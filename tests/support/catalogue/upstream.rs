@@ -112,7 +112,7 @@ pub fn lines() -> Vec<Line> {
                             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
                             &["POST"],
                         );
-                        check(matches!(outcome.status(), 502..=504), || outcome.told())?;
+                        check(!matches!(outcome.status(), 200..400), || outcome.told())?;
                         let seen = bench.origin.forwarded();
                         let posts = seen.iter().filter(|it| it.target() == "/").count();
                         check(posts == 1, || format!("{posts} arrived"))
