@@ -219,14 +219,15 @@ mod tests {
     fn time_brings_back_what_was_spent() {
         let mut watch = FrameWatch::new(at(0));
         watch.feed(PREFACE, at(0)).unwrap();
-        let ping = frame(6, 0, 8);
+        let settings = frame(4, 0, 0);
         let mut sent = 0;
-        while watch.feed(&ping, at(0)).is_ok() {
+        while watch.feed(&settings, at(0)).is_ok() {
             sent += 1;
         }
         assert_eq!(sent, 1000);
         for second in 1..=10 {
-            let of_second = (0..1000).take_while(|_| watch.feed(&ping, at(second * 1000)).is_ok());
+            let of_second =
+                (0..1000).take_while(|_| watch.feed(&settings, at(second * 1000)).is_ok());
             assert_eq!(of_second.count(), 200, "second {second}");
         }
     }
