@@ -23,7 +23,7 @@ use super::frames::{FrameWatch, head_due};
 use super::io::ConnState;
 use super::service;
 use super::timer::Tick;
-use super::transport::Transport;
+use super::transport::{Transport, linger};
 use super::worker::Worker;
 
 /// Requests of one connection that may be under way at a time.
@@ -37,14 +37,14 @@ const SEND_BUFFER: usize = 64 << 10;
 const PENDING_RESETS_MAX: usize = 20;
 /// Streams that had to be reset for what their client sent (CVE-2025-8671).
 const OWN_RESETS_MAX: usize = 64;
-/// How long a connection that was said goodbye to, and that has no stream, may stay.
+/// How long a connection that was said goodbye to may be without a stream and stay.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Longest write that may be no more than an answer to a frame of the connection itself.
 const ACKNOWLEDGEMENT_BYTES: usize = 64;
 
 /// Serves a connection whose client speaks HTTP/2, to its end.
 pub async fn serve(worker: Rc<Worker>, transport: Transport, conn: Arc<ConnState>) {
-    let link = Rc::new(Link::new(&conn, worker.gate.settings.phases.idle));
+    let link = Rc::new(Link::new(transport, &conn, worker.gate.settings.phases.idle));
     let service = {
         let (worker, link) = (Rc::clone(&worker), Rc::clone(&link));
         service_fn(move |request| {
@@ -54,7 +54,6 @@ pub async fn serve(worker: Rc<Worker>, transport: Transport, conn: Arc<ConnState
         })
     };
     let settings = &worker.gate.settings;
-    let io = Http2Io { transport, link: Rc::clone(&link) };
     let mut connection = http2::Builder::new(Streams(Rc::clone(&link)))
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -63,7 +62,7 @@ pub async fn serve(worker: Rc<Worker>, transport: Transport, conn: Arc<ConnState
         .max_header_list_size(u32::try_from(settings.header_bytes_max).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_local_error_reset_streams(OWN_RESETS_MAX)
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(Http2Io(Rc::clone(&link))), service);
 
     let mut farewell = None;
     let ended = poll_fn(|cx| {
@@ -73,23 +72,33 @@ pub async fn serve(worker: Rc<Worker>, transport: Transport, conn: Arc<ConnState
             Pin::new(&mut connection).graceful_shutdown();
         }
         if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
-            return Poll::Ready(ended.err());
+            return Poll::Ready(Some(ended));
         }
-        let may_stay = link.has_streams() || farewell.is_none_or(|due| link.is_before(due));
+        let may_stay = link.has_streams()
+            || farewell.is_none_or(|due| {
+                // Who is slow to hear it may still be sending: what counts is that nothing comes.
+                link.is_before(due.max(link.quiet_since.get().plus(FAREWELL)))
+            });
         if may_stay && link.is_before(link.due(settings.phases.header)) {
             return Poll::Pending;
         }
         Poll::Ready(None)
     })
     .await;
-    if let Some(error) = ended {
-        tracing::debug!(%error, "a connection of HTTP/2 broke");
+    drop(connection);
+    match ended {
+        // Updates of windows for what was read are still on their way: they must not take away
+        // what is yet to be read.
+        Some(Ok(())) => linger(Http2Io(link)).await,
+        Some(Err(error)) => tracing::debug!(%error, "a connection of HTTP/2 broke"),
+        None => {}
     }
 }
 
 /// What the connection, its socket and its streams know of each other.
 #[derive(Debug)]
 struct Link {
+    transport: RefCell<Transport>,
     conn: Arc<ConnState>,
     idle_timeout: Duration,
     frames: RefCell<FrameWatch>,
@@ -103,9 +112,10 @@ struct Link {
 }
 
 impl Link {
-    fn new(conn: &Arc<ConnState>, idle_timeout: Duration) -> Self {
+    fn new(transport: Transport, conn: &Arc<ConnState>, idle_timeout: Duration) -> Self {
         let now = conn.timers.now();
         Link {
+            transport: RefCell::new(transport),
             conn: Arc::clone(conn),
             idle_timeout,
             frames: RefCell::new(FrameWatch::new(now)),
@@ -205,55 +215,53 @@ impl Drop for OpenStream {
 
 /// The socket of such a connection.
 #[derive(Debug)]
-struct Http2Io {
-    transport: Transport,
-    link: Rc<Link>,
-}
+struct Http2Io(Rc<Link>);
 
 impl AsyncRead for Http2Io {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let link = &self.0;
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.transport).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut *link.transport.borrow_mut()).poll_read(cx, buf))?;
         let read = buf.filled().get(before..).unwrap_or_default();
-        let fed = self.link.frames.borrow_mut().feed(read, self.link.conn.timers.now());
+        let fed = link.frames.borrow_mut().feed(read, link.conn.timers.now());
         Poll::Ready(fed.map_err(|flood| io::Error::new(io::ErrorKind::InvalidData, flood)))
     }
 }
 
 impl AsyncWrite for Http2Io {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.transport).poll_write(cx, buf);
-        self.link.note_write(&result);
+        let result = Pin::new(&mut *self.0.transport.borrow_mut()).poll_write(cx, buf);
+        self.0.note_write(&result);
         result
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.transport).poll_write_vectored(cx, bufs);
-        self.link.note_write(&result);
+        let result = Pin::new(&mut *self.0.transport.borrow_mut()).poll_write_vectored(cx, bufs);
+        self.0.note_write(&result);
         result
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.transport.is_write_vectored()
+        self.0.transport.borrow().is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.transport.borrow_mut()).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.transport.borrow_mut()).poll_shutdown(cx)
     }
 }

@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -117,6 +117,8 @@ pub struct Tally {
     pub answered: AtomicUsize,
     /// Connections that were established.
     pub connections: AtomicUsize,
+    /// The certificates that were shown.
+    pub certificates: Mutex<HashSet<Vec<u8>>>,
     /// Connections of HTTP/2 that were said goodbye to in two steps.
     pub twice: AtomicUsize,
     failures: Mutex<Vec<String>>,
@@ -179,8 +181,12 @@ impl Target {
         Ok(stream)
     }
 
-    /// Shakes hands where that is asked for.
-    pub fn greet(&self, mut stream: TcpStream) -> io::Result<Box<dyn Duplex>> {
+    /// Shakes hands where that is asked for; `shown` gets the certificate that was shown.
+    pub fn greet(
+        &self,
+        mut stream: TcpStream,
+        shown: &Mutex<HashSet<Vec<u8>>>,
+    ) -> io::Result<Box<dyn Duplex>> {
         let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
         let name = "localhost".try_into().unwrap();
         let mut client = rustls::ClientConnection::new(Arc::clone(tls), name).unwrap();
@@ -188,6 +194,8 @@ impl Target {
             client.complete_io(&mut stream)?;
         }
         assert_eq!(client.alpn_protocol(), tls.alpn_protocols.first().map(|it| &it[..]));
+        let certificates = client.peer_certificates().unwrap_or_default();
+        shown.lock().unwrap().extend(certificates.iter().map(|it| it.to_vec()));
         Ok(Box::new(rustls::StreamOwned::new(client, stream)))
     }
 }
@@ -217,7 +225,7 @@ impl Run {
                     Err(error) => return run.tally.failed(format!("connect: {error}")),
                 };
                 run.tally.connections.fetch_add(1, Relaxed);
-                match (run.target.greet(stream), manner.streams) {
+                match (run.target.greet(stream, &run.tally.certificates), manner.streams) {
                     (Ok(stream), Some(streams)) => run.http2(stream, manner, streams),
                     (Ok(stream), None) => run.http1(stream, manner),
                     (Err(error), _) => run.tally.failed(format!("handshake: {error}")),
