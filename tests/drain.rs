@@ -14,16 +14,12 @@ mod load;
 mod support;
 
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use certificates::self_signed;
-use load::{Fast, Manner, Run, Target};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use support::{Backend, GENEROUS, Start, Tollgate, wait_until};
+use load::{Fast, Manner, Run, Target, show, two_certificates};
+use support::{Backend, GENEROUS, Tollgate, wait_until};
 
 /// Of each case.
 fn requests() -> usize {
@@ -111,59 +107,13 @@ fn wait_until_answered(run: &Run, count: usize) {
 }
 
 fn plain(backend: &Fast) -> (Tollgate, Target) {
-    let tollgate = Start::default().upstream(backend.address).tiers(GENEROUS).run();
-    let target = Target { address: tollgate.data, tls: None };
-    (tollgate, target)
-}
-
-/// With the certificate `shown.crt` of a directory, and clients that trust `a.crt` and `b.crt`.
-fn with_tls(backend: &Fast, directory: &Path, speaks: &[u8]) -> (Tollgate, Target) {
-    let at = directory.display();
-    let config = format!(
-        "server:\n  listeners:\n  - address: 127.0.0.1:0\n    tls: {{ cert: {at}/shown.crt, key: \
-         {at}/shown.key }}\n"
-    );
-    let start = Start::default().upstream(backend.address).config(&config).listeners();
-    let tollgate = start.tiers(GENEROUS).run();
-    let mut roots = rustls::RootCertStore::empty();
-    for name in ["a.crt", "b.crt"] {
-        let pem = fs::read(directory.join(name)).unwrap();
-        roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![speaks.to_vec()];
-    let target = Target { address: tollgate.data, tls: Some(Arc::new(config)) };
-    (tollgate, target)
-}
-
-/// Makes two certificates, and shows the first.
-fn two_certificates() -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    for name in ["a", "b"] {
-        self_signed(directory.path(), name, name, 90);
-    }
-    show(directory.path(), "a");
-    directory
-}
-
-/// Puts the certificate of that name in the place of the one that is shown.
-fn show(directory: &Path, name: &str) {
-    for kind in ["crt", "key"] {
-        let new = directory.join("new");
-        fs::copy(directory.join(format!("{name}.{kind}")), &new).unwrap();
-        fs::rename(&new, directory.join(format!("shown.{kind}"))).unwrap();
-    }
+    load::plain(backend.address)
 }
 
 #[test]
 fn a_drain_under_load_loses_nothing_over_tls() {
     let (backend, certificates) = (Fast::spawn(), two_certificates());
-    let with_tls = |speaks| with_tls(&backend, certificates.path(), speaks);
+    let with_tls = |speaks| load::with_tls(backend.address, certificates.path(), speaks);
     drain("SIGTERM, HTTP/1.1 by TLS", HTTP_1, || with_tls(b"http/1.1"));
     drain("SIGTERM, HTTP/2 by TLS", HTTP_2, || with_tls(b"h2"));
 }
@@ -233,7 +183,7 @@ fn reloads_of_the_certificate_under_load_lose_nothing() {
         ("certificate reloads, HTTP/2", b"h2", [few, few, few, HTTP_2[0]]),
     ] {
         show(certificates.path(), "a");
-        let (tollgate, mut target) = with_tls(&backend, certificates.path(), speaks);
+        let (tollgate, mut target) = load::with_tls(backend.address, certificates.path(), speaks);
         // A session that is resumed shows the certificate that it began with.
         let tls = target.tls.as_mut().and_then(Arc::get_mut).unwrap();
         tls.resumption = rustls::client::Resumption::disabled();

@@ -5,17 +5,23 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::certificates::self_signed;
 use super::http2::{
     ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
     SETTINGS, WINDOW_UPDATE, block, frame,
 };
-use super::support::PATIENCE;
+use super::support::{GENEROUS, PATIENCE, Start, Tollgate};
 
 /// Content of an upload.
 const UPLOAD: usize = 2000;
@@ -103,6 +109,59 @@ fn serve(stream: TcpStream) -> io::Result<()> {
             }
         };
         stream.get_mut().write_all(answer.as_bytes())?;
+    }
+}
+
+// ----------------------------------------------------------------------------------- the tollgates
+
+/// A tollgate that speaks in the clear, with limits that no test reaches.
+pub fn plain(upstream: SocketAddr) -> (Tollgate, Target) {
+    let tollgate = Start::default().upstream(upstream).tiers(GENEROUS).run();
+    let target = Target { address: tollgate.data, tls: None };
+    (tollgate, target)
+}
+
+/// With the certificate `shown.crt` of a directory, and clients that trust `a.crt` and `b.crt`.
+pub fn with_tls(upstream: SocketAddr, directory: &Path, speaks: &[u8]) -> (Tollgate, Target) {
+    let at = directory.display();
+    let config = format!(
+        "server:\n  listeners:\n  - address: 127.0.0.1:0\n    tls: {{ cert: {at}/shown.crt, key: \
+         {at}/shown.key }}\n"
+    );
+    let start = Start::default().upstream(upstream).config(&config).listeners();
+    let tollgate = start.tiers(GENEROUS).run();
+    let mut roots = rustls::RootCertStore::empty();
+    for name in ["a.crt", "b.crt"] {
+        let pem = fs::read(directory.join(name)).unwrap();
+        roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![speaks.to_vec()];
+    let target = Target { address: tollgate.data, tls: Some(Arc::new(config)) };
+    (tollgate, target)
+}
+
+/// Makes two certificates, and shows the first.
+pub fn two_certificates() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["a", "b"] {
+        self_signed(directory.path(), name, name, 90);
+    }
+    show(directory.path(), "a");
+    directory
+}
+
+/// Puts the certificate of that name in the place of the one that is shown.
+pub fn show(directory: &Path, name: &str) {
+    for kind in ["crt", "key"] {
+        let new = directory.join("new");
+        fs::copy(directory.join(format!("{name}.{kind}")), &new).unwrap();
+        fs::rename(&new, directory.join(format!("shown.{kind}"))).unwrap();
     }
 }
 
@@ -491,7 +550,11 @@ impl Http2<'_> {
     }
 }
 
-fn read_frame(stream: &mut impl Read) -> io::Result<Frame> {
+/// The next frame.
+///
+/// # Errors
+/// The connection's.
+pub fn read_frame(stream: &mut impl Read) -> io::Result<Frame> {
     let mut head = [0; 9];
     stream.read_exact(&mut head)?;
     let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
