@@ -38,7 +38,7 @@ answers() {
     found=$(eval "$1" | tr -d '\r')
     [ "$found" = "$expected" ] && return
     printf 'typed:    %s\nexpected: %s\nfound:    %s\n' "$1" "$expected" "$found"
-    cat server.log
+    cat server.log 2>/dev/null
     exit 1
 }
 "#;
@@ -102,8 +102,18 @@ fn script(guide: &str) -> String {
 #[test]
 fn the_guide_to_identities_does_what_it_says() {
     let Some(database) = PostgresServer::spawn() else { return };
+    follow("docs/identity.md", &[("DATABASE_URL", database.url().to_string())]);
+}
+
+#[test]
+fn the_guide_to_endpoints_does_what_it_says() {
+    follow("docs/endpoints.md", &[]);
+}
+
+/// Types all of a guide into one shell.
+fn follow(guide: &str, environment: &[(&str, String)]) {
     let backend = Backend::ok();
-    let guide = std::fs::read_to_string("docs/identity.md").unwrap();
+    let guide = std::fs::read_to_string(guide).unwrap();
     let [data, admin] = [nobody(), nobody()].map(|it| it.to_string());
     let script = script(&guide)
         .replace("127.0.0.1:8081", &backend.address.to_string())
@@ -117,7 +127,7 @@ fn the_guide_to_identities_does_what_it_says() {
         .env("PATH", path)
         .env("TOLLGATE_LISTEN", &data)
         .env("TOLLGATE_ADMIN", &admin)
-        .env("DATABASE_URL", database.url())
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .output()
         .unwrap();
