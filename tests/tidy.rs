@@ -723,8 +723,7 @@ fn leaves_the_repository(name: &str, line: &str) -> bool {
 
 /// Files that a line of a document names in backticks or links to.
 fn file_mentions(line: &str) -> Vec<String> {
-    let folders =
-        ["src/", "tests/", "config/", "benches/", "deploy/", "docs/", "fuzz/", ".ci/"];
+    let folders = ["src/", "tests/", "config/", "benches/", "deploy/", "docs/", "fuzz/", ".ci/"];
     let mut mentions = md_names(line);
     for part in line.split(['`', '(', ')', ' ', '"']) {
         let part = part.trim_end_matches(['.', ',', ';', ':']);

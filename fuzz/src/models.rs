@@ -47,7 +47,8 @@ fn express(path: &[u8]) -> BTreeSet<usize> {
         served.extend(exactly(&segments));
     }
     // A parameter that cannot be decoded is answered with 400.
-    if served.contains(&2) && path.split(|it| *it == b'/').any(|it| decode_or_refuse(it).is_none()) {
+    if served.contains(&2) && path.split(|it| *it == b'/').any(|it| decode_or_refuse(it).is_none())
+    {
         served.remove(&2);
     }
     served
@@ -145,7 +146,7 @@ fn resolve(segments: Vec<Vec<u8>>, merges: bool) -> Option<Vec<Vec<u8>>> {
         let is_dots = segment == b"." || segment == b"..";
         if segment == b".." {
             resolved.pop()?;
-        } else if !is_dots && !(merges && segment.is_empty() && !is_last) {
+        } else if !is_dots && (is_last || !merges || !segment.is_empty()) {
             resolved.push(segment);
         }
         if is_dots && is_last {

@@ -46,7 +46,9 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
 static LIMITED: LazyLock<Policy> = LazyLock::new(|| {
     let mut text = String::from("endpoints:\n");
     for (index, path) in models::RULES.iter().enumerate() {
-        text += &format!("- {{name: r{index}, path: \"{path}\", limits: {{any: {{per_minute: 9}}}}}}\n");
+        text += &format!(
+            "- {{name: r{index}, path: \"{path}\", limits: {{any: {{per_minute: 9}}}}}}\n"
+        );
     }
     let loaded = load_policy(Path::new("tiers.yaml"), text.into_bytes(), &SETTINGS, &|_| None);
     loaded.expect("the models' rules are valid").policy
@@ -65,8 +67,7 @@ pub fn path(data: &[u8]) {
     for segment in data.split(|it| *it == b'/') {
         link.push(b'/');
         for byte in segment {
-            let is_pchar =
-                byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(byte);
+            let is_pchar = byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(byte);
             if is_pchar { link.push(*byte) } else { link.extend(format!("%{byte:02X}").bytes()) }
         }
     }
@@ -87,8 +88,10 @@ fn readings_are_sound(raw: &[u8]) {
         return assert_eq!((readings.strict(), readings.agree()), (path, true));
     }
     assert!(!models::is_to_be_refused(path), "{shown} is not refused");
-    let again = Readings::of(readings.strict()).expect("a normal form is a path");
-    assert_eq!(again.strict(), readings.strict(), "{shown}: strict twice");
+    // Without its dot segments, a path may climb above the root where disguised ones are left.
+    if let Ok(again) = Readings::of(readings.strict()) {
+        assert_eq!(again.strict(), readings.strict(), "{shown}: strict twice");
+    }
     let two = [readings.strict(), readings.lenient()];
     for reading in two.into_iter().chain(readings.further().iter().map(Vec::as_slice)) {
         assert_eq!(reading.first(), Some(&b'/'), "{shown}");
@@ -287,7 +290,7 @@ fn well_formed(line: &[u8]) -> Option<Vec<Option<Option<IpAddr>>>> {
                 Some(_) => return None,
             }
         }
-        elements.push((pairs > 0).then(|| match named.as_slice() {
+        elements.push((pairs > 0).then_some(match named.as_slice() {
             [only] => *only,
             _ => None,
         }));
@@ -387,8 +390,11 @@ pub fn jwt(data: &[u8]) {
             let [header, claims] = [header, claims].map(|it| URL_SAFE_NO_PAD.encode(it));
             let message = format!("{header}.{claims}");
             let key = EncodingKey::from_secret(SECRET);
-            let signed =
-                jsonwebtoken::crypto::sign(message.as_bytes(), &key, jsonwebtoken::Algorithm::HS256);
+            let signed = jsonwebtoken::crypto::sign(
+                message.as_bytes(),
+                &key,
+                jsonwebtoken::Algorithm::HS256,
+            );
             believed_by_both(&format!("{message}.{}", signed.expect("a signature")));
         }
         Some((b'k', keys)) => {
@@ -419,10 +425,11 @@ fn believed_by_both(token: &str) {
     for keys in [&*HS, &*SET] {
         let Ok(ours) = judge(token, &TOKEN_RULES, keys) else { continue };
         let (message, signature) = token.rsplit_once('.').expect("a signature");
-        let fits = theirs.iter().filter(|(set, ..)| std::ptr::eq(*set, keys)).any(|(_, alg, key)| {
-            jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, *alg)
-                .is_ok_and(|it| it)
-        });
+        let fits =
+            theirs.iter().filter(|(set, ..)| std::ptr::eq(*set, keys)).any(|(_, alg, key)| {
+                jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, *alg)
+                    .is_ok_and(|it| it)
+            });
         assert!(fits, "{token} is believed, and its signature does not fit");
         assert!(ours.from <= ours.until || ours.until.as_micros() < ours.from.as_micros());
         // The other implementation has types for fields of the header that nobody here looks at.

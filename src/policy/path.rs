@@ -18,7 +18,7 @@
 //! is strict in another reads `/A/..` or `/a%2fb/..;/x` as neither of them does: one that removes no
 //! dot segments runs `/a/**` for it. Where the division into segments is in doubt, because a path
 //! holds dot segments, empty segments or separators in disguise, it is divided in each of the ways
-//! of [`DIVISIONS`] as well. Nearly no honest path needs that.
+//! of `DIVISIONS` as well. Nearly no honest path needs that.
 
 use std::borrow::Cow;
 
@@ -44,7 +44,9 @@ impl<'a> Readings<'a> {
     pub fn of(raw: &'a [u8]) -> Result<Self, PathError> {
         let shape = if raw.first() == Some(&b'/') { shape(raw) } else { Shape::Odd };
         match shape {
-            Shape::Plain => Ok(Readings { strict: Cow::Borrowed(raw), lenient: None, further: Vec::new() }),
+            Shape::Plain => {
+                Ok(Readings { strict: Cow::Borrowed(raw), lenient: None, further: Vec::new() })
+            }
             Shape::Cased => Ok(Readings {
                 strict: Cow::Borrowed(raw),
                 lenient: Some(Cow::Owned(raw.to_ascii_lowercase())),
@@ -59,7 +61,13 @@ impl<'a> Readings<'a> {
         let path = raw.split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default();
         let path = match path {
             b"" => b"/",
-            b"*" => return Ok(Readings { strict: Cow::Owned(b"*".to_vec()), lenient: None, further: Vec::new() }),
+            b"*" => {
+                return Ok(Readings {
+                    strict: Cow::Owned(b"*".to_vec()),
+                    lenient: None,
+                    further: Vec::new(),
+                });
+            }
             [b'/', ..] => path,
             _ => return Err(PathError::NotAbsolute),
         };
@@ -363,7 +371,8 @@ const DIVISIONS: [Division; 14] = {
 /// Whether backends may divide the path differently. `decoded` is what [`decode_twice`] made.
 fn is_division_in_doubt(path: &[u8], decoded: &[u8]) -> bool {
     let is_slash = |byte: &&u8| matches!(**byte, b'/' | b'\\');
-    let has_disguised = path.iter().filter(is_slash).count() != decoded.iter().filter(is_slash).count();
+    let has_disguised =
+        path.iter().filter(is_slash).count() != decoded.iter().filter(is_slash).count();
     if has_disguised || decoded.last() == Some(&b'\n') {
         return true;
     }
