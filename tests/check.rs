@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use proptest::prelude::*;
 use serde_json::Value;
 
-use tollgate::config::compile::UpstreamNeed;
+use tollgate::config::compile_upstream::UpstreamNeed;
 use tollgate::config::json_schema::{of_config, of_keys, of_tiers};
 use tollgate::config::load::{LoadRequest, Loaded, Overrides, Rejected, examine};
 use tollgate::config::report::ConfigError;

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tollgate::config::compile::{ResetForm, UpstreamNeed};
+use tollgate::config::compile::ResetForm;
+use tollgate::config::compile_upstream::UpstreamNeed;
 use tollgate::config::load::{LoadRequest, Loaded, Overrides, load};
 use tollgate::config::report::ConfigErrors;
 use tollgate::config::value::Redacted;

@@ -8,12 +8,15 @@
 pub mod address;
 pub mod body;
 pub mod caller;
+pub mod connect;
 pub mod exchange;
 pub mod forward;
 pub mod gate;
 pub mod headers;
+pub mod http2_message;
 pub mod io;
 pub mod listener;
+pub mod multiplex;
 pub mod pool;
 pub mod reply;
 pub mod resolve;
