@@ -7,7 +7,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -53,7 +53,14 @@ impl Addresses {
     pub fn new(host: &str, port: u16) -> Arc<Self> {
         let resolver: Resolver = Box::new(|host, port| {
             let host = host.to_owned();
-            Box::pin(async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) })
+            Box::pin(async move {
+                let is_localhost = host == "localhost";
+                let mut found: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+                if is_localhost {
+                    add_loopback(&mut found, port);
+                }
+                Ok(found)
+            })
         });
         Self::with_resolver(host, port, resolver)
     }
@@ -164,6 +171,17 @@ impl Addresses {
         self.look_ups.send_modify(|last| {
             *last = LookUp { number: last.number.wrapping_add(1), failure };
         });
+    }
+}
+
+/// `localhost` is both loopback addresses, whichever of them this machine's files name
+/// (RFC 6761 §6.3): a backend may listen on either.
+fn add_loopback(found: &mut Vec<SocketAddr>, port: u16) {
+    let both = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+    for address in both.map(|ip| SocketAddr::new(ip, port)) {
+        if !found.contains(&address) {
+            found.push(address);
+        }
     }
 }
 

@@ -25,8 +25,6 @@ pub struct Seen {
     pub connections: AtomicUsize,
     /// Connections that have ended.
     pub ended: AtomicUsize,
-    /// Streams that are open now, as the script keeps them.
-    pub open: AtomicUsize,
     /// Most streams that were open at a time on one connection.
     pub most_open: AtomicUsize,
     /// Why streams were reset, in the order in which the script learnt of it.
@@ -45,6 +43,16 @@ pub struct Exchange {
     pub connection: usize,
     /// What the backend saw.
     pub seen: Arc<Seen>,
+    _open: Open,
+}
+
+/// Counts a stream as open.
+struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Exchange {
@@ -193,12 +201,13 @@ async fn serve<F: Future<Output = ()> + Send + 'static>(
     }
     let Ok(mut connection) = builder.handshake::<_, Bytes>(io).await else { return };
     let mut taken = 0;
+    let open = Arc::new(AtomicUsize::new(0));
     while let Some(Ok((request, respond))) = connection.accept().await {
         let (head, body): (_, RecvStream) = Request::into_parts(request);
         seen.heads.lock().unwrap().push(head.clone());
-        let most = connection.num_active_streams();
-        seen.most_open.fetch_max(most, Ordering::SeqCst);
-        let exchange = Exchange { head, body, respond, connection: number, seen: Arc::clone(&seen) };
+        seen.most_open.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        let (seen, open) = (Arc::clone(&seen), Open(Arc::clone(&open)));
+        let exchange = Exchange { head, body, respond, connection: number, seen, _open: open };
         tokio::spawn(script(exchange));
         taken += 1;
         if how.goodbye_after == Some(taken) {
