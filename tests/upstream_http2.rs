@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-#[path = "support/http2.rs"]
-mod http2;
+#[path = "support/http2_backend.rs"]
+mod http2_backend;
 mod support;
 
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ use h2::Reason;
 use http::{HeaderMap, HeaderValue, Response};
 use support::{Backend, GENEROUS, Start, Tollgate, wait_until};
 
-use http2::{How, Http2Backend};
+use http2_backend::{How, Http2Backend};
 
 fn in_front_of(backend: &Http2Backend) -> Tollgate {
     with(&backend.h2c(), "")

@@ -4,8 +4,8 @@
 
 #[path = "support/authority.rs"]
 mod authority;
-#[path = "support/http2.rs"]
-mod http2;
+#[path = "support/http2_backend.rs"]
+mod http2_backend;
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
 use authority::Authority;
-use http2::{How, Http2Backend};
+use http2_backend::{How, Http2Backend};
 
 const HTTP1: &[u8] = b"http/1.1";
 const HTTP2: &[u8] = b"h2";

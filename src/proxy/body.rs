@@ -255,6 +255,11 @@ impl ProxyBody {
         ProxyBody { source: Source::Upstream(download), exchange: None }
     }
 
+    /// Whether it is tollgate's own.
+    pub fn is_own(&self) -> bool {
+        matches!(self.source, Source::Own(_))
+    }
+
     /// Ties the end of the exchange to the end of this body.
     pub fn attach(&mut self, exchange: Exchange) {
         self.exchange = Some(exchange);
@@ -307,6 +312,7 @@ impl Download {
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 self.due = Tick::NEVER;
+                self.conn.await_reader();
                 if let Some(trailers) = frame.trailers_mut() {
                     headers::strip_trailers(trailers, std::iter::empty());
                     // Nothing follows, and nobody will ask.
@@ -320,6 +326,7 @@ impl Download {
                 Poll::Ready(None)
             }
             Poll::Pending => {
+                self.conn.reader_waits();
                 if self.upload.as_ref().is_some_and(|upload| upload.failure().is_some()) {
                     return Poll::Ready(Some(Err(BodyError::UploadFailed)));
                 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HOST, UPGRADE};
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -83,7 +83,7 @@ impl Call<'_> {
             .filter(|_| self.worker.pool.can_upgrade());
         let on_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         request.extensions_mut().clear();
-        let is_trusted = self.active.policy.is_trusted(self.conn.peer.ip());
+        let is_trusted = self.active.policy.is_trusted(self.conn.peer.address.ip());
         let is_http_1_0 = request.version() == Version::HTTP_10;
         headers::to_upstream(&mut request, self.present, self.conn, is_trusted, upgrade.as_ref());
         if let Some(host) = &settings.host_override {
@@ -94,6 +94,12 @@ impl Call<'_> {
         {
             // What goes out is HTTP/1.1, which has to have one (RFC 9112 §3.2).
             request.headers_mut().insert(HOST, host.clone());
+        }
+        if request.body().size_hint().exact().is_none() {
+            // HTTP/2 needs no length, and HTTP/1.1 no length and a framing of its own: without it
+            // hyper would leave out the body of a GET.
+            let chunked = HeaderValue::from_static("chunked");
+            request.headers_mut().insert(TRANSFER_ENCODING, chunked);
         }
         let mut upload = None;
         let request = request.map(|body| {

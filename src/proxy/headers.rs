@@ -64,6 +64,7 @@ impl Present {
     const FORWARDING: Present = Present(1 << 6);
     const UNDERSCORE: Present = Present(1 << 7);
     const ORIGIN: Present = Present(1 << 8);
+    const CONTENT_TYPE: Present = Present(1 << 9);
 
     /// Looks through the names.
     pub fn in_fields(headers: &HeaderMap) -> Self {
@@ -83,6 +84,7 @@ impl Present {
             10 if name == "connection" => Present::CONNECTION,
             10 if name == "keep-alive" => Present::HOP_BY_HOP,
             5 if name == "proxy" => Present::FORWARDING,
+            12 if name == "content-type" => Present::CONTENT_TYPE,
             14 if name == "http2-settings" => Present::HOP_BY_HOP,
             16 if name == "proxy-connection" => Present::HOP_BY_HOP,
             17 if name == "transfer-encoding" => Present::TRANSFER_ENCODING,
@@ -112,6 +114,17 @@ impl Present {
         self.has(Present::ORIGIN)
     }
 
+    /// Whether a call of gRPC asks, in any of its forms, which reads no refusal but in its own terms.
+    pub fn is_grpc(self, headers: &HeaderMap) -> bool {
+        const GRPC: &[u8] = b"application/grpc";
+        let is_grpc = |value: &HeaderValue| {
+            let value = value.as_bytes().get(..GRPC.len());
+            value.is_some_and(|value| value.eq_ignore_ascii_case(GRPC))
+        };
+        self.has(Present::CONTENT_TYPE)
+            && headers.get(http::header::CONTENT_TYPE).is_some_and(is_grpc)
+    }
+
     fn has(self, any: Present) -> bool {
         self.0 & any.0 != 0
     }
@@ -128,6 +141,9 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
         return Err(Refusal::MethodNotAllowed);
     }
     let version = request.version();
+    if version == Version::HTTP_2 {
+        settle_http2(request)?;
+    }
     let headers = request.headers();
     let has_repeated = headers.len() != headers.keys_len();
     match headers.get(HOST) {
@@ -151,6 +167,52 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
         request.headers_mut().insert(HOST, host);
     }
     Ok(())
+}
+
+/// Makes a request of HTTP/2 what one of HTTP/1.1 would be, where the library has not refused it:
+/// one `Host`, one `Cookie`.
+///
+/// # Errors
+/// What RFC 9113 calls malformed and the library lets pass: no authority, or two that differ
+/// (§8.3.1), and a value that begins or ends with a space (§8.2.1).
+fn settle_http2<B>(request: &mut Request<B>) -> Result<(), Refusal> {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let has_space = |value: &HeaderValue| {
+        is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())
+    };
+    if request.headers().values().any(has_space) {
+        return Err(Refusal::BadRequest);
+    }
+    match (request.headers().get(HOST), request.uri().authority()) {
+        (None, None) => return Err(Refusal::BadRequest),
+        (Some(host), Some(authority)) => {
+            let authority = authority.as_str().as_bytes();
+            if !host.as_bytes().eq_ignore_ascii_case(authority) {
+                return Err(Refusal::BadRequest);
+            }
+        }
+        _ => {}
+    }
+    let headers = request.headers_mut();
+    if headers.len() != headers.keys_len() {
+        join_cookies(headers);
+    }
+    Ok(())
+}
+
+/// Puts the pieces of a cookie together that HTTP/2 sent one by one (RFC 9113 §8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(http::header::COOKIE).iter();
+    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return };
+    let mut cookie = first.as_bytes().to_vec();
+    for crumb in std::iter::once(second).chain(crumbs) {
+        cookie.extend_from_slice(b"; ");
+        cookie.extend_from_slice(crumb.as_bytes());
+    }
+    // Parts that were field values make a field value.
+    if let Ok(cookie) = HeaderValue::from_bytes(&cookie) {
+        headers.insert(http::header::COOKIE, cookie);
+    }
 }
 
 /// A path or a whole URI; `*` is for OPTIONS alone, an authority alone for CONNECT (RFC 9112 §3.2).
@@ -242,9 +304,9 @@ pub fn to_upstream<B>(
     }
     let host = headers.get(HOST).cloned();
     if peer_is_trusted {
-        append_forwarded_for(headers, &conn.peer_field);
+        append_forwarded_for(headers, &conn.peer.field);
         if !headers.contains_key(X_FORWARDED_PROTO) {
-            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+            headers.insert(X_FORWARDED_PROTO, conn.peer.scheme.clone());
         }
         if let (false, Some(host)) = (headers.contains_key(X_FORWARDED_HOST), host) {
             headers.insert(X_FORWARDED_HOST, host);
@@ -253,14 +315,19 @@ pub fn to_upstream<B>(
         if present.has(Present::FORWARDING) {
             drop_forwarding(headers);
         }
-        headers.insert(X_FORWARDED_FOR, conn.peer_field.clone());
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(X_FORWARDED_FOR, conn.peer.field.clone());
+        headers.insert(X_FORWARDED_PROTO, conn.peer.scheme.clone());
         match host {
             Some(host) => headers.insert(X_FORWARDED_HOST, host),
             None => headers.remove(X_FORWARDED_HOST),
         };
     }
-    let via = if version == Version::HTTP_10 { "1.0 tollgate" } else { "1.1 tollgate" };
+    // The protocol that the request came by (RFC 9110 §7.6.3).
+    let via = match version {
+        Version::HTTP_10 => "1.0 tollgate",
+        Version::HTTP_2 => "2.0 tollgate",
+        _ => "1.1 tollgate",
+    };
     headers.append(VIA, HeaderValue::from_static(via));
     *request.version_mut() = Version::HTTP_11;
     if request.uri().scheme().is_some() || request.uri().authority().is_some() {

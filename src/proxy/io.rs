@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::listener::ConnectionGuard;
 use super::reply;
 use super::timer::{Alarm, Tick, Timers};
+use super::transport::Transport;
 
 /// Where a connection stands between two requests or in one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,21 +40,46 @@ pub struct PhaseTimeouts {
     pub idle: Duration,
 }
 
-/// State of one downstream connection, shared by its socket, its task and its requests. All of
-/// them live on one thread; atomics only because hyper wants an upgraded socket to be `Send`.
+/// The other end of a downstream connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// The socket's.
+    pub address: SocketAddr,
+    /// The same without its port, as `X-Forwarded-For` writes it.
+    pub field: HeaderValue,
+    /// `http` or `https`, as `X-Forwarded-Proto` writes it.
+    pub scheme: HeaderValue,
+    /// Counts the connection as open, an upgraded one too.
+    _guard: ConnectionGuard,
+}
+
+impl Peer {
+    /// Who just connected, and whether by TLS.
+    pub fn new(address: SocketAddr, is_tls: bool, guard: ConnectionGuard) -> Arc<Self> {
+        let field = address.ip().to_canonical().to_string();
+        Arc::new(Peer {
+            address,
+            // An address has no byte that a field value may not have.
+            field: HeaderValue::try_from(field).unwrap_or(HeaderValue::from_static("?")),
+            scheme: HeaderValue::from_static(if is_tls { "https" } else { "http" }),
+            _guard: guard,
+        })
+    }
+}
+
+/// State of one downstream connection, shared by its socket, its task and its requests; or that of
+/// one stream of HTTP/2, which is to its request what a connection of HTTP/1 is. All of them live on
+/// one thread; atomics only because hyper wants an upgraded socket to be `Send`.
 #[derive(Debug)]
 pub struct ConnState {
-    /// The other end of the socket.
-    pub peer: SocketAddr,
-    /// `peer`'s address as `X-Forwarded-For` writes it.
-    pub peer_field: HeaderValue,
+    /// The other end.
+    pub peer: Arc<Peer>,
     /// Wakes the connection's task.
     pub alarm: Arc<Alarm>,
     /// The worker's coarse clock.
     pub timers: Arc<Timers>,
-    /// Counts the connection as open, an upgraded one too.
-    _guard: ConnectionGuard,
     timeouts: PhaseTimeouts,
+    is_stream: bool,
     phase: AtomicU8,
     due: AtomicU64,
     has_read: AtomicBool,
@@ -67,21 +92,29 @@ pub struct ConnState {
 
 impl ConnState {
     /// The state of a connection that was just accepted: its first head is awaited.
-    pub fn new(
-        peer: SocketAddr,
-        guard: ConnectionGuard,
+    pub fn new(peer: Arc<Peer>, timers: &Arc<Timers>, timeouts: PhaseTimeouts) -> Arc<Self> {
+        let state = Self::made(peer, timers, timeouts, false);
+        state.set_due(timers.after(timeouts.header));
+        Arc::new(state)
+    }
+
+    /// The state of a stream whose head has just arrived on another one's connection.
+    pub fn stream(&self) -> Arc<Self> {
+        Arc::new(Self::made(Arc::clone(&self.peer), &self.timers, self.timeouts, true))
+    }
+
+    fn made(
+        peer: Arc<Peer>,
         timers: &Arc<Timers>,
         timeouts: PhaseTimeouts,
-    ) -> Arc<Self> {
-        let address = peer.ip().to_canonical().to_string();
-        let state = ConnState {
+        is_stream: bool,
+    ) -> Self {
+        ConnState {
             peer,
-            // An address has no byte that a field value may not have.
-            peer_field: HeaderValue::try_from(address).unwrap_or(HeaderValue::from_static("?")),
             alarm: timers.alarm(),
             timers: Arc::clone(timers),
-            _guard: guard,
             timeouts,
+            is_stream,
             phase: AtomicU8::new(Phase::Idle as u8),
             due: AtomicU64::new(u64::MAX),
             has_read: AtomicBool::new(false),
@@ -90,9 +123,32 @@ impl ConnState {
             is_switched: AtomicBool::new(false),
             is_uploading: AtomicBool::new(false),
             ends_in_reset: AtomicBool::new(false),
-        };
-        state.set_due(timers.after(timeouts.header));
-        Arc::new(state)
+        }
+    }
+
+    /// Begins the time of the first head anew: what came before was a handshake.
+    pub fn greeted(&self) {
+        self.set_due(self.timers.after(self.timeouts.header));
+    }
+
+    /// Whether it is one stream of many on its connection.
+    pub fn is_stream(&self) -> bool {
+        self.is_stream
+    }
+
+    /// Notes that a part of the answer was handed over, and that it is the reader who is waited
+    /// for. Of a connection of HTTP/1 its socket tells that.
+    pub fn await_reader(&self) {
+        if self.is_stream {
+            self.set_due(self.timers.after(self.timeouts.idle));
+        }
+    }
+
+    /// Notes that the reader has taken all that there was.
+    pub fn reader_waits(&self) {
+        if self.is_stream {
+            self.due.store(u64::MAX, Relaxed);
+        }
     }
 
     /// The phase the connection is in.
@@ -211,20 +267,20 @@ impl ConnState {
 /// A downstream socket that keeps its [`ConnState`] up to date.
 #[derive(Debug)]
 pub struct DownstreamIo {
-    stream: TcpStream,
+    stream: Transport,
     state: Arc<ConnState>,
     /// What is left to write in place of an answer that hyper makes itself.
     instead: Option<&'static [u8]>,
 }
 
 impl DownstreamIo {
-    /// Wraps an accepted socket.
-    pub fn new(stream: TcpStream, state: Arc<ConnState>) -> Self {
+    /// Wraps an accepted connection.
+    pub fn new(stream: Transport, state: Arc<ConnState>) -> Self {
         DownstreamIo { stream, state, instead: None }
     }
 
-    /// The socket itself.
-    pub fn stream(&self) -> &TcpStream {
+    /// The connection itself.
+    pub fn transport(&self) -> &Transport {
         &self.stream
     }
 }

@@ -1,6 +1,7 @@
 //! The data path: from an accepted connection to the end of an answer.
 //!
-//! `listener` accepts, `worker` serves a connection, `service::handle` holds the branches of a
+//! `listener` accepts, `worker` takes over, `connection` finds out what a downstream speaks and
+//! serves it (`handshake`, `transport`, `io`, `http2`), `service::handle` holds the branches of a
 //! request, `forward` talks to the upstream, `reply` makes what tollgate answers itself, and
 //! `exchange` tells of it once, however it ended. It must not know the operator's files, nor
 //! decide a limit.
@@ -9,10 +10,14 @@ pub mod address;
 pub mod body;
 pub mod caller;
 pub mod connect;
+pub mod connection;
 pub mod exchange;
 pub mod forward;
+pub mod frames;
 pub mod gate;
+pub mod handshake;
 pub mod headers;
+pub mod http2;
 pub mod http2_message;
 pub mod io;
 pub mod listener;
@@ -22,5 +27,6 @@ pub mod reply;
 pub mod resolve;
 pub mod service;
 pub mod timer;
+pub mod transport;
 pub mod tunnel;
 pub mod worker;

@@ -8,6 +8,16 @@ use super::body::ProxyBody;
 
 /// Names the proxy and its reason (RFC 9209).
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+// The codes of gRPC that a refusal can have.
+const CANCELLED: u16 = 1;
+const UNKNOWN: u16 = 2;
+const PERMISSION_DENIED: u16 = 7;
+const RESOURCE_EXHAUSTED: u16 = 8;
+const INTERNAL: u16 = 13;
+const UNAVAILABLE: u16 = 14;
+const UNAUTHENTICATED: u16 = 16;
 /// A whole 408, for a head that hyper never saw the end of.
 pub const REQUEST_TIMEOUT_RAW: &str = "HTTP/1.1 408 Request Timeout\r\n\
     content-type: application/json\r\ncontent-length: 27\r\nconnection: close\r\n\
@@ -119,6 +129,12 @@ impl Refusal {
     }
 }
 
+/// A whole 400, for what is not spoken where it arrives.
+pub fn bad_request_raw() -> &'static [u8] {
+    let [(_, whole), ..] = UNREADABLE;
+    whole.as_bytes()
+}
+
 /// What to say in place of the bodiless answer that hyper gives to a head that it cannot read.
 pub fn unreadable_head(answer: &[u8]) -> Option<&'static [u8]> {
     let (_, whole) = UNREADABLE.iter().find(|(line, _)| answer.starts_with(line))?;
@@ -171,6 +187,35 @@ pub fn too_many_requests(
     let denied = HeaderValue::from_static("tollgate; error=http_request_denied");
     headers.insert(PROXY_STATUS, denied);
     response
+}
+
+/// Says a refusal in the terms of gRPC, whose clients read no status of HTTP and no body: 200, and
+/// what would be trailers in the head ("Trailers-Only" in the protocol's own description).
+pub fn speak_grpc(response: &mut Response<ProxyBody>) {
+    let status = response.status();
+    if status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() {
+        return;
+    }
+    let (code, message) = match status {
+        StatusCode::TOO_MANY_REQUESTS => (RESOURCE_EXHAUSTED, "Rate limit exceeded"),
+        StatusCode::PAYLOAD_TOO_LARGE => (RESOURCE_EXHAUSTED, "Content too large"),
+        StatusCode::UNAUTHORIZED => (UNAUTHENTICATED, "Unauthorized"),
+        StatusCode::FORBIDDEN => (PERMISSION_DENIED, "Forbidden"),
+        StatusCode::REQUEST_TIMEOUT => (CANCELLED, "Request timeout"),
+        StatusCode::GATEWAY_TIMEOUT => (UNAVAILABLE, "Gateway timeout"),
+        StatusCode::BAD_GATEWAY => (UNAVAILABLE, "Bad gateway"),
+        StatusCode::SERVICE_UNAVAILABLE => (UNAVAILABLE, "Service unavailable"),
+        // As the protocol maps the statuses of HTTP.
+        StatusCode::BAD_REQUEST => (INTERNAL, "Bad request"),
+        _ => (UNKNOWN, "Refused"),
+    };
+    *response.status_mut() = StatusCode::OK;
+    *response.body_mut() = ProxyBody::own(Bytes::new());
+    let headers = response.headers_mut();
+    headers.remove(CONTENT_LENGTH);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from(code));
+    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
 }
 
 /// A JSON answer of any status.

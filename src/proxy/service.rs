@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderValue, WWW_AUTHENTICATE};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 
 use crate::clock;
@@ -51,13 +51,18 @@ pub async fn handle(
     let active = worker.gate.active.load_full();
     let mut exchange = Exchange::begin(&worker, &conn, &active, request.method(), started);
     let present = Present::in_fields(request.headers());
+    let is_grpc = present.is_grpc(request.headers());
+    let is_head = *request.method() == Method::HEAD;
     let has_body = !request.body().is_end_stream();
     let next = decide(&worker, &conn, &active, &mut exchange, &mut request, present).await;
     let mut response = match next {
         Next::Answer(mut response) => {
             // Where a request that was not understood ends is anybody's guess.
             let is_unclear = response.status() == StatusCode::BAD_REQUEST;
-            if is_unclear || has_body && !is_forgotten(&mut request, present).await {
+            // A stream of HTTP/2 leaves nothing behind that could be taken for the next request.
+            if !conn.is_stream()
+                && (is_unclear || has_body && !is_forgotten(&mut request, present).await)
+            {
                 close_after(&mut response, &conn);
             }
             response
@@ -75,7 +80,7 @@ pub async fn handle(
                         shown = charged.and_then(|it| it.give_back(&worker)).or(shown);
                     }
                     let mut response = refused(&mut exchange, failure.refusal);
-                    if has_body {
+                    if has_body && !conn.is_stream() {
                         // How much of it was read is not known here.
                         close_after(&mut response, &conn);
                     }
@@ -89,10 +94,21 @@ pub async fn handle(
             response
         }
     };
+    if response.body().is_own() {
+        if is_grpc {
+            reply::speak_grpc(&mut response);
+        } else if is_head && conn.is_stream() {
+            // Over HTTP/1.1 hyper leaves the body out, over HTTP/2 nobody does.
+            *response.body_mut() = ProxyBody::own(bytes::Bytes::new());
+        }
+    }
     if present.is_cross_origin() {
         headers::expose_to_scripts(response.headers_mut(), worker.gate.settings.fields);
     }
-    if worker.gate.drain.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if worker.gate.drain.is_draining()
+        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+        && !conn.is_stream()
+    {
         response.headers_mut().insert(CONNECTION, CLOSE);
     }
     response.body_mut().attach(exchange);
@@ -305,5 +321,5 @@ fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
 fn facts_of<'a>(request: &'a Request<Incoming>, conn: &ConnState) -> RequestFacts<'a> {
     let uri = request.uri();
     let (path, query) = (uri.path(), uri.query());
-    RequestFacts::of(request.method(), path, query, request.headers(), conn.peer.ip())
+    RequestFacts::of(request.method(), path, query, request.headers(), conn.peer.address.ip())
 }

@@ -107,9 +107,7 @@ impl Timers {
         alarms.retain(|alarm| {
             if alarm.due_ms.load(Relaxed) <= now {
                 alarm.due_ms.store(u64::MAX, Relaxed);
-                if let Some(waker) = &*alarm.waker.lock() {
-                    waker.wake_by_ref();
-                }
+                alarm.ring();
             }
             Arc::strong_count(alarm) > 1
         });
@@ -124,9 +122,7 @@ impl Timers {
     /// Wakes every task, whatever it waits for: something has changed for all of them.
     pub fn wake_all(&self) {
         for alarm in &*self.alarms.lock() {
-            if let Some(waker) = &*alarm.waker.lock() {
-                waker.wake_by_ref();
-            }
+            alarm.ring();
         }
     }
 }
@@ -137,6 +133,13 @@ impl Alarm {
         // One task arms and one sweep disarms, both on the worker's thread: no lost update.
         if due.0 < self.due_ms.load(Relaxed) {
             self.due_ms.store(due.0, Relaxed);
+        }
+    }
+
+    /// Wakes the task now.
+    pub fn ring(&self) {
+        if let Some(waker) = &*self.waker.lock() {
+            waker.wake_by_ref();
         }
     }
 

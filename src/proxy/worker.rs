@@ -1,38 +1,23 @@
 //! One worker: a single-threaded runtime, and all of the connections that were handed to it.
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::Poll;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::store::redis::RedisStore;
 
+use super::connection;
 use super::gate::Gate;
+use super::handshake::Handshakes;
 use super::headers::Numbers;
-use super::io::{ConnState, DownstreamIo, Phase};
 use super::listener::Accepted;
 use super::pool::{Pool, PoolSignals};
-use super::service;
 use super::timer::{TICK, Timers};
-
-/// How long a connection that is idle when a drain begins may still bring a request: whoever is
-/// about to send one gets an answer that says goodbye instead of a reset.
-const FAREWELL: Duration = Duration::from_secs(1);
-
-/// How long a peer that was refused may go on sending before the connection is reset.
-const LINGER: Duration = Duration::from_secs(3);
 
 /// How long a starting worker waits for its first connection to Redis.
 const REDIS_AT_START: Duration = Duration::from_millis(500);
@@ -59,6 +44,8 @@ pub struct Worker {
     pub redis: Option<RedisStore>,
     /// Its coarse clock.
     pub timers: Arc<Timers>,
+    /// Its TLS handshakes that are under way.
+    pub handshakes: Handshakes,
     /// What it wrote into answers last.
     pub numbers: Numbers,
 }
@@ -97,6 +84,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
         ),
         redis: gate.redis.as_ref().map(|shared| RedisStore::connect(Arc::clone(shared))),
         timers,
+        handshakes: Handshakes::default(),
         numbers: Numbers::default(),
         gate,
     });
@@ -109,7 +97,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
     // The inbox closes when the acceptor has ended, which is when a drain begins.
     while let Some(accepted) = inbox.accepted.recv().await {
         let worker = Rc::clone(&worker);
-        tokio::task::spawn_local(async move { worker.connection(accepted).await });
+        tokio::task::spawn_local(async move { connection::serve(worker, accepted).await });
     }
     let deadline = tokio::time::sleep(worker.gate.settings.drain_timeout);
     let mut deadline = pin!(deadline);
@@ -139,77 +127,4 @@ async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
             worker.pool.sweep();
         }
     }
-}
-
-impl Worker {
-    async fn connection(self: Rc<Self>, accepted: Accepted) {
-        let Accepted { stream, peer, guard, .. } = accepted;
-        let stream = match TcpStream::from_std(stream) {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::debug!(%error, "an accepted socket cannot be used");
-                return;
-            }
-        };
-        let state = ConnState::new(peer, guard, &self.timers, self.gate.settings.phases);
-        let io = DownstreamIo::new(stream, Arc::clone(&state));
-        let service = {
-            let (worker, state) = (Rc::clone(&self), Arc::clone(&state));
-            service_fn(move |request| {
-                service::handle(Rc::clone(&worker), Arc::clone(&state), request)
-            })
-        };
-        let mut connection = http1::Builder::new()
-            .header_read_timeout(None)
-            .max_header_size(self.gate.settings.header_bytes_max)
-            .max_buf_size(self.gate.settings.header_bytes_max.max(8192))
-            .serve_connection(TokioIo::new(io), service)
-            .with_upgrades();
-
-        let mut farewell = None;
-        let mut said_farewell = false;
-        let ended = poll_fn(|cx| {
-            state.alarm.register(cx.waker());
-            if self.gate.drain.is_draining() && !said_farewell {
-                let due = *farewell.get_or_insert_with(|| self.timers.after(FAREWELL));
-                state.alarm.arm(due);
-                if self.timers.is_past(due) {
-                    said_farewell = true;
-                    Pin::new(&mut connection).graceful_shutdown();
-                }
-            }
-            match Pin::new(&mut connection).poll(cx) {
-                Poll::Ready(_) => Poll::Ready(None),
-                Poll::Pending if state.is_overdue() => Poll::Ready(Some(state.phase())),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await;
-        // Nothing is left of a connection that was upgraded.
-        let Some(parts) = connection.into_parts() else { return };
-        let mut stream = parts.io.into_inner();
-        if ended == Some(Phase::Head) && state.is_settled() {
-            // hyper has seen no request, so the answer is written by hand: not into the middle of
-            // one that its reader is slow to take.
-            let answer = super::reply::REQUEST_TIMEOUT_RAW.as_bytes();
-            let _ = tokio::time::timeout(TICK, stream.write_all(answer)).await;
-            let _ = stream.shutdown().await;
-            state.leave_unread();
-        }
-        if state.ends_in_reset() {
-            // The only way to tell HTTP/1.0 that a body without a length was cut (RFC 9112 §8).
-            let _ = SockRef::from(stream.stream()).set_linger(Some(Duration::ZERO));
-        } else if state.may_have_unread() {
-            linger(stream).await;
-        }
-    }
-}
-
-/// Reads and forgets until the peer closes, for a while. To close a socket with something unread
-/// resets the connection, and that can take the answer away before the peer has read it
-/// (RFC 9112 §9.6).
-async fn linger(mut stream: impl AsyncRead + Unpin) {
-    let mut forgotten = vec![0; 16 * 1024];
-    let until_end = async { while let Ok(1..) = stream.read(&mut forgotten).await {} };
-    let _ = tokio::time::timeout(LINGER, until_end).await;
 }

@@ -1,218 +1,202 @@
-//! A backend that speaks HTTP/2, with or without TLS, by a script for each request.
+//! Two clients of HTTP/2: one that keeps the rules, and one that sends the frames that it is told.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
-#![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::future::Future;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 
 use bytes::Bytes;
-use h2::server::SendResponse;
-use h2::{Reason, RecvStream};
+use h2::client::SendRequest;
 use http::{HeaderMap, Request, Response};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
-/// What a backend saw and counts.
-#[derive(Default)]
-pub struct Seen {
-    /// Heads, in the order in which they came.
-    pub heads: Mutex<Vec<http::request::Parts>>,
-    /// Connections so far.
-    pub connections: AtomicUsize,
-    /// Connections that have ended.
-    pub ended: AtomicUsize,
-    /// Most streams that were open at a time on one connection.
-    pub most_open: AtomicUsize,
-    /// Why streams were reset, in the order in which the script learnt of it.
-    pub resets: Mutex<Vec<Reason>>,
+use super::support::PATIENCE;
+
+/// What a connection begins with (RFC 9113 §3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+// Types of frames (RFC 9113 §6).
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const PRIORITY: u8 = 2;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
+// Their flags.
+pub const ACK: u8 = 0x1;
+pub const END_STREAM: u8 = 0x1;
+pub const END_HEADERS: u8 = 0x4;
+
+/// Runs `test` on a runtime of its own, for a while at most.
+pub fn run<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let result = runtime.block_on(async { tokio::time::timeout(PATIENCE * 2, test).await });
+    // Connections that nobody ends are no reason to wait.
+    runtime.shutdown_background();
+    result.expect("the test did not end")
 }
 
-/// One stream, for the script.
-pub struct Exchange {
-    /// The request's head.
-    pub head: http::request::Parts,
-    /// Its body.
-    pub body: RecvStream,
-    /// The answer.
-    pub respond: SendResponse<Bytes>,
-    /// Number of the connection, from 0.
-    pub connection: usize,
-    /// What the backend saw.
-    pub seen: Arc<Seen>,
-    _open: Open,
+/// A connection that keeps the rules. Its end, and why, can be awaited.
+pub struct Polite {
+    /// Sends requests.
+    pub requests: SendRequest<Bytes>,
+    /// Ends with the connection.
+    pub ended: tokio::task::JoinHandle<Result<(), h2::Error>>,
 }
 
-/// Counts a stream as open.
-struct Open(Arc<AtomicUsize>);
+/// A whole answer.
+#[derive(Debug)]
+pub struct Whole {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+    pub trailers: Option<HeaderMap>,
+}
 
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+impl Polite {
+    /// Connects, by prior knowledge.
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self::over(tokio::net::TcpStream::connect(address).await.unwrap()).await
+    }
+
+    /// Over any connection.
+    pub async fn over(
+        stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    ) -> Self {
+        let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+        Polite { requests, ended: tokio::spawn(connection) }
+    }
+
+    /// A request without a body, and its answer.
+    pub async fn get(&mut self, path: &str) -> Whole {
+        self.ask(request("GET", path).body(()).unwrap(), None).await.unwrap()
+    }
+
+    /// Any request, with a body of one piece or none, and its answer.
+    pub async fn ask(
+        &mut self,
+        request: Request<()>,
+        body: Option<&[u8]>,
+    ) -> Result<Whole, h2::Error> {
+        self.requests.clone().ready().await?;
+        let (answer, mut sending) = self.requests.send_request(request, body.is_none())?;
+        if let Some(body) = body {
+            sending.send_data(Bytes::copy_from_slice(body), true)?;
+        }
+        whole(answer.await?).await
     }
 }
 
-impl Exchange {
-    /// Answers 200 with this content.
-    pub fn ok(&mut self, body: &'static str) {
-        let response = Response::new(());
-        let mut stream = self.respond.send_response(response, body.is_empty()).unwrap();
-        if !body.is_empty() {
-            stream.send_data(Bytes::from_static(body.as_bytes()), true).unwrap();
+/// A request of this method for this path of a host.
+pub fn request(method: &str, path: &str) -> http::request::Builder {
+    Request::builder().method(method).uri(format!("http://test{path}"))
+}
+
+/// Reads an answer to its end.
+pub async fn whole(answer: Response<h2::RecvStream>) -> Result<Whole, h2::Error> {
+    let (head, mut content) = answer.into_parts();
+    let mut body = Vec::new();
+    while let Some(piece) = content.data().await {
+        let piece = piece?;
+        content.flow_control().release_capacity(piece.len())?;
+        body.extend_from_slice(&piece);
+    }
+    let trailers = content.trailers().await?;
+    Ok(Whole { status: head.status.as_u16(), headers: head.headers, body, trailers })
+}
+
+/// A frame as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+/// A connection on which frames are sent as they are.
+pub struct Raw {
+    /// The socket.
+    pub stream: TcpStream,
+}
+
+impl Raw {
+    /// Connects, says the preface, and settles on the defaults.
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut raw = Raw { stream };
+        raw.send(PREFACE).send(frame(SETTINGS, 0, 0, b""));
+        raw
+    }
+
+    /// Sends bytes as they are; a peer that has had enough is no reason to fail.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        self.stream.write_all(bytes.as_ref()).ok();
+        self
+    }
+
+    /// The next frame; `None` at the end of the connection.
+    pub fn frame(&mut self) -> Option<Frame> {
+        let mut head = [0; 9];
+        self.stream.read_exact(&mut head).ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        self.stream.read_exact(&mut payload).ok()?;
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        Some(Frame { kind: head[3], flags: head[4], stream, payload })
+    }
+
+    /// The next frame of this type, others left out; `None` at the end of the connection.
+    pub fn frame_of(&mut self, kind: u8) -> Option<Frame> {
+        loop {
+            let frame = self.frame()?;
+            if frame.kind == kind {
+                return Some(frame);
+            }
         }
     }
-
-    /// The whole content, and the trailers.
-    pub async fn read(&mut self) -> Result<(Vec<u8>, Option<HeaderMap>), h2::Error> {
-        let mut bytes = Vec::new();
-        while let Some(chunk) = self.body.data().await {
-            let chunk = chunk?;
-            self.body.flow_control().release_capacity(chunk.len()).unwrap();
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok((bytes, self.body.trailers().await?))
-    }
-
-    /// Waits until the other side resets the stream.
-    pub async fn reset(&mut self) -> Reason {
-        let reason = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
-        let reason = reason.unwrap_or(Reason::INTERNAL_ERROR);
-        self.seen.resets.lock().unwrap().push(reason);
-        reason
-    }
 }
 
-/// A backend.
-pub struct Http2Backend {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// What it saw.
-    pub seen: Arc<Seen>,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
+/// One frame.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut bytes = vec![length[1], length[2], length[3], kind, flags];
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
 }
 
-/// How a backend behaves.
-#[derive(Clone, Default)]
-pub struct How {
-    /// Streams that it allows; none: as many as there may be.
-    pub streams_max: Option<u32>,
-    /// TLS, if it is spoken.
-    pub tls: Option<TlsAcceptor>,
-    /// After so many requests each connection says goodbye.
-    pub goodbye_after: Option<usize>,
-}
-
-impl Http2Backend {
-    /// Runs `script` for each request.
-    pub fn spawn<F: Future<Output = ()> + Send + 'static>(
-        script: impl Fn(Exchange) -> F + Send + Sync + 'static,
-    ) -> Self {
-        Self::spawn_with(How::default(), script)
-    }
-
-    /// Runs `script` for each request.
-    pub fn spawn_with<F: Future<Output = ()> + Send + 'static>(
-        how: How,
-        script: impl Fn(Exchange) -> F + Send + Sync + 'static,
-    ) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        let seen = Arc::new(Seen::default());
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let (of_thread, script) = (Arc::clone(&seen), Arc::new(script));
-        std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let listener = TcpListener::from_std(listener).unwrap();
-                let accepting = async {
-                    while let Ok((stream, _)) = listener.accept().await {
-                        stream.set_nodelay(true).unwrap();
-                        let (how, seen) = (how.clone(), Arc::clone(&of_thread));
-                        let script = Arc::clone(&script);
-                        tokio::spawn(async move {
-                            match how.tls.clone() {
-                                None => serve(stream, how, seen, script).await,
-                                Some(tls) => match tls.accept(stream).await {
-                                    Ok(stream) => serve(stream, how, seen, script).await,
-                                    Err(_) => drop(seen.ended.fetch_add(1, Ordering::SeqCst)),
-                                },
-                            }
-                        });
-                    }
-                };
-                tokio::select! {
-                    () = accepting => {}
-                    _ = stopped => {}
+/// Fields as HPACK writes what it neither knows nor remembers (RFC 7541 §6.2.2), letter by letter.
+pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (name, value) in fields {
+        bytes.push(0);
+        for text in [name, value] {
+            // An integer with a prefix of seven bits (RFC 7541 §5.1).
+            let mut length = text.len();
+            if length < 127 {
+                bytes.push(u8::try_from(length).unwrap());
+            } else {
+                bytes.push(127);
+                length -= 127;
+                while length >= 128 {
+                    bytes.push(u8::try_from(length % 128 + 128).unwrap());
+                    length /= 128;
                 }
-            });
-        });
-        Http2Backend { address, seen, stop: Some(stop) }
-    }
-
-    /// Answers every request with 200 and `ok`.
-    pub fn ok() -> Self {
-        Self::spawn(|mut exchange| async move { exchange.ok("ok") })
-    }
-
-    /// Its URL as an upstream's.
-    pub fn h2c(&self) -> String {
-        format!("h2c://{}", self.address)
-    }
-
-    /// Connections so far.
-    pub fn connections(&self) -> usize {
-        self.seen.connections.load(Ordering::SeqCst)
-    }
-
-    /// The last head.
-    pub fn last(&self) -> http::request::Parts {
-        self.seen.heads.lock().unwrap().last().unwrap().clone()
-    }
-
-    /// Requests so far.
-    pub fn requests(&self) -> usize {
-        self.seen.heads.lock().unwrap().len()
-    }
-}
-
-impl Drop for Http2Backend {
-    fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            stop.send(()).ok();
+                bytes.push(u8::try_from(length).unwrap());
+            }
+            bytes.extend(text.as_bytes());
         }
     }
+    bytes
 }
 
-async fn serve<F: Future<Output = ()> + Send + 'static>(
-    io: impl AsyncRead + AsyncWrite + Unpin,
-    how: How,
-    seen: Arc<Seen>,
-    script: Arc<impl Fn(Exchange) -> F + Send + Sync + 'static>,
-) {
-    let number = seen.connections.fetch_add(1, Ordering::SeqCst);
-    let mut builder = h2::server::Builder::new();
-    if let Some(max) = how.streams_max {
-        builder.max_concurrent_streams(max);
-    }
-    let Ok(mut connection) = builder.handshake::<_, Bytes>(io).await else { return };
-    let mut taken = 0;
-    let open = Arc::new(AtomicUsize::new(0));
-    while let Some(Ok((request, respond))) = connection.accept().await {
-        let (head, body): (_, RecvStream) = Request::into_parts(request);
-        seen.heads.lock().unwrap().push(head.clone());
-        seen.most_open.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-        let (seen, open) = (Arc::clone(&seen), Open(Arc::clone(&open)));
-        let exchange = Exchange { head, body, respond, connection: number, seen, _open: open };
-        tokio::spawn(script(exchange));
-        taken += 1;
-        if how.goodbye_after == Some(taken) {
-            connection.graceful_shutdown();
-        }
-    }
-    seen.ended.fetch_add(1, Ordering::SeqCst);
+/// The pseudo fields of a GET, and these fields.
+pub fn get(path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
+    let pseudo = [(":method", "GET"), (":scheme", "http"), (":authority", "test"), (":path", path)];
+    block(&[&pseudo, fields].concat())
 }

@@ -1,0 +1,163 @@
+//! One downstream connection, from its socket to its end: TLS where that is expected, then the
+//! version of HTTP that its client speaks.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::tls::server::ServerTls;
+
+use super::handshake::HandshakeError;
+use super::http2;
+use super::io::{ConnState, DownstreamIo, Peer, Phase};
+use super::listener::Accepted;
+use super::reply;
+use super::service;
+use super::timer::TICK;
+use super::transport::{Spoken, Transport};
+use super::worker::Worker;
+
+/// How long a connection that is idle when a drain begins may still bring a request: whoever is
+/// about to send one gets an answer that says goodbye instead of a reset.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long a peer that was refused may go on sending before the connection is reset.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// Serves a connection that was handed to this worker, to its end.
+pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+    let Accepted { stream, peer, tls, guard } = accepted;
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(%error, "an accepted socket cannot be used");
+            return;
+        }
+    };
+    let peer = Peer::new(peer, tls.is_some(), guard);
+    let state = ConnState::new(peer, &worker.timers, worker.gate.settings.phases);
+    let begun = match tls {
+        Some(tls) => begin_tls(&worker, stream, &tls, &state).await,
+        None => begin_plain(stream, &state).await,
+    };
+    match begun {
+        // Boxed, as most connections are none of these and would pay for the room.
+        Some((transport, Spoken::Http2)) => {
+            Box::pin(http2::serve(worker, transport, state)).await;
+        }
+        Some((transport, Spoken::Http1)) => serve_http1(worker, transport, state).await,
+        None => {}
+    }
+}
+
+/// Waits for the first bytes, which tell the version of HTTP.
+async fn begin_plain(stream: TcpStream, state: &ConnState) -> Option<(Transport, Spoken)> {
+    let mut transport = Transport::plain(stream);
+    let spoken = poll_fn(|cx| {
+        state.alarm.register(cx.waker());
+        match transport.poll_spoken(cx) {
+            Poll::Ready(spoken) => Poll::Ready(spoken.ok()),
+            Poll::Pending if state.is_overdue() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await?;
+    Some((transport, spoken))
+}
+
+/// Shakes hands; what is spoken then is what was agreed on (RFC 7301).
+async fn begin_tls(
+    worker: &Worker,
+    stream: TcpStream,
+    tls: &ServerTls,
+    state: &ConnState,
+) -> Option<(Transport, Spoken)> {
+    match worker.handshakes.accept(stream, tls, state).await {
+        Ok(stream) => {
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            state.greeted();
+            let spoken = if is_http2 { Spoken::Http2 } else { Spoken::Http1 };
+            Some((Transport::tls(stream), spoken))
+        }
+        Err((HandshakeError::Plain, Some(mut stream))) => {
+            // Better than an alert that its user cannot read.
+            let answer = reply::bad_request_raw();
+            let _ = tokio::time::timeout(TICK, stream.write_all(answer)).await;
+            let _ = stream.shutdown().await;
+            linger(stream).await;
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+async fn serve_http1(worker: Rc<Worker>, transport: Transport, state: Arc<ConnState>) {
+    let io = DownstreamIo::new(transport, Arc::clone(&state));
+    let service = {
+        let (worker, state) = (Rc::clone(&worker), Arc::clone(&state));
+        service_fn(move |request| service::handle(Rc::clone(&worker), Arc::clone(&state), request))
+    };
+    let header_bytes_max = worker.gate.settings.header_bytes_max;
+    let mut connection = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_header_size(header_bytes_max)
+        .max_buf_size(header_bytes_max.max(8192))
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
+
+    let mut farewell = None;
+    let mut said_farewell = false;
+    let ended = poll_fn(|cx| {
+        state.alarm.register(cx.waker());
+        if worker.gate.drain.is_draining() && !said_farewell {
+            let due = *farewell.get_or_insert_with(|| worker.timers.after(FAREWELL));
+            state.alarm.arm(due);
+            if worker.timers.is_past(due) {
+                said_farewell = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+        }
+        match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(_) => Poll::Ready(None),
+            Poll::Pending if state.is_overdue() => Poll::Ready(Some(state.phase())),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await;
+    // Nothing is left of a connection that was upgraded.
+    let Some(parts) = connection.into_parts() else { return };
+    let mut stream = parts.io.into_inner();
+    if ended == Some(Phase::Head) && state.is_settled() {
+        // hyper has seen no request, so the answer is written by hand: not into the middle of
+        // one that its reader is slow to take.
+        let answer = reply::REQUEST_TIMEOUT_RAW.as_bytes();
+        let _ = tokio::time::timeout(TICK, stream.write_all(answer)).await;
+        let _ = stream.shutdown().await;
+        state.leave_unread();
+    }
+    if state.ends_in_reset() {
+        // The only way to tell HTTP/1.0 that a body without a length was cut (RFC 9112 §8).
+        let _ = SockRef::from(stream.transport().socket()).set_linger(Some(Duration::ZERO));
+    } else if state.may_have_unread() {
+        linger(stream).await;
+    }
+}
+
+/// Reads and forgets until the peer closes, for a while. To close a socket with something unread
+/// resets the connection, and that can take the answer away before the peer has read it
+/// (RFC 9112 §9.6).
+async fn linger(mut stream: impl AsyncRead + Unpin) {
+    let mut forgotten = vec![0; 16 * 1024];
+    let until_end = async { while let Ok(1..) = stream.read(&mut forgotten).await {} };
+    let _ = tokio::time::timeout(LINGER, until_end).await;
+}
