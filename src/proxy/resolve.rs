@@ -10,7 +10,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -130,9 +133,14 @@ impl Addresses {
         }
         loop {
             self.look_up().await;
-            self.is_resting.store(true, Relaxed);
+            tokio::select! {
+                biased;
+                // Whoever asked until now has been answered.
+                () = self.wanted.notified() => {}
+                () = std::future::ready(()) => {}
+            }
             tokio::time::sleep(PAUSE).await;
-            self.is_resting.store(false, Relaxed);
+            self.is_resting.store(false, SeqCst);
             // Either is reason enough.
             let _ = tokio::time::timeout(ttl.saturating_sub(PAUSE), self.wanted.notified()).await;
         }
@@ -141,7 +149,7 @@ impl Addresses {
     /// The next look-up, or the last one, if that was less than a second ago.
     async fn look_up_soon(&self) -> LookUp {
         let mut look_ups = self.look_ups.subscribe();
-        if !self.is_resting.load(Relaxed) {
+        if !self.is_resting.load(SeqCst) {
             self.wanted.notify_one();
             // The sender lives as long as `self`.
             let _ = look_ups.changed().await;
@@ -168,6 +176,8 @@ impl Addresses {
             tracing::warn!(%error, "the upstream's name cannot be resolved");
         }
         let failure = failure.map(|error| error.kind());
+        // First: who still sees that it is not so has subscribed, and is told now.
+        self.is_resting.store(true, SeqCst);
         self.look_ups.send_modify(|last| {
             *last = LookUp { number: last.number.wrapping_add(1), failure };
         });
@@ -192,6 +202,7 @@ impl fmt::Debug for Addresses {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the time of a test that makes its own")]
 mod tests {
     use std::collections::VecDeque;
 
