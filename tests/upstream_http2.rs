@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "support/http2.rs"]
+mod http2;
 #[path = "support/http2_backend.rs"]
 mod http2_backend;
 mod support;
@@ -16,6 +18,7 @@ use h2::Reason;
 use http::{HeaderMap, HeaderValue, Response};
 use support::{Backend, GENEROUS, Start, Tollgate, wait_until};
 
+use http2::{Polite, request, run, whole};
 use http2_backend::{How, Http2Backend};
 
 fn in_front_of(backend: &Http2Backend) -> Tollgate {
@@ -454,4 +457,119 @@ fn readers_that_take_nothing_cost_little() {
     let grown = tollgate.resident().saturating_sub(before);
     assert!(grown < 64 << 20, "{} MiB", grown >> 20);
     eprintln!("20 readers that take nothing: {} KiB", grown >> 10);
+}
+
+fn grpc_status(code: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static(code))])
+}
+
+#[test]
+fn grpc_goes_through_with_its_trailers_both_ways() {
+    let backend = Http2Backend::spawn(|mut exchange| async move {
+        let (body, trailers) = exchange.read().await.unwrap();
+        assert_eq!(exchange.head.headers["te"], "trailers");
+        assert_eq!(
+            (body.as_slice(), trailers.unwrap()["x-sum"].as_bytes()),
+            (&b"ask"[..], &b"7"[..])
+        );
+        let response = Response::builder().header("content-type", "application/grpc");
+        let response = response.body(()).unwrap();
+        let mut stream = exchange.respond.send_response(response, false).unwrap();
+        stream.send_data(Bytes::from_static(b"tell"), false).unwrap();
+        stream.send_trailers(grpc_status("0")).unwrap();
+    });
+    let tollgate = in_front_of(&backend);
+    run(async {
+        let mut polite = Polite::connect(tollgate.data).await;
+        let head = request("POST", "/svc/Call")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        let (answer, mut sending) =
+            polite.requests.send_request(head.body(()).unwrap(), false).unwrap();
+        sending.send_data(Bytes::from_static(b"ask"), false).unwrap();
+        let sum = [("x-sum".parse().unwrap(), HeaderValue::from_static("7"))];
+        sending.send_trailers(HeaderMap::from_iter(sum)).unwrap();
+        let answer = whole(answer.await.unwrap()).await.unwrap();
+        assert_eq!((answer.status, answer.body.as_slice()), (200, &b"tell"[..]));
+        assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
+    });
+    assert_eq!(backend.last().uri.to_string(), "http://test/svc/Call");
+}
+
+#[test]
+fn an_answer_of_trailers_alone_stays_one() {
+    let backend = Http2Backend::spawn(|mut exchange| async move {
+        let mut response = Response::new(());
+        *response.headers_mut() = grpc_status("5");
+        exchange.respond.send_response(response, true).unwrap();
+    });
+    let tollgate = in_front_of(&backend);
+    run(async {
+        let mut polite = Polite::connect(tollgate.data).await;
+        let head = request("POST", "/svc/Call").body(()).unwrap();
+        let (answer, _sending) = polite.requests.send_request(head, false).unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "5");
+        assert!(answer.body().is_end_stream());
+    });
+}
+
+#[test]
+fn both_sides_may_speak_in_turns() {
+    let backend = Http2Backend::spawn(|mut exchange| async move {
+        let mut stream = exchange.respond.send_response(Response::new(()), false).unwrap();
+        // Says again whatever it hears, before the other side has ended.
+        while let Some(piece) = exchange.body.data().await {
+            let piece = piece.unwrap();
+            exchange.body.flow_control().release_capacity(piece.len()).unwrap();
+            stream.send_data(piece, false).unwrap();
+        }
+        stream.send_trailers(grpc_status("0")).unwrap();
+    });
+    let tollgate = in_front_of(&backend);
+    run(async {
+        let mut polite = Polite::connect(tollgate.data).await;
+        let head = request("POST", "/svc/Chat").body(()).unwrap();
+        let (answer, mut sending) = polite.requests.send_request(head, false).unwrap();
+        let mut content = answer.await.unwrap().into_body();
+        for word in ["one", "two", "three"] {
+            sending.send_data(Bytes::from_static(word.as_bytes()), false).unwrap();
+            assert_eq!(content.data().await.unwrap().unwrap(), word);
+        }
+        sending.send_data(Bytes::new(), true).unwrap();
+        assert!(content.data().await.is_none());
+        assert_eq!(content.trailers().await.unwrap().unwrap()["grpc-status"], "0");
+    });
+}
+
+#[test]
+fn a_reset_goes_through_in_both_directions() {
+    let backend = Http2Backend::spawn(|mut exchange| async move {
+        let mut stream = exchange.respond.send_response(Response::new(()), false).unwrap();
+        stream.send_data(Bytes::from_static(b"some"), false).unwrap();
+        if exchange.head.uri.path() == "/breaks" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            stream.send_reset(Reason::INTERNAL_ERROR);
+        } else {
+            let reason = std::future::poll_fn(|cx| stream.poll_reset(cx)).await.unwrap();
+            exchange.seen.resets.lock().unwrap().push(reason);
+        }
+    });
+    let tollgate = in_front_of(&backend);
+    run(async {
+        let mut polite = Polite::connect(tollgate.data).await;
+        let broken =
+            polite.ask(request("GET", "/breaks").body(()).unwrap(), None).await.unwrap_err();
+        assert!(broken.is_reset() && broken.is_remote(), "{broken}");
+        let head = request("GET", "/holds").body(()).unwrap();
+        let (answer, mut sending) = polite.requests.send_request(head, true).unwrap();
+        let mut content = answer.await.unwrap().into_body();
+        assert_eq!(content.data().await.unwrap().unwrap(), "some");
+        sending.send_reset(Reason::CANCEL);
+        drop(content);
+        while backend.seen.resets.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(*backend.seen.resets.lock().unwrap(), [Reason::CANCEL]);
+    });
 }
