@@ -132,6 +132,11 @@ fn the_guide_to_identities_does_what_it_says() {
 }
 
 #[test]
+fn the_guide_to_endpoints_does_what_it_says() {
+    follow(&script(&std::fs::read_to_string("docs/endpoints.md").unwrap()), &[]);
+}
+
+#[test]
 fn the_guide_to_tls_does_what_it_says() {
     let backend = Backend::ok();
     let guide = std::fs::read_to_string("docs/tls.md").unwrap();
