@@ -293,11 +293,11 @@ fn bad_input_ends_with_2_and_one_clear_line() {
     // What there will be, and is not yet.
     check(
         &format!(
-            "{to}server:\n  listeners:\n    - {{ address: 0.0.0.0:8443, tls: {{ cert: a, key: b }} }}\n"
+            "{to}server:\n  listeners:\n    - {{ address: 0.0.0.0:8443, tls: {{ cert: a, key: b, client_ca: c }} }}\n"
         ),
         "",
         &[],
-        "tollgate.yaml:4:37: server.listeners[0].tls: not supported yet",
+        "tollgate.yaml:4:67: server.listeners[0].tls.client_ca: not supported yet",
     );
 
     // Options are named by themselves.
@@ -450,7 +450,9 @@ fn check_accepts_the_shipped_files() {
     assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""));
     let said = &ended.output;
     assert!(said.starts_with("0 errors, 0 warnings, ") && said.contains("tests passed"), "{said}");
-    for file in ["config/minimal.yaml", "config/replicas.yaml", "config/users.yaml"] {
+    for file in
+        ["config/minimal.yaml", "config/https.yaml", "config/replicas.yaml", "config/users.yaml"]
+    {
         let ended = run(&["check", "--config", &repository(file)]);
         assert_eq!(ended.code, Some(0), "{file}: {}", ended.output);
     }

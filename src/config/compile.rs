@@ -13,12 +13,13 @@ use crate::config_path;
 use crate::policy::compiled::FailureMode;
 
 use super::compile_identity::{IdentitySettings, identity};
+use super::compile_listeners::{ListenerSettings, listeners};
 use super::compile_lookup::{LookupSettings, lookup};
 use super::compile_secret::identity_secret;
+use super::compile_upstream::{UpstreamNeed, UpstreamSettings, upstream};
 use super::report::{Path, Problem, Report, nearest};
 use super::schema::{
-    Config, Exposed, LISTEN_DEFAULT, LogFormat, LogLevel, OnFailure, RedisConfig, Reset, Server,
-    StoreConfig, Upstream,
+    Config, Exposed, LogFormat, LogLevel, OnFailure, RedisConfig, Reset, Server, StoreConfig,
 };
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
@@ -72,8 +73,8 @@ pub struct Settings {
 /// The data port.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerSettings {
-    /// At least one address; port 0 lets the system choose.
-    pub listen: Vec<SocketAddr>,
+    /// At least one.
+    pub listeners: Vec<ListenerSettings>,
     /// Worker threads; 0: one per core.
     pub workers: usize,
     /// Whether `/health` is answered here too.
@@ -94,31 +95,6 @@ pub struct ServerSettings {
     pub max_body_bytes: Option<NonZeroU64>,
     /// For what still runs at the end; may be zero.
     pub drain_timeout: Duration,
-}
-
-/// The backend.
-#[derive(Clone, Debug, PartialEq)]
-pub struct UpstreamSettings {
-    /// A name in lower case, or an address without brackets.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
-    /// For a new connection.
-    pub connect_timeout: Duration,
-    /// To the head of an answer.
-    pub response_timeout: Duration,
-    /// Between bytes of an answer's body.
-    pub idle_timeout: Duration,
-    /// Between bytes of an upgraded connection.
-    pub tunnel_idle_timeout: Duration,
-    /// Most connections that are kept for reuse; may be zero.
-    pub max_idle_connections: usize,
-    /// Whether a request that surely had no effect is tried again.
-    pub retries: u32,
-    /// Whether `Host` is passed on as it came.
-    pub preserve_host: bool,
-    /// A name is resolved again at least this often; may be zero.
-    pub dns_ttl: Duration,
 }
 
 /// A Redis, and how it is used.
@@ -165,15 +141,6 @@ pub struct LogSettings {
     pub is_json: bool,
 }
 
-/// Whether there must be an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpstreamNeed {
-    /// For serving.
-    Required,
-    /// For everything that only looks at the policy.
-    Optional,
-}
-
 /// Compiles the file. Where the report has errors, what is returned must not be used: it stands in
 /// so that the other file can be checked against it.
 pub fn settings(
@@ -185,7 +152,8 @@ pub fn settings(
     refuse_in_config(config, report);
     let server = server(&config.server, report);
     let admin_listen = address(config_path!["admin", "listen"], &config.admin.listen, report);
-    if admin_listen.port() != 0 && server.listen.contains(&admin_listen) {
+    let is_taken = server.listeners.iter().any(|it| it.address == admin_listen);
+    if admin_listen.port() != 0 && is_taken {
         let problem = Problem::new(format!("{admin_listen} is the data port's"));
         report.value(config_path!["admin", "listen"], problem.expected("another address"));
     }
@@ -256,7 +224,7 @@ pub fn failure_mode(on_failure: OnFailure) -> FailureMode {
 
 fn server(server: &Server, report: &mut Report<'_>) -> ServerSettings {
     let at = |key: &str| config_path!["server", key];
-    let listen = listeners(server, report);
+    let listeners = listeners(server, report);
     if server.workers > WORKERS_MAX {
         let problem = Problem::new(server.workers.to_string());
         report.value(at("workers"), problem.expected(format!("at most {WORKERS_MAX}")));
@@ -268,7 +236,7 @@ fn server(server: &Server, report: &mut Report<'_>) -> ServerSettings {
         report.value(at("max_header_bytes"), problem.expected("8KiB to 16MiB"));
     }
     ServerSettings {
-        listen,
+        listeners,
         workers: usize::try_from(server.workers).unwrap_or(usize::MAX),
         expose_health: server.expose.contains(&Exposed::Health),
         expose_metrics: server.expose.contains(&Exposed::Metrics),
@@ -280,77 +248,6 @@ fn server(server: &Server, report: &mut Report<'_>) -> ServerSettings {
         max_body_bytes: NonZeroU64::new(server.max_body_bytes.0),
         drain_timeout: server.drain_timeout.0,
     }
-}
-
-fn listeners(server: &Server, report: &mut Report<'_>) -> Vec<SocketAddr> {
-    let Some(listeners) = &server.listeners else {
-        let listen = server.listen.as_deref().unwrap_or(LISTEN_DEFAULT);
-        return vec![address(config_path!["server", "listen"], listen, report)];
-    };
-    if server.listen.is_some() {
-        let problem = Problem::new("given beside server.listen").expected("one of the two");
-        report.key(config_path!["server", "listeners"], problem);
-    }
-    if listeners.is_empty() {
-        let problem = Problem::new("an empty list").expected("at least one listener");
-        report.value(config_path!["server", "listeners"], problem);
-    }
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    for (index, listener) in listeners.iter().enumerate() {
-        let path = config_path!["server", "listeners", index, "address"];
-        let Some(text) = &listener.address else {
-            report.value(path, Problem::new("missing").expected("ADDRESS:PORT"));
-            continue;
-        };
-        let address = address(path.clone(), text, report);
-        if address.port() != 0 && addresses.contains(&address) {
-            report.value(path, Problem::new(format!("{address}, a second time")));
-        }
-        addresses.push(address);
-    }
-    addresses
-}
-
-fn upstream(
-    upstream: &Upstream,
-    need: UpstreamNeed,
-    report: &mut Report<'_>,
-) -> Option<UpstreamSettings> {
-    let at = |key: &str| config_path!["upstream", key];
-    let url = match (&upstream.url, need) {
-        (Some(url), _) => match url::upstream(url) {
-            Ok(url) => Some(url),
-            Err(problem) => {
-                report.value(at("url"), problem);
-                None
-            }
-        },
-        // Several backends were refused already; one error is enough.
-        (None, UpstreamNeed::Required) if upstream.urls.is_none() => {
-            let problem = Problem::new("not set").expected("the backend's URL");
-            report.key(at("url"), problem.hint("give --upstream URL or upstream.url"));
-            None
-        }
-        (None, _) => None,
-    };
-    let mut timeout = |key: &str, value| positive(at(key), value, report);
-    let connect_timeout = timeout("connect_timeout", upstream.connect_timeout);
-    let response_timeout = timeout("response_timeout", upstream.response_timeout);
-    let idle_timeout = timeout("idle_timeout", upstream.idle_timeout);
-    let tunnel_idle_timeout = timeout("tunnel_idle_timeout", upstream.tunnel_idle_timeout);
-    let url = url?;
-    Some(UpstreamSettings {
-        host: url.host,
-        port: url.port,
-        connect_timeout,
-        response_timeout,
-        idle_timeout,
-        tunnel_idle_timeout,
-        max_idle_connections: usize::try_from(upstream.max_idle_connections).unwrap_or(usize::MAX),
-        retries: upstream.retries,
-        preserve_host: upstream.preserve_host,
-        dns_ttl: upstream.dns_ttl.0,
-    })
 }
 
 fn redis(
@@ -451,7 +348,7 @@ pub fn not_defined<'a>(
 }
 
 /// Port 0 stands in for an address that was reported: it is nobody else's.
-fn address(path: Path, text: &str, report: &mut Report<'_>) -> SocketAddr {
+pub fn address(path: Path, text: &str, report: &mut Report<'_>) -> SocketAddr {
     url::listen(text).unwrap_or_else(|problem| {
         report.value(path, problem);
         SocketAddr::from(([0, 0, 0, 0], 0))

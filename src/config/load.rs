@@ -12,10 +12,11 @@ use sha2::{Digest as _, Sha256};
 use crate::config_path;
 use crate::policy::compiled::{Policy, PolicyParts};
 
-use super::compile::{Settings, UpstreamNeed, settings};
+use super::compile::{Settings, settings};
 use super::compile_identity::{IdentitySettings, MethodSettings};
 use super::compile_tests;
 use super::compile_tiers::{self, PolicyTest};
+use super::compile_upstream::UpstreamNeed;
 use super::decode::decode;
 use super::keys_file;
 use super::reload::{self, Digest, Sections};
@@ -463,6 +464,18 @@ fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
 /// Why it cannot be read.
 pub fn read_key_text(file: &str) -> Result<String, String> {
     key_text(read_bytes(Path::new(file), KEY_BYTES_MAX)?)
+}
+
+/// The bytes of a file of certificates or of a private key.
+///
+/// # Errors
+/// Why it cannot be read.
+pub fn read_pem(file: &str) -> Result<Vec<u8>, String> {
+    let bytes = read_bytes(Path::new(file), KEY_BYTES_MAX)?;
+    if bytes.len() as u64 > KEY_BYTES_MAX {
+        return Err(format!("too long, expected at most {KEY_BYTES_MAX} bytes"));
+    }
+    Ok(bytes)
 }
 
 /// The text of what such a file holds.
