@@ -16,7 +16,8 @@ use ipnet::IpNet;
 use jsonwebtoken::{DecodingKey, EncodingKey, Validation};
 use serde_json::Value;
 
-use tollgate::config::compile::{Settings, UpstreamNeed};
+use tollgate::config::compile::Settings;
+use tollgate::config::compile_upstream::UpstreamNeed;
 use tollgate::config::load::{LoadRequest, Overrides, load, load_policy, look_through_config};
 use tollgate::config::report::ConfigErrors;
 use tollgate::identity::algorithm::Algorithm;
