@@ -20,6 +20,8 @@ tests/long.sh NAME [ARGUMENTS]
   subscriptions-bench  what it costs to know what a user has bought
   drain        drains and reloads under load lose none of 100,000 requests each (DRAIN_REQUESTS)
   streaming    1 GiB each way through every protocol: throughput and highest memory (STREAM_MIB)
+  fuzz         every fuzz target for a while each, one after the other (fuzz/README.md; needs a nightly
+               compiler and cargo-fuzz; fuzz SECONDS TARGET…, 1,200 seconds without)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
 }
@@ -49,6 +51,19 @@ drain | streaming)
     exec cargo test --release --locked --test "$name" -- --nocapture "$@"
     ;;
 properties) PROPTEST_CASES="${PROPTEST_CASES:-25600}" exec cargo test --release --locked -- "$@" ;;
+fuzz)
+    seconds=${1:-1200}
+    [ $# -eq 0 ] || shift
+    [ $# -gt 0 ] || set -- path forwarded tiers config jwt
+    for target in "$@"; do
+        printf '%s, %s s\n' "$target" "$seconds"
+        # The first folder takes what is new; the second is read.
+        mkdir -p "fuzz/target/found/$target"
+        cargo +nightly fuzz run "$target" "fuzz/target/found/$target" "fuzz/corpus/$target" -- \
+            -max_total_time="$seconds" -dict="fuzz/dictionaries/$target.dict" -max_len=4096 \
+            -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 </dev/null
+    done
+    ;;
 store-bench) exec cargo bench --locked --bench store -- "$@" ;;
 '' | -h | --help) usage ;;
 *)
