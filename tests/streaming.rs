@@ -10,6 +10,8 @@
 mod certificates;
 #[path = "support/http2.rs"]
 mod http2;
+#[path = "support/http2_backend.rs"]
+mod http2_backend;
 #[path = "support/load.rs"]
 mod load;
 mod support;
@@ -20,12 +22,14 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http2::{
     ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
     WINDOW_UPDATE, block, frame,
 };
+use http2_backend::{Exchange, Http2Backend};
 use load::{Duplex, Target, read_frame};
-use support::{Backend, BackendConnection, PATIENCE, Tollgate, wait_until};
+use support::{Backend, BackendConnection, GENEROUS, PATIENCE, Start, Tollgate, wait_until};
 
 const MIB: usize = 1 << 20;
 /// All of tollgate, however much streams through it.
@@ -51,6 +55,14 @@ fn start(backend: &Backend, is_http2: bool, is_tls: bool) -> (Tollgate, Target) 
     let certificates = load::two_certificates();
     let speaks: &[u8] = if is_http2 { b"h2" } else { b"http/1.1" };
     load::with_tls(backend.address, certificates.path(), speaks)
+}
+
+fn in_front_of_http2(backend: &Http2Backend) -> (Tollgate, Target) {
+    let upstream = backend.h2c();
+    let start = Start::default().arguments(&["--upstream", &upstream]).tiers(GENEROUS);
+    let tollgate = start.run();
+    let target = Target { address: tollgate.data, tls: None };
+    (tollgate, target)
 }
 
 /// Its largest resident set so far, in bytes.
@@ -290,29 +302,56 @@ fn upload(target: &Target, is_http2: bool, count: usize) {
     assert_eq!(transfer.piece().unwrap(), b"got");
 }
 
+/// The same over HTTP/2.
+async fn bulk_http2(mut exchange: Exchange) {
+    let Some(count) = exchange.head.uri.path().strip_prefix("/down/") else {
+        while let Some(Ok(piece)) = exchange.body.data().await {
+            exchange.body.flow_control().release_capacity(piece.len()).unwrap();
+        }
+        return exchange.ok("got");
+    };
+    let count: usize = count.parse().unwrap();
+    let answer = http::Response::builder().header("content-length", count).body(()).unwrap();
+    let mut sending = exchange.respond.send_response(answer, false).unwrap();
+    let chunk = Bytes::from(vec![b'x'; 1 << 16]);
+    let mut left = count;
+    while left > 0 {
+        sending.reserve_capacity(left.min(chunk.len()));
+        let room = std::future::poll_fn(|cx| sending.poll_capacity(cx)).await;
+        let Some(Ok(room)) = room else { return };
+        left -= room;
+        sending.send_data(chunk.slice(..room), left == 0).unwrap();
+    }
+}
+
+fn measure(way: &str, is_http2: bool, start: impl Fn() -> (Tollgate, Target)) {
+    for (direction, transfer) in [("down", download as fn(&Target, bool, usize)), ("up", upload)] {
+        let (tollgate, target) = start();
+        let before = peak(&tollgate);
+        let began = Instant::now();
+        transfer(&target, is_http2, amount());
+        let took = began.elapsed().as_secs_f64();
+        let peak = peak(&tollgate);
+        println!(
+            "{way}, {direction}: {} MiB, {:.0} MB/s, peak {:.1} MiB, {:.1} MiB at the start",
+            amount() / MIB,
+            amount() as f64 / took / 1e6,
+            peak as f64 / MIB as f64,
+            before as f64 / MIB as f64,
+        );
+        assert!(peak < RESIDENT_MAX, "{way}, {direction}: {peak} bytes");
+    }
+}
+
 #[test]
 fn much_streams_through_little_memory() {
     let backend = Backend::spawn(bulk);
     for (way, is_http2, is_tls) in WAYS {
-        for (direction, transfer) in
-            [("down", download as fn(&Target, bool, usize)), ("up", upload)]
-        {
-            let (tollgate, target) = start(&backend, is_http2, is_tls);
-            let before = peak(&tollgate);
-            let began = Instant::now();
-            transfer(&target, is_http2, amount());
-            let took = began.elapsed().as_secs_f64();
-            let peak = peak(&tollgate);
-            println!(
-                "{way}, {direction}: {} MiB, {:.0} MB/s, peak {:.1} MiB, {:.1} MiB at the start",
-                amount() / MIB,
-                amount() as f64 / took / 1e6,
-                peak as f64 / MIB as f64,
-                before as f64 / MIB as f64,
-            );
-            assert!(peak < RESIDENT_MAX, "{way}, {direction}: {peak} bytes");
-        }
+        measure(way, is_http2, || start(&backend, is_http2, is_tls));
     }
+    let backend = Http2Backend::spawn(bulk_http2);
+    measure("HTTP/1.1 to h2c", false, || in_front_of_http2(&backend));
+    measure("HTTP/2 to h2c", true, || in_front_of_http2(&backend));
 }
 
 // ------------------------------------------------------------------------------------ backpressure
@@ -360,6 +399,42 @@ fn a_client_that_reads_nothing_holds_little() {
     let grown = peak(&tollgate).saturating_sub(before);
     println!("20 streams at zero window: {sent} bytes sent, grown by {} KiB", grown >> 10);
     assert!(sent < 1_000_000_000);
+    assert!(grown < 64 << 20, "grown by {grown} bytes");
+}
+
+/// The same of an upstream that speaks HTTP/2.
+#[test]
+fn a_client_that_reads_nothing_holds_little_of_http_2() {
+    let moved = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&moved);
+    let backend = Http2Backend::spawn(move |mut exchange| {
+        let counted = Arc::clone(&counted);
+        async move {
+            let answer = http::Response::new(());
+            let mut sending = exchange.respond.send_response(answer, false).unwrap();
+            loop {
+                sending.reserve_capacity(1 << 14);
+                let room = std::future::poll_fn(|cx| sending.poll_capacity(cx)).await;
+                let Some(Ok(room)) = room else { return };
+                counted.fetch_add(room, Relaxed);
+                sending.send_data(vec![b'x'; room].into(), false).unwrap();
+            }
+        }
+    });
+    let (tollgate, target) = in_front_of_http2(&backend);
+    assert_eq!(tollgate.get("/%00").status, 400, "and it is warm");
+    let before = tollgate.resident();
+    let mut stream = target.connect().unwrap();
+    let mut bytes = PREFACE.to_vec();
+    bytes.extend(frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    for index in 0..20 {
+        bytes.extend(request_head(2 * index + 1, "GET", "/", 0));
+    }
+    stream.write_all(&bytes).unwrap();
+    wait_until("all are asked for", || backend.requests() == 20);
+    let sent = wait_until_stuck(&moved);
+    let grown = peak(&tollgate).saturating_sub(before);
+    println!("20 streams at zero window of h2c: {sent} sent, grown by {} KiB", grown >> 10);
     assert!(grown < 64 << 20, "grown by {grown} bytes");
 }
 
@@ -433,7 +508,6 @@ fn an_origin_that_reads_nothing_is_waited_for() {
 /// backend: whoever held one back would wait for ever.
 #[test]
 fn what_has_arrived_goes_out_at_once() {
-    const EVENTS: usize = 20;
     let (seen, is_seen) = mpsc::channel::<()>();
     let is_seen = Mutex::new(is_seen);
     let (arrived, has_arrived) = mpsc::channel::<()>();
@@ -466,17 +540,66 @@ fn what_has_arrived_goes_out_at_once() {
     });
     for (way, is_http2, is_tls) in WAYS {
         let (_tollgate, target) = start(&backend, is_http2, is_tls);
-        let mut events = Transfer::begin(&target, is_http2, "GET", "/events", 0);
-        for _ in 0..EVENTS {
-            assert_eq!(events.piece().unwrap(), b"data: a\n\n", "{way}");
-            seen.send(()).unwrap();
+        converse(way, is_http2, &target, || seen.send(()).unwrap(), &has_arrived);
+    }
+}
+
+/// How many pieces a conversation has each way.
+const EVENTS: usize = 20;
+
+/// Takes events and tells of each; sends pieces and waits for each.
+fn converse(
+    way: &str,
+    is_http2: bool,
+    target: &Target,
+    seen: impl Fn(),
+    has_arrived: &mpsc::Receiver<()>,
+) {
+    let mut events = Transfer::begin(target, is_http2, "GET", "/events", 0);
+    for _ in 0..EVENTS {
+        assert_eq!(events.piece().unwrap(), b"data: a\n\n", "{way}");
+        seen();
+    }
+    assert!(events.piece().is_none_or(|it| it.is_empty()), "{way}");
+    let mut upload = Transfer::begin(target, is_http2, "POST", "/up", 8 * EVENTS);
+    for event in 1..=EVENTS {
+        upload.send(b"a piece.", event == EVENTS);
+        has_arrived.recv_timeout(PATIENCE).expect(way);
+    }
+    assert_eq!(upload.piece().unwrap(), b"got", "{way}");
+}
+
+/// The same with an upstream that speaks HTTP/2.
+#[test]
+fn what_has_arrived_goes_out_at_once_over_h2c() {
+    let seen = Arc::new(tokio::sync::Semaphore::new(0));
+    let is_seen = Arc::clone(&seen);
+    let (arrived, has_arrived) = mpsc::channel::<()>();
+    let backend = Http2Backend::spawn(move |mut exchange| {
+        let (is_seen, arrived) = (Arc::clone(&is_seen), arrived.clone());
+        async move {
+            if exchange.head.uri.path() == "/up" {
+                let mut bytes = 0;
+                while let Some(Ok(piece)) = exchange.body.data().await {
+                    bytes += piece.len();
+                    for _ in 0..bytes / 8 {
+                        arrived.send(()).unwrap();
+                    }
+                    bytes %= 8;
+                }
+                return exchange.ok("got");
+            }
+            let answer = http::Response::new(());
+            let mut sending = exchange.respond.send_response(answer, false).unwrap();
+            for _ in 0..EVENTS {
+                sending.send_data(Bytes::from_static(b"data: a\n\n"), false).unwrap();
+                is_seen.acquire().await.unwrap().forget();
+            }
+            sending.send_data(Bytes::new(), true).unwrap();
         }
-        assert_eq!(events.piece(), None, "{way}");
-        let mut upload = Transfer::begin(&target, is_http2, "POST", "/up", 8 * EVENTS);
-        for event in 1..=EVENTS {
-            upload.send(b"a piece.", event == EVENTS);
-            has_arrived.recv_timeout(PATIENCE).expect(way);
-        }
-        assert_eq!(upload.piece().unwrap(), b"got", "{way}");
+    });
+    for is_http2 in [false, true] {
+        let (_tollgate, target) = in_front_of_http2(&backend);
+        converse("h2c", is_http2, &target, || seen.add_permits(1), &has_arrived);
     }
 }
