@@ -11,6 +11,8 @@ tests/long.sh NAME [ARGUMENTS]
 
   compare      tollgate beside nginx, in one run: CPU a request, requests a second, latency, memory
                (needs nginx, wrk, taskset, python3; --quick, --with haproxy, --json FILE)
+  conformance  what a proxy must do, line by line, tollgate beside nginx and HAProxy; writes the
+               table of docs/conformance.md (needs nginx, haproxy)
   spread       how connections spread over workers, three ways to accept them
   store-bench  what a check of a limit costs in memory, and bytes per identity
   route-bench  what it costs to find the rules of a path
@@ -26,6 +28,13 @@ case "$name" in
 compare)
     cargo build --release --locked
     exec python3 benches/compare/compare.py "$@"
+    ;;
+conformance)
+    PATH="$PATH:/usr/sbin"
+    for program in nginx haproxy; do
+        command -v "$program" >/dev/null || { printf '%s is not installed\n' "$program" >&2; exit 1; }
+    done
+    exec cargo test --locked --test conformance table_beside -- --ignored --nocapture "$@"
     ;;
 spread) exec cargo bench --locked --bench spread -- "$@" ;;
 route-bench) exec cargo bench --locked --bench router -- "$@" ;;

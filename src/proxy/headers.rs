@@ -173,14 +173,22 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
 /// one `Host`, one `Cookie`.
 ///
 /// # Errors
-/// What RFC 9113 calls malformed and the library lets pass: no authority, or two that differ
-/// (§8.3.1), and a value that begins or ends with a space (§8.2.1).
+/// What RFC 9113 calls malformed and the library lets pass: no authority, or two that differ, an
+/// empty scheme, a path without its slash (§8.3.1); a value that begins or ends with a space, a name
+/// with a quote (§8.2.1).
 fn settle_http2<B>(request: &mut Request<B>) -> Result<(), Refusal> {
     let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let has_space = |value: &HeaderValue| {
         is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())
     };
-    if request.headers().values().any(has_space) {
+    let has_quote = |name: &HeaderName| name.as_str().contains('"');
+    let headers = request.headers();
+    if headers.values().any(has_space) || headers.keys().any(has_quote) {
+        return Err(Refusal::BadRequest);
+    }
+    let uri = request.uri();
+    let has_slash = uri.path_and_query().is_some_and(|it| it.as_str().starts_with(['/', '*']));
+    if !has_slash || uri.scheme_str().is_some_and(str::is_empty) {
         return Err(Refusal::BadRequest);
     }
     match (request.headers().get(HOST), request.uri().authority()) {
@@ -241,10 +249,22 @@ fn check_authority(host: &HeaderValue) -> Result<(), Refusal> {
     let authority = Authority::try_from(bytes).map_err(|_| Refusal::BadRequest)?;
     let port = authority.as_str().get(authority.host().len()..).unwrap_or_default().as_bytes();
     let port_is_fine = port.is_empty() || port.strip_prefix(b":").is_some_and(is_port);
-    if authority.host().is_empty() || bytes.contains(&b'@') || !port_is_fine {
+    if authority.host().is_empty()
+        || bytes.contains(&b'@')
+        || !port_is_fine
+        || !is_ip_literal_or_none(authority.host())
+    {
         return Err(Refusal::BadRequest);
     }
     Ok(())
+}
+
+/// What stands in brackets is an address of version 6 or of a later one (RFC 3986 §3.2.2); the
+/// parser of `http` looks no further than the brackets.
+fn is_ip_literal_or_none(host: &str) -> bool {
+    let Some(literal) = host.strip_prefix('[') else { return true };
+    let Some(address) = literal.strip_suffix(']') else { return false };
+    address.parse::<std::net::Ipv6Addr>().is_ok() || address.starts_with(['v', 'V'])
 }
 
 /// Digits of a number below 65,536, or none (RFC 3986 §3.2.3).

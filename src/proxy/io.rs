@@ -17,8 +17,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::listener::ConnectionGuard;
 use super::reply;
-use super::timer::{Alarm, Tick, Timers};
+use super::timer::{Alarm, TICK, Tick, Timers};
 use super::transport::Transport;
+
+/// How long a client that has said its last word is still answered, from the last of the answer that
+/// went out. Whether it only will not send any more (RFC 9112 §9.6) or is gone cannot be told apart;
+/// one that is gone must not keep the upstream busy for long.
+const HALF_CLOSED: Duration = Duration::from_secs(1);
+/// The same where some of its request is still to be read, which it may be by then.
+const HALF_CLOSED_UPLOAD: Duration = TICK.saturating_mul(2);
 
 /// Where a connection stands between two requests or in one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,12 +278,15 @@ pub struct DownstreamIo {
     state: Arc<ConnState>,
     /// What is left to write in place of an answer that hyper makes itself.
     instead: Option<&'static [u8]>,
+    /// Since when the end of what the client sends is kept from hyper, which would drop the answer.
+    end_held_since: Option<Tick>,
+    is_write_blocked: bool,
 }
 
 impl DownstreamIo {
     /// Wraps an accepted connection.
     pub fn new(stream: Transport, state: Arc<ConnState>) -> Self {
-        DownstreamIo { stream, state, instead: None }
+        DownstreamIo { stream, state, instead: None, end_held_since: None, is_write_blocked: false }
     }
 
     /// The connection itself.
@@ -291,14 +301,42 @@ impl AsyncRead for DownstreamIo {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(since) = self.end_held_since {
+            return self.poll_end(since);
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.state.on_read(buf.filled().len().saturating_sub(before));
+        let count = buf.filled().len().saturating_sub(before);
+        if count == 0 && buf.remaining() > 0 {
+            let now = self.state.timers.now();
+            self.end_held_since = Some(now);
+            // hyper looks for the end as soon as it has a head, and only then begins to answer.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.state.on_read(count);
         Poll::Ready(Ok(()))
     }
 }
 
 impl DownstreamIo {
+    /// The end of what the client sends: told once the answer is out, or has taken too long.
+    fn poll_end(&self, since: Tick) -> Poll<io::Result<()>> {
+        let state = &self.state;
+        let is_answered = state.phase() != Phase::Request && state.is_settled();
+        if is_answered || state.is_switched.load(Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let is_uploading = state.is_uploading.load(Relaxed);
+        let due = since.plus(if is_uploading { HALF_CLOSED_UPLOAD } else { HALF_CLOSED });
+        // A reader that is slow is there, and has a time of its own.
+        if !self.is_write_blocked && state.timers.is_past(due) {
+            return Poll::Ready(Ok(()));
+        }
+        state.alarm.arm(due);
+        Poll::Pending
+    }
+
     /// Writes tollgate's own words where hyper answers a head that it could not read.
     fn poll_write_instead(
         &mut self,
@@ -323,9 +361,13 @@ impl DownstreamIo {
         Some(Poll::Ready(Ok(())))
     }
 
-    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn wrote(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.is_write_blocked = result.is_pending();
         match &result {
-            Poll::Ready(Ok(_)) => self.state.on_write(),
+            Poll::Ready(Ok(_)) => {
+                self.end_held_since = self.end_held_since.map(|_| self.state.timers.now());
+                self.state.on_write();
+            }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => self.state.on_write_blocked(),
         }
@@ -366,6 +408,10 @@ impl AsyncWrite for DownstreamIo {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         self.state.on_flush();
+        if self.end_held_since.is_some() {
+            // Now it may be told.
+            self.state.alarm.arm(self.state.timers.now());
+        }
         Poll::Ready(Ok(()))
     }
 
