@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tollgate::config::compile::{ResetForm, UpstreamNeed};
+use tollgate::config::compile::{ResetForm, Settings, UpstreamNeed};
 use tollgate::config::load::{LoadRequest, Loaded, Overrides, load};
 use tollgate::config::report::ConfigErrors;
 use tollgate::config::value::Redacted;
@@ -89,6 +89,10 @@ fn warnings(loaded: &Loaded) -> Vec<String> {
     loaded.warnings.iter().map(short).collect()
 }
 
+fn addresses(settings: &Settings) -> Vec<String> {
+    settings.server.listeners.iter().map(|it| it.address.to_string()).collect()
+}
+
 fn repository(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
@@ -106,7 +110,7 @@ fn without_files_the_four_tiers_hold_in_memory() {
         env: &|_| None,
     })
     .unwrap();
-    assert_eq!(loaded.settings.server.listen, ["0.0.0.0:8080".parse().unwrap()]);
+    assert_eq!(addresses(&loaded.settings), ["0.0.0.0:8080"]);
     assert_eq!(loaded.settings.admin_listen, "127.0.0.1:9900".parse().unwrap());
     assert!(loaded.settings.redis.is_none() && loaded.warnings.is_empty());
     let tier = |name: &str, second: u32, burst: u32, minute: u32, hour: u32| {
@@ -312,10 +316,7 @@ log: { level: debug, format: human }
     );
     let settings = loaded.unwrap().settings;
     let server = &settings.server;
-    assert_eq!(
-        server.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["127.0.0.1:0", "[::1]:81"]
-    );
+    assert_eq!(addresses(&settings), ["127.0.0.1:0", "[::1]:81"]);
     assert_eq!((server.workers, server.max_connections, server.max_header_bytes), (3, 7, 16 << 10));
     assert!(server.expose_health && server.expose_metrics);
     assert_eq!(server.max_body_bytes.unwrap().get(), 10 << 20);
@@ -428,7 +429,7 @@ admin:
 ",
     );
     let settings = loaded.unwrap().settings;
-    assert_eq!((settings.server.listen[0].port(), settings.server.workers), (8085, 2));
+    assert_eq!((settings.server.listeners[0].address.port(), settings.server.workers), (8085, 2));
     assert_eq!(settings.redis.unwrap().url.password.unwrap().expose(), "hunter2");
 }
 
@@ -531,7 +532,7 @@ upstream: { url: 'htpp://wrong' }
 store: { redis: { timeout: 7ms } }
 ";
     let settings = load_texts(Some(file.as_bytes()), None, overrides).unwrap().settings;
-    assert_eq!(settings.server.listen, ["127.0.0.1:0".parse().unwrap()]);
+    assert_eq!(addresses(&settings), ["127.0.0.1:0"]);
     assert_eq!(settings.upstream.unwrap().host, "other");
     let redis = settings.redis.unwrap();
     assert_eq!(redis.timeout, Duration::from_millis(7), "--redis is the URL only");

@@ -99,6 +99,24 @@ fn script(guide: &str) -> String {
     script
 }
 
+/// Runs a guide's script in a directory of its own, with these variables.
+fn follow(script: &str, variables: &[(&str, &str)]) {
+    let directory = tempfile::tempdir().unwrap();
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_tollgate")).parent().unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    let output = Command::new("bash")
+        .args(["-c", script])
+        .current_dir(&directory)
+        .env("PATH", path)
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.ends_with("the end\n"), "{said}\n{errors}");
+}
+
 #[test]
 fn the_guide_to_identities_does_what_it_says() {
     let Some(database) = PostgresServer::spawn() else { return };
@@ -108,20 +126,20 @@ fn the_guide_to_identities_does_what_it_says() {
     let script = script(&guide)
         .replace("127.0.0.1:8081", &backend.address.to_string())
         .replace("127.0.0.1:8080", &data);
-    let directory = tempfile::tempdir().unwrap();
-    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_tollgate")).parent().unwrap();
-    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
-    let output = Command::new("bash")
-        .args(["-c", &script])
-        .current_dir(&directory)
-        .env("PATH", path)
-        .env("TOLLGATE_LISTEN", &data)
-        .env("TOLLGATE_ADMIN", &admin)
-        .env("DATABASE_URL", database.url())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.ends_with("the end\n"), "{said}\n{errors}");
+    let url = database.url();
+    let listen = [("TOLLGATE_LISTEN", data.as_str()), ("TOLLGATE_ADMIN", &admin)];
+    follow(&script, &[listen[0], listen[1], ("DATABASE_URL", &url)]);
+}
+
+#[test]
+fn the_guide_to_tls_does_what_it_says() {
+    let backend = Backend::ok();
+    let guide = std::fs::read_to_string("docs/tls.md").unwrap();
+    let [data, admin] = [nobody(), nobody()];
+    let script = script(&guide)
+        .replace("127.0.0.1:8081", &backend.address.to_string())
+        .replace("localhost:8443", &format!("localhost:{}", data.port()))
+        .replace("127.0.0.1:8443", &data.to_string())
+        .replace("127.0.0.1:9900", &admin.to_string());
+    follow(&script, &[]);
 }

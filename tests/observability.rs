@@ -18,10 +18,10 @@ use tollgate::health::heartbeat::Heartbeats;
 use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
-use tollgate::limiter::time::Timestamp;
+use tollgate::limiter::time::{Micros, Timestamp};
 use tollgate::metrics::labels::{
-    BreakerState, Dependency, Ending, FallbackMode, FallbackReason, LimiterBackend, LimiterMode,
-    MethodLabel, RedisErrorKind, RefusalReason,
+    BreakerState, Dependency, Ending, FallbackMode, FallbackReason, HandshakeResult,
+    LimiterBackend, LimiterMode, MethodLabel, RedisErrorKind, RefusalReason,
 };
 use tollgate::metrics::names::{self, Kind};
 use tollgate::metrics::policy::{PolicyMetrics, RequestRecord};
@@ -33,6 +33,7 @@ use tollgate::store::memory::MemoryStore;
 
 const NOW: Timestamp = Timestamp::from_micros(1_767_225_601_000_000);
 const BUILD: Build = Build { version: "0.1.0", commit: "c0ffee", rustc: "1.95.0" };
+const HOUR: Micros = Micros::from_micros(3_600_000_000);
 const SLOW: Duration = Duration::from_secs(1);
 
 fn metrics() -> Arc<Metrics> {
@@ -194,7 +195,10 @@ fn exercise(metrics: &Arc<Metrics>, policy_metrics: &PolicyMetrics) {
     upstream.connected(Duration::from_millis(1));
     upstream.answered(Duration::from_millis(1));
     let _pooled = metrics.pool("upstream").idle();
-    let _open = metrics.listener("0.0.0.0:8080").connection_opened();
+    let listener = metrics.listener("0.0.0.0:8080");
+    let _open = listener.connection_opened();
+    listener.set_certificate_end(NOW);
+    metrics.tls_configured();
     metrics.connection_refused(RefusalReason::MaxConnections);
     let mut figures = RedisFigures { queue: 3, reconnects: 1, ..RedisFigures::default() };
     figures.errors[RedisErrorKind::Timeout.index()] = 1;
@@ -297,6 +301,38 @@ fn the_contract_is_there_before_the_first_request() {
     assert!(shown.get("memory_rss_bytes{}") > 100_000.0);
     assert_eq!(shown.get("memory_rss_bytes{}"), shown.get("process_resident_memory_bytes{}"));
     assert!(shown.get("process_start_time_seconds{}") > 1.7e9);
+}
+
+#[test]
+fn handshakes_are_counted_where_there_is_tls_and_a_certificate_runs_out() {
+    let metrics = metrics();
+    assert!(parse(&metrics.render(NOW)).find("tollgate_tls").is_empty());
+    metrics.tls_configured();
+    metrics.listener("[::]:443").set_certificate_end(NOW);
+    metrics.listener("[::]:80");
+    let shown = parse(&metrics.render(NOW.minus(HOUR)));
+    for result in ["ok", "failed", "timeout", "evicted"] {
+        assert_eq!(shown.get(&format!("tollgate_tls_handshakes_total{{result={result}}}")), 0.0);
+    }
+    assert_eq!(shown.get("tollgate_tls_handshakes_in_progress{}"), 0.0);
+    let days = "tollgate_tls_certificate_expiry_days{listener=[::]:443}";
+    assert_eq!(shown.find("tollgate_tls_certificate"), [days]);
+    assert_eq!(shown.get(days), 1.0 / 24.0);
+
+    let first = metrics.tls_handshake_started();
+    let second = metrics.tls_handshake_started();
+    metrics.tls_handshake_ended(HandshakeResult::Ok);
+    drop(first);
+    let shown = parse(&metrics.render(NOW.plus(HOUR)));
+    assert_eq!(shown.get(days), -1.0 / 24.0, "it is over");
+    assert_eq!(shown.get("tollgate_tls_handshakes_in_progress{}"), 1.0);
+    assert_eq!(shown.get("tollgate_tls_handshakes_total{result=ok}"), 1.0);
+    metrics.tls_handshake_ended(HandshakeResult::Evicted);
+    drop(second);
+    let shown = parse(&metrics.render(NOW));
+    assert_eq!(shown.get("tollgate_tls_handshakes_in_progress{}"), 0.0);
+    assert_eq!(shown.get("tollgate_tls_handshakes_total{result=evicted}"), 1.0);
+    assert_eq!(shown.get("tollgate_tls_handshakes_total{result=failed}"), 0.0);
 }
 
 #[test]

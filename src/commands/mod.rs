@@ -12,6 +12,7 @@ pub mod run;
 pub mod schema;
 pub mod serve;
 mod subscriptions;
+mod tls;
 mod wiring;
 
 use std::fmt;

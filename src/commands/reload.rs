@@ -4,8 +4,10 @@
 //! secrets) is to add an entry, with a function that takes the new content over or says why not.
 //! The rest is done here, alike for all: a file that changed is read once it has come to rest, the
 //! same content twice is no change, a file that is refused or gone is told of once and leaves what
-//! ran before, SIGHUP reads all of them at once, log and metrics say what came of it. Functions of
-//! the list run on this thread, one at a time, and may take their time: nobody waits for them.
+//! ran before, SIGHUP reads all of them at once, log and metrics say what came of it. Files that
+//! belong together (a certificate and its key) are one entry: when one of them changes, both are
+//! read, once neither is changing any more. Functions of the list run on this thread, one at a
+//! time, and may take their time: nobody waits for them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,13 +31,27 @@ pub const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Policies that are kept from being freed by a worker, while requests still hold them.
 const RETIRED_MAX: usize = 8;
 
-/// A file that is watched.
+/// A file that is watched, or several that belong together.
 pub struct Watched {
-    path: PathBuf,
-    track: Track,
-    /// Whether the file as it stands was taken over.
+    files: Vec<Followed>,
+    /// One of them has changed and come to rest, and another is still changing.
+    is_due: bool,
+    /// Whether they were taken over as they stand.
     is_good: bool,
     on_change: OnChange,
+}
+
+struct Followed {
+    path: PathBuf,
+    track: Track,
+}
+
+/// What the files of an entry hold, or which of them cannot be read, and why.
+type Contents = Result<Vec<Vec<u8>>, Fault>;
+
+struct Fault {
+    file: String,
+    reason: String,
 }
 
 /// What is done with a file's new content.
@@ -43,15 +59,145 @@ pub enum OnChange {
     /// Takes it over and logs what that changed; or says why not, and leaves what ran before.
     /// Counted as a reload, whichever it was. An error names the file, and no secret of it.
     Reload(Box<dyn FnMut(Vec<u8>) -> Result<(), String> + Send>),
+    /// The same of two files.
+    ReloadPair(ReloadPair),
     /// Tells what it means, or that the file cannot be read: it takes a restart. Not counted.
     Tell(Box<dyn FnMut(Result<Vec<u8>, String>) + Send>),
 }
 
+/// Takes over two files, as [`OnChange::ReloadPair`] says.
+pub type ReloadPair = Box<dyn FnMut(Vec<u8>, Vec<u8>) -> Result<(), String> + Send>;
+
 impl Watched {
     /// A file whose content with this digest is in force.
     pub fn new(path: &Path, in_force: Digest, on_change: OnChange) -> Self {
-        let track = Track::new(in_force);
-        Watched { path: path.to_owned(), track, is_good: true, on_change }
+        Self::all([(path, in_force)], on_change)
+    }
+
+    /// Two files whose contents with these digests are in force. `on_change` is handed both.
+    pub fn pair(
+        files: [(&Path, Digest); 2],
+        on_change: impl FnMut(Vec<u8>, Vec<u8>) -> Result<(), String> + Send + 'static,
+    ) -> Self {
+        Self::all(files, OnChange::ReloadPair(Box::new(on_change)))
+    }
+
+    fn all<const N: usize>(files: [(&Path, Digest); N], on_change: OnChange) -> Self {
+        let followed = |(path, in_force): (&Path, Digest)| Followed {
+            path: path.to_owned(),
+            track: Track::new(in_force),
+        };
+        let files = files.map(followed).into();
+        Watched { files, is_due: false, is_good: true, on_change }
+    }
+
+    /// Looks at the files; what there is to judge if one has changed and all have come to rest.
+    fn look(&mut self) -> Option<Contents> {
+        let (mut is_changing, mut fault) = (false, None);
+        for file in &mut self.files {
+            let sight = Sight::of(&file.path);
+            match file.track.look(sight) {
+                Step::Rest => {}
+                Step::Wait => is_changing = true,
+                Step::Read | Step::Tell => self.is_due = true,
+            }
+            // Whichever changed, one that is not there is the matter.
+            fault = fault.or_else(|| Some(file.fault(sight.fault()?)));
+        }
+        if !self.is_due || is_changing {
+            return None;
+        }
+        self.is_due = false;
+        if let Some(fault) = fault {
+            return Some(Err(fault));
+        }
+        let (mut contents, mut is_news) = (Vec::new(), false);
+        for file in &mut self.files {
+            match read_file(&file.path) {
+                Ok(content) => {
+                    is_news |= file.track.is_new(&content);
+                    contents.push(content);
+                }
+                Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                    // Gone since the look. Whatever was read of the others is to be read again.
+                    self.files.iter_mut().for_each(|file| file.track.unsettle());
+                    if is_news {
+                        self.files.iter_mut().for_each(|file| file.track.unreadable());
+                    }
+                    return None;
+                }
+                Err(error) => {
+                    file.track.unreadable();
+                    return Some(Err(file.fault(error.to_string())));
+                }
+            }
+        }
+        is_news.then_some(Ok(contents))
+    }
+
+    /// Reads the files, changed or not.
+    fn read(&mut self) -> Contents {
+        self.is_due = false;
+        let mut contents = Vec::new();
+        for file in &mut self.files {
+            let content = match Sight::of(&file.path).fault() {
+                // To open a pipe might take for ever.
+                Some(fault) => Err(fault),
+                None => read_file(&file.path).map_err(|error| error.to_string()),
+            };
+            match content {
+                Ok(content) => {
+                    file.track.is_new(&content);
+                    contents.push(content);
+                }
+                Err(reason) => {
+                    file.track.unreadable();
+                    return Err(file.fault(reason));
+                }
+            }
+        }
+        Ok(contents)
+    }
+
+    /// Hands new contents over, or that there are none. `None`: it was told, which is no reload.
+    fn take(&mut self, contents: Contents) -> Option<Result<(), String>> {
+        let first = |contents: Vec<Vec<u8>>| contents.into_iter().next().unwrap_or_default();
+        let in_file = |fault: Fault| format!("{}: {}", fault.file, fault.reason);
+        let contents = contents.and_then(|contents| {
+            let mut files = self.files.iter().zip(&contents);
+            match files.find(|(_, content)| content.len() > FILE_BYTES_MAX) {
+                None => Ok(contents),
+                Some((file, _)) => {
+                    let reason = format!("too long, expected at most {FILE_BYTES_MAX} bytes");
+                    Err(file.fault(reason))
+                }
+            }
+        });
+        let taken = match &mut self.on_change {
+            OnChange::Tell(tell) => {
+                tell(contents.map(first).map_err(|fault| fault.reason));
+                return None;
+            }
+            OnChange::Reload(reload) => contents.map_err(in_file).and_then(|it| reload(first(it))),
+            OnChange::ReloadPair(reload) => contents.map_err(in_file).and_then(|mut contents| {
+                let second = contents.pop().unwrap_or_default();
+                reload(first(contents), second)
+            }),
+        };
+        self.is_good = taken.is_ok();
+        Some(taken)
+    }
+
+    fn name(&self) -> String {
+        let names: Vec<String> =
+            self.files.iter().map(|file| file.path.display().to_string()).collect();
+        names.join(" and ")
+    }
+}
+
+impl Followed {
+    fn fault(&self, reason: String) -> Fault {
+        Fault { file: self.path.display().to_string(), reason }
     }
 }
 
@@ -112,10 +258,11 @@ impl Handle {
 /// # Errors
 /// It could not be started.
 pub fn spawn(mut reloader: Reloader) -> io::Result<Handle> {
-    reloader.files.retain(|file| {
-        let is_watched = Sight::of(&file.path) != Sight::NoFile;
+    reloader.files.retain(|watched| {
+        let is_file = |file: &Followed| Sight::of(&file.path) != Sight::NoFile;
+        let is_watched = watched.files.iter().all(is_file);
         if !is_watched {
-            tracing::warn!(file = %file.path.display(), "not a plain file: it is not watched");
+            tracing::warn!(file = watched.name(), "not a plain file: it is not watched");
         }
         is_watched
     });
@@ -143,26 +290,8 @@ impl Reloader {
     /// Looks at every file, and reloads what has changed and come to rest.
     fn look(&mut self) {
         for index in 0..self.files.len() {
-            let Some(file) = self.files.get_mut(index) else { continue };
-            let sight = Sight::of(&file.path);
-            let read = match file.track.look(sight) {
-                Step::Wait => continue,
-                Step::Read => read_file(&file.path),
-                Step::Tell => {
-                    self.take(index, Err(sight.fault().unwrap_or_default()));
-                    continue;
-                }
-            };
-            match read {
-                Ok(content) if file.track.is_new(&content) => self.take(index, Ok(content)),
-                Ok(_) => {}
-                Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-                    file.track.unsettle();
-                }
-                Err(error) => {
-                    file.track.unreadable();
-                    self.take(index, Err(error.to_string()));
-                }
+            if let Some(contents) = self.files.get_mut(index).and_then(Watched::look) {
+                self.take(index, contents);
             }
         }
     }
@@ -170,42 +299,25 @@ impl Reloader {
     /// Reads every file, changed or not.
     fn reload_all(&mut self) {
         for index in 0..self.files.len() {
-            let Some(file) = self.files.get_mut(index) else { continue };
-            let content = match Sight::of(&file.path).fault() {
-                // To open a pipe might take for ever.
-                Some(fault) => Err(fault),
-                None => read_file(&file.path).map_err(|error| error.to_string()),
-            };
-            match &content {
-                Ok(content) => drop(file.track.is_new(content)),
-                Err(_) => file.track.unreadable(),
+            if let Some(contents) = self.files.get_mut(index).map(Watched::read) {
+                self.take(index, contents);
             }
-            self.take(index, content);
         }
     }
 
-    /// Hands new content over, or that there is none, and says what came of it.
-    fn take(&mut self, index: usize, content: Result<Vec<u8>, String>) {
-        let Some(file) = self.files.get_mut(index) else { return };
-        let content = content.and_then(|content| match content.len() {
-            0..=FILE_BYTES_MAX => Ok(content),
-            _ => Err(format!("too long, expected at most {FILE_BYTES_MAX} bytes")),
-        });
-        let name = file.path.display().to_string();
-        let reload = match &mut file.on_change {
-            OnChange::Reload(reload) => reload,
-            OnChange::Tell(tell) => return tell(content),
-        };
-        let taken = content.map_err(|reason| format!("{name}: {reason}")).and_then(reload);
-        file.is_good = taken.is_ok();
-        let result = match taken {
-            Ok(()) => Attempt::Ok,
-            Err(reason) => {
-                tracing::error!(file = name, "not reloaded, what ran before goes on: {reason}");
+    /// Hands new contents over, or that there are none, and says what came of it.
+    fn take(&mut self, index: usize, contents: Contents) {
+        let Some(watched) = self.files.get_mut(index) else { return };
+        let result = match watched.take(contents) {
+            None => return,
+            Some(Ok(())) => Attempt::Ok,
+            Some(Err(reason)) => {
+                let file = watched.name();
+                tracing::error!(file, "not reloaded, what ran before goes on: {reason}");
                 Attempt::Error
             }
         };
-        let is_all_good = self.files.iter().all(|file| file.is_good);
+        let is_all_good = self.files.iter().all(|watched| watched.is_good);
         self.metrics.config_reloaded(result, is_all_good, self.clock.now());
     }
 }
@@ -304,6 +416,43 @@ mod tests {
         three.reloader.reload_all();
         assert_eq!(three.look(), ["one good", "static worse", "two good"]);
         assert_eq!(three.figures(), [4.0, 1.0, 1.0, now]);
+    }
+
+    #[test]
+    fn of_a_pair_both_are_handed_over_once_neither_changes_any_more() {
+        let mut three = Three::new();
+        let at = |name: &str| three.directory.path().join(name);
+        let (one, two) = (at("one"), at("two"));
+        let told = Arc::clone(&three.told);
+        let take = move |first: Vec<u8>, second: Vec<u8>| {
+            let texts = [first, second].map(|it| String::from_utf8(it).unwrap());
+            told.lock().push(texts.join(" "));
+            if texts[0] == texts[1] { Ok(()) } else { Err("no pair".to_owned()) }
+        };
+        let files = [(one.as_path(), digest(b"old")), (two.as_path(), digest(b"old"))];
+        three.reloader.files = vec![Watched::pair(files, take)];
+        assert!(three.look().is_empty());
+        // Both at once, and the second again before the first is judged.
+        three.write("one", "new");
+        three.reloader.look();
+        three.write("two", "newer");
+        three.reloader.look();
+        assert!(three.told.lock().is_empty(), "the second may still be changing");
+        assert_eq!(three.look(), ["new newer"]);
+        assert_eq!(three.figures()[..3], [0.0, 1.0, 0.0]);
+        // Either of them makes it good, and then it is.
+        three.write("two", "new");
+        assert_eq!(three.look(), ["new new"]);
+        assert_eq!(three.figures()[..3], [1.0, 1.0, 1.0]);
+        std::fs::remove_file(three.directory.path().join("two")).unwrap();
+        three.write("one", "newest");
+        assert!(three.look().is_empty());
+        assert_eq!(three.figures()[..3], [1.0, 2.0, 0.0], "one is gone, and that is one error");
+        three.write("two", "newest");
+        assert_eq!(three.look(), ["newest newest"]);
+        three.reloader.reload_all();
+        assert_eq!(*three.told.lock(), ["newest newest"]);
+        assert_eq!(three.figures()[..3], [3.0, 2.0, 1.0]);
     }
 
     #[test]

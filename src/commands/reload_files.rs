@@ -17,6 +17,7 @@ use crate::metrics::policy::PolicyMetrics;
 use crate::proxy::gate::{Active, Gate};
 
 use super::reload::{OnChange, Reloader, Retired, Watched};
+use super::tls::TlsListener;
 use super::wiring::{Wired, shown_hash};
 
 /// Where everything came from when tollgate was started.
@@ -31,7 +32,13 @@ pub struct Origin {
 }
 
 /// What watches the files that there were.
-pub fn reloader(wired: &Wired, settings: Settings, origin: Origin, read: AsRead) -> Reloader {
+pub fn reloader(
+    wired: &Wired,
+    tls: Vec<TlsListener>,
+    settings: Settings,
+    origin: Origin,
+    read: AsRead,
+) -> Reloader {
     let retired = Retired::default();
     let mut files = Vec::new();
     let identity = identity_files(&wired.gate, &settings.identity);
@@ -64,6 +71,7 @@ pub fn reloader(wired: &Wired, settings: Settings, origin: Origin, read: AsRead)
     }
     let metrics = Arc::clone(&wired.gate.metrics);
     files.extend(identity);
+    files.extend(tls.into_iter().map(|it| it.watched(wired.gate.clock.clone())));
     Reloader { files, metrics, clock: wired.gate.clock.clone(), retired }
 }
 

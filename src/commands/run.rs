@@ -1,5 +1,6 @@
 //! `tollgate run`: serves until a signal ends it.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,12 +14,11 @@ use crate::admin::server::{self, Timeouts};
 use crate::clock;
 use crate::config::compile::{LogSettings, UpstreamNeed};
 use crate::config::load::{LoadRequest, Loaded, load};
-use crate::proxy::listener::Bound;
 
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::wiring::Wired;
-use super::{Failure, RunArgs, print, reload, reload_files, subscriptions};
+use super::{Failure, RunArgs, print, reload, reload_files, subscriptions, tls};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
@@ -31,9 +31,25 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 #[derive(Clone, Debug)]
 pub struct Addresses {
     /// Its data ports.
-    pub data: Vec<SocketAddr>,
+    pub data: Vec<DataAddress>,
     /// Its admin port.
     pub admin: SocketAddr,
+}
+
+/// An address of the data path.
+#[derive(Clone, Copy, Debug)]
+pub struct DataAddress {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Whether TLS is spoken there.
+    pub is_tls: bool,
+}
+
+impl fmt::Display for DataAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_tls = if self.is_tls { " (TLS)" } else { "" };
+        write!(f, "{}{is_tls}", self.address)
+    }
 }
 
 /// Serves what the files and options say.
@@ -81,18 +97,18 @@ pub fn serve(
     }
     let settings = &loaded.settings;
     raise_file_limit(settings.server.max_connections);
-    let listeners = bind_all(&settings.server.listen, "--listen, server.listen")
-        .map_err(anyhow::Error::from)?;
+    let of_listeners = settings.server.listeners.clone();
+    let data: Vec<SocketAddr> = of_listeners.iter().map(|it| it.address).collect();
+    let sockets = bind_all(&data, "--listen, server.listen").map_err(anyhow::Error::from)?;
     let admin = bind_all(&[settings.admin_listen], "--admin, admin.listen")
         .map_err(anyhow::Error::from)?
         .pop()
         .context("no admin listener")?;
     let local = |it: &std::net::TcpListener| it.local_addr().context("a socket without an address");
-    let addresses = Addresses {
-        data: listeners.iter().map(local).collect::<Result<_, _>>()?,
-        admin: local(&admin)?,
-    };
-    let listeners = listeners.into_iter().map(|socket| Bound { socket, tls: None }).collect();
+    let data = sockets.iter().zip(&of_listeners).map(|(socket, settings)| {
+        Ok(DataAddress { address: local(socket)?, is_tls: settings.tls.is_some() })
+    });
+    let addresses = Addresses { data: data.collect::<anyhow::Result<_>>()?, admin: local(&admin)? };
     let workers = match settings.server.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         workers => workers,
@@ -100,12 +116,13 @@ pub fn serve(
     let (running, read) = (loaded.settings.clone(), loaded.read.clone());
     let bought = subscriptions::start(settings, workers)?;
     let wired = Wired::new(loaded, workers, bought)?;
+    let (listeners, with_tls) = tls::equip(sockets, &of_listeners, &wired.gate.metrics)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(Default::default())
         .context("cannot make the control runtime")?;
     let end = runtime.block_on(async {
-        let reloader = reload_files::reloader(&wired, running, origin, read);
+        let reloader = reload_files::reloader(&wired, with_tls, running, origin, read);
         let reload = reload::spawn(reloader).context("cannot start a thread")?;
         let mut signals = Signals::new(reload)?;
         let heartbeats = Arc::clone(&wired.admin.heartbeats);

@@ -9,6 +9,8 @@ use super::tree::Mark;
 /// Keys whose value is a secret; one that is nearly so is taken for a slip of the pen.
 const SECRET_KEYS: [&str; 5] =
     ["secret", "identity_hash_secret", "password", "passwd", "client_secret"];
+/// What a private key in PEM begins and ends with (RFC 7468 §10), of whatever kind.
+const PRIVATE_KEY: &str = "PRIVATE KEY-----";
 /// Keys whose value is a URL that may hold a password.
 const URL_KEYS: [&str; 3] = ["url", "urls", "postgres"];
 /// A line without any of these has none of those keys.
@@ -37,7 +39,7 @@ pub fn secret_variable(text: &str, mark: Mark) -> Option<&str> {
 pub fn blotted(text: &str, number: usize) -> Vec<char> {
     let line = lines(text).nth(number.saturating_sub(1)).unwrap_or_default();
     let mut shown: Vec<char> = line.chars().collect();
-    if is_continued(text, number) {
+    if is_continued(text, number) || is_in_private_key(text, number) {
         hide(&mut shown, 0);
         return shown;
     }
@@ -69,6 +71,9 @@ pub fn without_password(text: &str) -> String {
     let mut shown: Vec<char> = text.chars().collect();
     hide_user_info(&mut shown);
     hide_passwords(text, &mut shown);
+    if is_private_key(text) {
+        hide(&mut shown, 0);
+    }
     shown.into_iter().collect()
 }
 
@@ -145,6 +150,21 @@ fn is_continued(text: &str, number: usize) -> bool {
     open.is_some_and(|open| {
         open.holds(lines(text).nth(number.saturating_sub(1)).unwrap_or_default())
     })
+}
+
+/// Whether a private key in PEM stands in it, which belongs into a file of its own.
+pub fn is_private_key(text: &str) -> bool {
+    text.contains(PRIVATE_KEY)
+}
+
+/// Whether the line is part of a private key in PEM.
+fn is_in_private_key(text: &str, number: usize) -> bool {
+    let before: Vec<&str> = lines(text).take(number).collect();
+    let Some(line) = before.last() else { return false };
+    // The last line above that begins or ends a key says in which of the two this one stands.
+    let mut above = before.iter().rev().skip(1);
+    let marked = above.find(|it| is_private_key(it) || it.contains("-----END"));
+    is_private_key(line) || marked.is_some_and(|it| !it.contains("-----END"))
 }
 
 impl Open {
@@ -252,6 +272,19 @@ mod tests {
         assert_eq!(shown("identity_hash_secret_file: a", 1), "identity_hash_secret_file: a");
         assert_eq!(shown("server: { per_second: 5 }", 1), "server: { per_second: 5 }");
         assert!(shown("  user:me@example.com: gold", 1).contains("me@example.com"));
+    }
+
+    #[test]
+    fn a_private_key_is_hidden_whatever_its_key() {
+        let pem =
+            "key: |\n  -----BEGIN PRIVATE KEY-----\n hunter2\n  -----END PRIVATE KEY-----\nnext: 1";
+        for number in 2..=4 {
+            assert!(shown(pem, number).chars().all(|it| "* ".contains(it)), "{number}");
+        }
+        assert_eq!((&*shown(pem, 1), &*shown(pem, 5)), ("key: |", "next: 1"));
+        let one_line = "key: \"-----BEGIN EC PRIVATE KEY-----\\nhunter2\\n-----END EC PRIVATE KEY-----\"\nnext: 1";
+        assert!(!shown(one_line, 1).contains("hunter") && shown(one_line, 2) == "next: 1");
+        assert_eq!(shown("cert: /etc/tls/private.key", 1), "cert: /etc/tls/private.key");
     }
 
     #[test]

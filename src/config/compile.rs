@@ -13,12 +13,13 @@ use crate::config_path;
 use crate::policy::compiled::FailureMode;
 
 use super::compile_identity::{IdentitySettings, identity};
+use super::compile_listeners::{ListenerSettings, listeners};
 use super::compile_lookup::{LookupSettings, lookup};
 use super::compile_secret::identity_secret;
 use super::report::{Path, Problem, Report, nearest};
 use super::schema::{
-    Config, Exposed, LISTEN_DEFAULT, LogFormat, LogLevel, OnFailure, RedisConfig, Reset, Server,
-    StoreConfig, Upstream,
+    Config, Exposed, LogFormat, LogLevel, OnFailure, RedisConfig, Reset, Server, StoreConfig,
+    Upstream,
 };
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
@@ -72,8 +73,8 @@ pub struct Settings {
 /// The data port.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerSettings {
-    /// At least one address; port 0 lets the system choose.
-    pub listen: Vec<SocketAddr>,
+    /// At least one.
+    pub listeners: Vec<ListenerSettings>,
     /// Worker threads; 0: one per core.
     pub workers: usize,
     /// Whether `/health` is answered here too.
@@ -185,7 +186,8 @@ pub fn settings(
     refuse_in_config(config, report);
     let server = server(&config.server, report);
     let admin_listen = address(config_path!["admin", "listen"], &config.admin.listen, report);
-    if admin_listen.port() != 0 && server.listen.contains(&admin_listen) {
+    let is_taken = server.listeners.iter().any(|it| it.address == admin_listen);
+    if admin_listen.port() != 0 && is_taken {
         let problem = Problem::new(format!("{admin_listen} is the data port's"));
         report.value(config_path!["admin", "listen"], problem.expected("another address"));
     }
@@ -256,7 +258,7 @@ pub fn failure_mode(on_failure: OnFailure) -> FailureMode {
 
 fn server(server: &Server, report: &mut Report<'_>) -> ServerSettings {
     let at = |key: &str| config_path!["server", key];
-    let listen = listeners(server, report);
+    let listeners = listeners(server, report);
     if server.workers > WORKERS_MAX {
         let problem = Problem::new(server.workers.to_string());
         report.value(at("workers"), problem.expected(format!("at most {WORKERS_MAX}")));
@@ -268,7 +270,7 @@ fn server(server: &Server, report: &mut Report<'_>) -> ServerSettings {
         report.value(at("max_header_bytes"), problem.expected("8KiB to 16MiB"));
     }
     ServerSettings {
-        listen,
+        listeners,
         workers: usize::try_from(server.workers).unwrap_or(usize::MAX),
         expose_health: server.expose.contains(&Exposed::Health),
         expose_metrics: server.expose.contains(&Exposed::Metrics),
@@ -280,35 +282,6 @@ fn server(server: &Server, report: &mut Report<'_>) -> ServerSettings {
         max_body_bytes: NonZeroU64::new(server.max_body_bytes.0),
         drain_timeout: server.drain_timeout.0,
     }
-}
-
-fn listeners(server: &Server, report: &mut Report<'_>) -> Vec<SocketAddr> {
-    let Some(listeners) = &server.listeners else {
-        let listen = server.listen.as_deref().unwrap_or(LISTEN_DEFAULT);
-        return vec![address(config_path!["server", "listen"], listen, report)];
-    };
-    if server.listen.is_some() {
-        let problem = Problem::new("given beside server.listen").expected("one of the two");
-        report.key(config_path!["server", "listeners"], problem);
-    }
-    if listeners.is_empty() {
-        let problem = Problem::new("an empty list").expected("at least one listener");
-        report.value(config_path!["server", "listeners"], problem);
-    }
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    for (index, listener) in listeners.iter().enumerate() {
-        let path = config_path!["server", "listeners", index, "address"];
-        let Some(text) = &listener.address else {
-            report.value(path, Problem::new("missing").expected("ADDRESS:PORT"));
-            continue;
-        };
-        let address = address(path.clone(), text, report);
-        if address.port() != 0 && addresses.contains(&address) {
-            report.value(path, Problem::new(format!("{address}, a second time")));
-        }
-        addresses.push(address);
-    }
-    addresses
 }
 
 fn upstream(
@@ -451,7 +424,7 @@ pub fn not_defined<'a>(
 }
 
 /// Port 0 stands in for an address that was reported: it is nobody else's.
-fn address(path: Path, text: &str, report: &mut Report<'_>) -> SocketAddr {
+pub fn address(path: Path, text: &str, report: &mut Report<'_>) -> SocketAddr {
     url::listen(text).unwrap_or_else(|problem| {
         report.value(path, problem);
         SocketAddr::from(([0, 0, 0, 0], 0))

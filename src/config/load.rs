@@ -465,6 +465,18 @@ pub fn read_key_text(file: &str) -> Result<String, String> {
     key_text(read_bytes(Path::new(file), KEY_BYTES_MAX)?)
 }
 
+/// The bytes of a file of certificates or of a private key.
+///
+/// # Errors
+/// Why it cannot be read.
+pub fn read_pem(file: &str) -> Result<Vec<u8>, String> {
+    let bytes = read_bytes(Path::new(file), KEY_BYTES_MAX)?;
+    if bytes.len() as u64 > KEY_BYTES_MAX {
+        return Err(format!("too long, expected at most {KEY_BYTES_MAX} bytes"));
+    }
+    Ok(bytes)
+}
+
 /// The text of what such a file holds.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ pub mod compile;
 pub mod compile_identity;
 pub mod compile_keys;
 pub mod compile_limits;
+pub mod compile_listeners;
 pub mod compile_lookup;
 pub mod compile_rules;
 pub mod compile_secret;

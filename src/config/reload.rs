@@ -73,11 +73,13 @@ impl Sight {
 /// What is to be done after a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing: all is as it was, or may still be changing.
+    /// Nothing: it is as it was.
+    Rest,
+    /// Nothing yet: it may still be changing.
     Wait,
     /// Read it.
     Read,
-    /// Say that it cannot be read. Once: what follows is [`Step::Wait`].
+    /// Say that it cannot be read. Once: what follows is [`Step::Rest`].
     Tell,
 }
 
@@ -102,8 +104,11 @@ impl Track {
     pub fn look(&mut self, sight: Sight) -> Step {
         let is_quiet = self.last == Some(sight);
         self.last = Some(sight);
-        if !is_quiet || self.settled == Some(sight) {
+        if !is_quiet {
             return Step::Wait;
+        }
+        if self.settled == Some(sight) {
+            return Step::Rest;
         }
         self.settled = Some(sight);
         match sight {
@@ -184,23 +189,23 @@ mod tests {
     fn a_file_is_read_once_it_has_been_the_same_twice() {
         let mut track = Track::new(digest(b"old"));
         let sights = [stamp(1), stamp(1), stamp(1), stamp(2), stamp(3), stamp(3), stamp(3)];
-        use Step::{Read, Wait};
-        assert_eq!(steps(&mut track, &sights), [Wait, Read, Wait, Wait, Wait, Read, Wait]);
+        use Step::{Read, Rest, Wait};
+        assert_eq!(steps(&mut track, &sights), [Wait, Read, Rest, Wait, Wait, Read, Rest]);
     }
 
     #[test]
     fn what_is_gone_for_one_look_is_nobodys_business() {
         let mut track = Track::new(digest(b"old"));
-        use Step::{Read, Tell, Wait};
+        use Step::{Read, Rest, Tell, Wait};
         let sights = [stamp(1), stamp(1), GONE, stamp(2), stamp(2)];
         assert_eq!(steps(&mut track, &sights), [Wait, Read, Wait, Wait, Read]);
         // Gone for longer is told once, and back again is news whatever it holds.
         assert!(!track.is_new(b"old"));
-        assert_eq!(steps(&mut track, &[GONE, GONE, GONE]), [Wait, Tell, Wait]);
+        assert_eq!(steps(&mut track, &[GONE, GONE, GONE]), [Wait, Tell, Rest]);
         assert_eq!(steps(&mut track, &[stamp(2), stamp(2)]), [Wait, Read]);
         assert!(track.is_new(b"old"));
         // Back as it was before anybody noticed.
-        assert_eq!(steps(&mut track, &[GONE, stamp(2), stamp(2)]), [Wait, Wait, Wait]);
+        assert_eq!(steps(&mut track, &[GONE, stamp(2), stamp(2)]), [Wait, Wait, Rest]);
         // Gone between look and reading.
         track.unsettle();
         assert_eq!(steps(&mut track, &[stamp(2), stamp(2)]), [Wait, Read]);

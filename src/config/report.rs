@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::blot::{blotted, secret_variable};
+use super::blot::{blotted, is_private_key, secret_variable};
 use super::tree::{FILLED_IN, Kind, Mark, Node};
 
 /// Widest piece of a source line that an excerpt shows.
@@ -60,7 +60,9 @@ pub fn written(path: &[Step]) -> String {
             Step::Index(index) => text.push_str(&format!("[{index}]")),
             Step::Key(key) => {
                 let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-                if key.is_empty() || !key.bytes().all(plain) {
+                if is_private_key(key) {
+                    text.push_str("[a private key]");
+                } else if key.is_empty() || !key.bytes().all(plain) {
                     text.push_str(&format!("[{:?}]", shortened(key)));
                 } else if text.is_empty() {
                     text.push_str(&shortened(key));

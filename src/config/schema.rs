@@ -134,17 +134,18 @@ impl Default for Server {
 pub struct Listener {
     /// Address and port; required.
     pub address: Option<String>,
-    /// Certificates; a plain listener has none.
+    /// The certificate that it shows; a plain listener has none.
     pub tls: Option<ListenerTls>,
 }
 
 /// `tls:` of a listener.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["cert", "key"]))]
 pub struct ListenerTls {
-    /// File of the certificate chain.
+    /// File of the certificate chain, in PEM, the server's own certificate first; required.
     pub cert: Option<String>,
-    /// File of the private key.
+    /// File of the private key, in PEM, without a passphrase; required.
     pub key: Option<String>,
     /// Further certificates, by server name.
     pub sni: Ordered<SniCertificate>,

@@ -5,7 +5,7 @@
 use crate::config_path;
 
 use super::report::{Path, Report};
-use super::schema::{Config, IdentityEntry, RedisConfig, Server};
+use super::schema::{Config, IdentityEntry, ListenerTls, RedisConfig, Server};
 use super::schema_tiers::{Endpoint, LimitSpec, TiersFile};
 use super::url::not_yet;
 
@@ -99,8 +99,12 @@ fn refuse_in_limits(path: Path, limits: &LimitSpec, report: &mut Report<'_>) {
 
 fn refuse_in_listeners(server: &Server, report: &mut Report<'_>) {
     for (index, listener) in server.listeners.iter().flatten().enumerate() {
-        if listener.tls.is_some() {
-            report.value(config_path!["server", "listeners", index, "tls"], not_yet());
+        if let Some(tls) = &listener.tls {
+            let path = config_path!["server", "listeners", index, "tls"];
+            only_default!(report, path, tls, ListenerTls::default();
+                sni,
+                client_ca,
+            );
         }
     }
 }

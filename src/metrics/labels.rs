@@ -362,6 +362,20 @@ label! {
 }
 
 label! {
+    /// How a TLS handshake with a caller ended.
+    HandshakeResult {
+        /// It was made.
+        Ok = "ok",
+        /// The caller spoke something else, refused what it was shown, or left.
+        Failed = "failed",
+        /// It took too long.
+        Timeout = "timeout",
+        /// It was the oldest of too many that were under way.
+        Evicted = "evicted",
+    }
+}
+
+label! {
     /// Why a credential or a forwarding field was not believed.
     IdentityError {
         /// Past its time, or before it.

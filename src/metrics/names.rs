@@ -105,6 +105,12 @@ declare! {
         "Connections accepted.";
     CONNECTIONS_REFUSED: Counter "tollgate_connections_refused_total" ["reason"] Count
         "Connections closed unread because a bound was reached.";
+    TLS_HANDSHAKES: Counter "tollgate_tls_handshakes_total" ["result"] Count
+        "TLS handshakes with callers by how they ended; 'evicted' made room for newer ones. Absent without TLS.";
+    TLS_HANDSHAKES_IN_PROGRESS: Gauge "tollgate_tls_handshakes_in_progress" [] Count
+        "TLS handshakes with callers that are under way.";
+    TLS_CERTIFICATE_EXPIRY: Gauge "tollgate_tls_certificate_expiry_days" ["listener"] Count
+        "Days until the certificate that the listener shows expires; below 0 once it has.";
 
     // Upstream, Redis, database.
     UPSTREAM_DURATION: Histogram "tollgate_upstream_duration_seconds" ["upstream"] Seconds

@@ -26,6 +26,7 @@ use super::series::{
     EndpointSeries, ListenerSeries, PairSeries, PoolSeries, ProcessCells, ScopeSeries, TierSeries,
     UpstreamSeries,
 };
+use super::tls::TlsCells;
 
 /// Distinct endpoints that get series of their own while the process lives.
 pub const ENDPOINTS_MAX: usize = 200;
@@ -86,6 +87,7 @@ pub struct Metrics {
     pub(super) process: PerShard<ProcessCells>,
     pub(super) events: Events,
     in_flight: Level,
+    pub(super) tls: TlsCells,
     redis_queue: AtomicU64,
     database_queue: AtomicU64,
     redis_slow: Duration,
@@ -176,6 +178,7 @@ impl Metrics {
             process: PerShard::new(shards),
             events: Events::new(&handles),
             in_flight: Level::new(shards),
+            tls: TlsCells::new(shards),
             redis_queue: AtomicU64::new(0),
             database_queue: AtomicU64::new(0),
             redis_slow,

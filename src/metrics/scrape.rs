@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use crate::limiter::quota::Period;
 use crate::limiter::time::Timestamp;
 use crate::policy::identity::IdentifierType;
+use crate::tls::certificate::days_left;
 
 use super::exposition::{Family, assemble};
 use super::handles::{Handles, Sums};
@@ -59,8 +60,12 @@ impl Metrics {
             handles.gauge(&names::CONNECTIONS_ACTIVE, &labels).set(active);
             let accepted = listener.accepted.load(Ordering::Relaxed);
             handles.counter(&names::CONNECTIONS, &labels).absolute(accepted);
+            if let Some(end) = listener.certificate_end() {
+                handles.gauge(&names::TLS_CERTIFICATE_EXPIRY, &labels).set(days_left(end, now));
+            }
         }
         self.publish_process(handles);
+        self.publish_tls(handles);
 
         let mut own = self.histograms(&endpoints, &upstreams);
         own.push(remaining(&tiers, now));

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::limiter::quota::Period;
+use crate::limiter::time::Timestamp;
 use crate::policy::identity::IdentifierType;
 
 use super::cells::{Level, LevelGuard, PerShard};
 use super::histogram::{HistogramCells, HistogramTotals, REQUEST_EDGES};
 use super::labels::{
-    CacheResult, CodeClass, Direction, ErrorType, LimitDecision, LimiterBackend, MethodLabel,
-    Outcome,
+    CacheResult, CodeClass, Direction, ErrorType, HandshakeResult, LimitDecision, LimiterBackend,
+    MethodLabel, Outcome,
 };
 use super::window::{LatencyRing, SlidingMin};
 
@@ -263,7 +264,13 @@ pub struct ListenerSeries {
     pub active: Level,
     /// Those that ever were.
     pub accepted: AtomicU64,
+    /// The end of its certificate, in microseconds since 1970; [`NO_CERTIFICATE`] where it has
+    /// none.
+    certificate_end: AtomicU64,
 }
+
+/// No certificate ends then.
+const NO_CERTIFICATE: u64 = u64::MAX;
 
 impl ListenerSeries {
     /// No connections yet.
@@ -272,7 +279,19 @@ impl ListenerSeries {
             name: name.into(),
             active: Level::new(shards),
             accepted: AtomicU64::new(0),
+            certificate_end: AtomicU64::new(NO_CERTIFICATE),
         }
+    }
+
+    /// It shows a certificate that ends then.
+    pub fn set_certificate_end(&self, end: Timestamp) {
+        self.certificate_end.store(end.as_micros(), Ordering::Relaxed);
+    }
+
+    /// When its certificate ends, where it has one.
+    pub fn certificate_end(&self) -> Option<Timestamp> {
+        let end = self.certificate_end.load(Ordering::Relaxed);
+        (end != NO_CERTIFICATE).then_some(Timestamp::from_micros(end))
     }
 
     /// A connection was accepted; it is open until the guard is dropped.
@@ -294,6 +313,8 @@ pub struct ProcessCells {
     pub redis: HistogramCells,
     /// Tokens, by whether they were known.
     pub token_lookups: [AtomicU64; CacheResult::COUNT],
+    /// TLS handshakes with callers, by result.
+    pub handshakes: [AtomicU64; HandshakeResult::COUNT],
     bytes: [AtomicU64; Direction::COUNT],
 }
 

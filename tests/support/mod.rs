@@ -43,6 +43,7 @@ pub struct Start {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     listen: Option<&'static str>,
+    has_listeners: bool,
     config: Option<String>,
     tiers: Option<String>,
 }
@@ -72,6 +73,12 @@ impl Start {
         self
     }
 
+    /// Serving where its `tollgate.yaml` says, and nowhere else.
+    pub fn listeners(mut self) -> Self {
+        self.has_listeners = true;
+        self
+    }
+
     /// With these further arguments.
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|it| (*it).to_owned()));
@@ -89,7 +96,10 @@ impl Start {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
         let listen = format!("{}:0", self.listen.unwrap_or("127.0.0.1"));
-        command.args(["run", "--listen", &listen, "--admin", "127.0.0.1:0"]);
+        command.args(["run", "--admin", "127.0.0.1:0"]);
+        if !self.has_listeners {
+            command.args(["--listen", &listen]);
+        }
         for (option, name, text) in
             [("--config", "tollgate.yaml", &self.config), ("--tiers", "tiers.yaml", &self.tiers)]
         {
