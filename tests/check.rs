@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use proptest::prelude::*;
 use serde_json::Value;
 
-use tollgate::config::compile::UpstreamNeed;
+use tollgate::config::compile_upstream::UpstreamNeed;
 use tollgate::config::json_schema::{of_config, of_keys, of_tiers};
 use tollgate::config::load::{LoadRequest, Loaded, Overrides, Rejected, examine};
 use tollgate::config::report::ConfigError;
@@ -626,7 +626,7 @@ fn every_shipped_file_names_its_schema_and_keeps_to_it() {
         }
         count += 1;
     }
-    assert_eq!(count, 7);
+    assert_eq!(count, 8);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tollgate::config::compile::{ResetForm, Settings, UpstreamNeed};
+use tollgate::config::compile::{ResetForm, Settings};
+use tollgate::config::compile_upstream::UpstreamNeed;
 use tollgate::config::load::{LoadRequest, Loaded, Overrides, load};
 use tollgate::config::report::ConfigErrors;
 use tollgate::config::value::Redacted;
@@ -323,7 +324,7 @@ log: { level: debug, format: human }
     assert_eq!(server.header_timeout, Duration::from_secs(1));
     assert_eq!(server.drain_timeout, Duration::ZERO);
     let upstream = settings.upstream.unwrap();
-    assert_eq!((upstream.host.as_str(), upstream.port, upstream.retries), ("backend", 90, 0));
+    assert_eq!((upstream.url.authority().as_str(), upstream.retries), ("backend:90", 0));
     assert_eq!(upstream.idle_timeout, Duration::from_secs(5400));
     assert!(!upstream.preserve_host);
     let redis = settings.redis.unwrap();
@@ -533,7 +534,7 @@ store: { redis: { timeout: 7ms } }
 ";
     let settings = load_texts(Some(file.as_bytes()), None, overrides).unwrap().settings;
     assert_eq!(addresses(&settings), ["127.0.0.1:0"]);
-    assert_eq!(settings.upstream.unwrap().host, "other");
+    assert_eq!(settings.upstream.unwrap().url.authority(), "other:1");
     let redis = settings.redis.unwrap();
     assert_eq!(redis.timeout, Duration::from_millis(7), "--redis is the URL only");
     assert_eq!(redis.url.address, RedisAddress::Tcp { host: "host".into(), port: 7 });

@@ -132,6 +132,11 @@ fn the_guide_to_identities_does_what_it_says() {
 }
 
 #[test]
+fn the_guide_to_endpoints_does_what_it_says() {
+    follow(&script(&std::fs::read_to_string("docs/endpoints.md").unwrap()), &[]);
+}
+
+#[test]
 fn the_guide_to_tls_does_what_it_says() {
     let backend = Backend::ok();
     let guide = std::fs::read_to_string("docs/tls.md").unwrap();
@@ -142,4 +147,22 @@ fn the_guide_to_tls_does_what_it_says() {
         .replace("127.0.0.1:8443", &data.to_string())
         .replace("127.0.0.1:9900", &admin.to_string());
     follow(&script, &[]);
+}
+
+#[test]
+fn the_guide_to_upstreams_does_what_it_says() {
+    let guide = std::fs::read_to_string("docs/upstreams.md").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_tollgate")).parent().unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    let output = Command::new("bash")
+        .args(["-c", &script(&guide)])
+        .current_dir(&directory)
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.ends_with("the end\n"), "{said}\n{errors}");
 }

@@ -18,6 +18,8 @@ tests/long.sh NAME [ARGUMENTS]
   route-bench  what it costs to find the rules of a path
   identity-bench  what it costs to know a caller, and what floods of wrong tokens cost
   subscriptions-bench  what it costs to know what a user has bought
+  fuzz         every fuzz target for a while each, one after the other (fuzz/README.md; needs a nightly
+               compiler and cargo-fuzz; fuzz SECONDS TARGET…, 1,200 seconds without)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
 }
@@ -41,6 +43,19 @@ route-bench) exec cargo bench --locked --bench router -- "$@" ;;
 identity-bench) exec cargo bench --locked --bench identity -- "$@" ;;
 subscriptions-bench) exec cargo bench --locked --bench subscriptions -- "$@" ;;
 properties) PROPTEST_CASES="${PROPTEST_CASES:-25600}" exec cargo test --release --locked -- "$@" ;;
+fuzz)
+    seconds=${1:-1200}
+    [ $# -eq 0 ] || shift
+    [ $# -gt 0 ] || set -- path forwarded tiers config jwt
+    for target in "$@"; do
+        printf '%s, %s s\n' "$target" "$seconds"
+        # The first folder takes what is new; the second is read.
+        mkdir -p "fuzz/target/found/$target"
+        cargo +nightly fuzz run "$target" "fuzz/target/found/$target" "fuzz/corpus/$target" -- \
+            -max_total_time="$seconds" -dict="fuzz/dictionaries/$target.dict" -max_len=4096 \
+            -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 </dev/null
+    done
+    ;;
 store-bench) exec cargo bench --locked --bench store -- "$@" ;;
 '' | -h | --help) usage ;;
 *)

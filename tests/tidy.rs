@@ -231,13 +231,14 @@ fn files_can_be_read_in_one_sitting() {
 
 #[test]
 fn dependencies_come_from_one_registry() {
-    let lock = read("Cargo.lock");
-    let wrong: Vec<String> = lock
-        .lines()
-        .filter_map(|line| line.strip_prefix("source = "))
-        .filter(|from| *from != "\"registry+https://github.com/rust-lang/crates.io-index\"")
-        .map(|from| format!("Cargo.lock: {from}"))
-        .collect();
+    let mut wrong = Vec::new();
+    for name in ["Cargo.lock", "fuzz/Cargo.lock"] {
+        let lock = read(name);
+        let sources = lock.lines().filter_map(|line| line.strip_prefix("source = "));
+        let from_elsewhere = sources
+            .filter(|from| *from != "\"registry+https://github.com/rust-lang/crates.io-index\"");
+        wrong.extend(from_elsewhere.map(|from| format!("{name}: {from}")));
+    }
     none(&wrong, "every dependency comes from crates.io, none from git");
 }
 
@@ -279,7 +280,7 @@ fn texts_speak_of_this_project_alone() {
         let name = relative(&file);
         // This file has to spell out what it looks for.
         let Ok(text) = std::fs::read_to_string(&file) else { continue };
-        if name == "tests/tidy.rs" || name == "Cargo.lock" {
+        if name == "tests/tidy.rs" || name.ends_with("Cargo.lock") {
             continue;
         }
         for (number, line) in text.lines().enumerate().map(|(index, line)| (index + 1, line)) {
@@ -722,7 +723,7 @@ fn leaves_the_repository(name: &str, line: &str) -> bool {
 
 /// Files that a line of a document names in backticks or links to.
 fn file_mentions(line: &str) -> Vec<String> {
-    let folders = ["src/", "tests/", "config/", "benches/", "deploy/", "docs/", ".ci/"];
+    let folders = ["src/", "tests/", "config/", "benches/", "deploy/", "docs/", "fuzz/", ".ci/"];
     let mut mentions = md_names(line);
     for part in line.split(['`', '(', ')', ' ', '"']) {
         let part = part.trim_end_matches(['.', ',', ';', ':']);

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::config::compile::UpstreamNeed;
 use crate::config::compile_tiers::PolicyTest;
+use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Loaded, Overrides, examine};
 use crate::config::report::ConfigError;
 use crate::config::schema_tiers::DispositionSpec;

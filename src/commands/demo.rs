@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 
-use crate::config::compile::UpstreamNeed;
+use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Overrides, load};
 
 use super::reload_files::Origin;

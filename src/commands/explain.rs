@@ -13,7 +13,8 @@ use anyhow::Context;
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue};
 
-use crate::config::compile::{Settings, UpstreamNeed};
+use crate::config::compile::Settings;
+use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Overrides, load};
 use crate::config::report::Problem;
 use crate::identity::identifier::Invalid;

@@ -12,8 +12,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::admin::server::{self, Timeouts};
 use crate::clock;
-use crate::config::compile::{LogSettings, UpstreamNeed};
+use crate::config::compile::LogSettings;
+use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Loaded, load};
+use crate::proxy::connect::Place;
 
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
@@ -182,9 +184,10 @@ async fn fetch_keys(wired: &Wired) {
 
 /// What runs beside the data path.
 fn spawn_background(wired: &Wired) {
-    let addresses = Arc::clone(&wired.gate.addresses);
-    let ttl = wired.dns_ttl;
-    tokio::task::spawn_local(async move { addresses.keep_fresh(ttl).await });
+    if let Place::Tcp(addresses) = &wired.gate.target.place {
+        let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
+        tokio::task::spawn_local(async move { addresses.keep_fresh(ttl).await });
+    }
     let gate = Arc::clone(&wired.gate);
     tokio::task::spawn_local(async move {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use arc_swap::ArcSwap;
 use http::{HeaderValue, Response};
 use parking_lot::{Mutex, RwLock};
@@ -10,10 +11,10 @@ use parking_lot::{Mutex, RwLock};
 use crate::admin::answers::{Answer, health_response, metrics_response};
 use crate::admin::state::{AdminState, View};
 use crate::clock::{self, Clock};
-use crate::config::compile::{
-    RedisSettings as LoadedRedis, ResetForm, Settings as Loadable, UpstreamSettings,
-};
+use crate::config::compile::{RedisSettings as LoadedRedis, ResetForm, Settings as Loadable};
+use crate::config::compile_upstream::UpstreamSettings;
 use crate::config::load::Loaded;
+use crate::config::url::{UpstreamPlace, UpstreamScheme};
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use crate::health::heartbeat::Heartbeats;
 use crate::health::readiness::Readiness;
@@ -27,6 +28,7 @@ use crate::metrics::registry::{Build, Metrics, RedisFigures};
 use crate::policy::compiled::FailureMode;
 use crate::proxy::address::Once;
 use crate::proxy::caller::UnknownSubscriptions;
+use crate::proxy::connect::{Place, Protocol, Target};
 use crate::proxy::gate::{Active, Drain, Gate, Page, Settings};
 use crate::proxy::headers::{Reset, ResponseFields};
 use crate::proxy::io::PhaseTimeouts;
@@ -38,6 +40,7 @@ use crate::store::redis::names::KeyNames;
 use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
 use crate::subscriptions::Subscriptions;
+use crate::tls::client::ClientTls;
 
 use super::identity::identifier;
 use super::subscriptions;
@@ -61,7 +64,7 @@ impl Wired {
     /// Makes every module from what was loaded.
     ///
     /// # Errors
-    /// TLS towards a key set's server cannot be set up.
+    /// TLS towards the upstream or a key set's server cannot be set up.
     pub fn new(
         loaded: Loaded,
         workers: usize,
@@ -85,7 +88,7 @@ impl Wired {
             .map(|it| Arc::new(RedisShared::new(redis_settings(it), Arc::clone(&memory))));
         let upstream_health = Arc::new(UpstreamHealth::default());
         let upstream = settings.upstream.clone();
-        let (host, port) = upstream.as_ref().map_or(("", 0), |it| (&*it.host, it.port));
+        let target = target(upstream.as_ref())?;
         let admin = Arc::new(AdminState {
             metrics: Arc::clone(&metrics),
             clock: clock.clone(),
@@ -134,7 +137,7 @@ impl Wired {
             memory,
             redis,
             subscriptions,
-            addresses: Addresses::new(host, port),
+            target,
             exposed: exposed(&settings, &admin),
             untrusted: Once::default(),
             drain: Drain::default(),
@@ -156,9 +159,9 @@ fn proxy_settings(
 ) -> Settings {
     let server = &settings.server;
     let of_upstream = |get: fn(&UpstreamSettings) -> Duration| upstream.map_or(Duration::ZERO, get);
-    let host_override = upstream
-        .filter(|it| !it.preserve_host)
-        .and_then(|it| HeaderValue::try_from(authority(&it.host, it.port)).ok());
+    let upstream_authority = upstream.and_then(|it| HeaderValue::try_from(it.url.authority()).ok());
+    let keeps_host = upstream.is_none_or(|it| it.preserve_host);
+    let host_override = upstream_authority.clone().filter(|_| !keeps_host);
     Settings {
         phases: PhaseTimeouts { header: server.header_timeout, idle: server.idle_timeout },
         body_timeout: server.body_timeout,
@@ -176,6 +179,7 @@ fn proxy_settings(
         upstream_idle_timeout: of_upstream(|it| it.idle_timeout),
         tunnel_idle_timeout: of_upstream(|it| it.tunnel_idle_timeout),
         retries: upstream.map_or(0, |it| it.retries),
+        upstream_authority,
         host_override,
         fields: ResponseFields {
             x_ratelimit: settings.headers.x_ratelimit,
@@ -283,10 +287,26 @@ fn reason_label(reason: Reason) -> FallbackReason {
     }
 }
 
-/// As `Host` writes it: without the port that `http` has anyway.
-fn authority(host: &str, port: u16) -> String {
-    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    if port == 80 { host } else { format!("{host}:{port}") }
+/// Where the upstream is, and what is spoken there.
+fn target(upstream: Option<&UpstreamSettings>) -> anyhow::Result<Target> {
+    let Some(UpstreamSettings { url, tls, .. }) = upstream else {
+        let place = Place::Tcp(Addresses::new("", 0));
+        return Ok(Target { place, protocol: Protocol::Http1 });
+    };
+    let protocol = match url.scheme {
+        UpstreamScheme::Http => Protocol::Http1,
+        UpstreamScheme::H2c => Protocol::Http2,
+        UpstreamScheme::Https => {
+            let tls = tls.as_ref().context("no TLS towards an upstream that has to have it")?;
+            let tls = ClientTls::new(tls).map_err(anyhow::Error::msg);
+            Protocol::Tls(Arc::new(tls.context("cannot set up TLS towards the upstream")?))
+        }
+    };
+    let place = match &url.place {
+        UpstreamPlace::Tcp { host, port } => Place::Tcp(Addresses::new(host, *port)),
+        UpstreamPlace::Unix { path } => Place::Unix(path.into()),
+    };
+    Ok(Target { place, protocol })
 }
 
 fn exposed(settings: &Loadable, admin: &Arc<AdminState>) -> Vec<(&'static str, Page)> {

@@ -16,10 +16,10 @@ use super::compile_identity::{IdentitySettings, identity};
 use super::compile_listeners::{ListenerSettings, listeners};
 use super::compile_lookup::{LookupSettings, lookup};
 use super::compile_secret::identity_secret;
+use super::compile_upstream::{UpstreamNeed, UpstreamSettings, upstream};
 use super::report::{Path, Problem, Report, nearest};
 use super::schema::{
     Config, Exposed, LogFormat, LogLevel, OnFailure, RedisConfig, Reset, Server, StoreConfig,
-    Upstream,
 };
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
@@ -97,31 +97,6 @@ pub struct ServerSettings {
     pub drain_timeout: Duration,
 }
 
-/// The backend.
-#[derive(Clone, Debug, PartialEq)]
-pub struct UpstreamSettings {
-    /// A name in lower case, or an address without brackets.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
-    /// For a new connection.
-    pub connect_timeout: Duration,
-    /// To the head of an answer.
-    pub response_timeout: Duration,
-    /// Between bytes of an answer's body.
-    pub idle_timeout: Duration,
-    /// Between bytes of an upgraded connection.
-    pub tunnel_idle_timeout: Duration,
-    /// Most connections that are kept for reuse; may be zero.
-    pub max_idle_connections: usize,
-    /// Whether a request that surely had no effect is tried again.
-    pub retries: u32,
-    /// Whether `Host` is passed on as it came.
-    pub preserve_host: bool,
-    /// A name is resolved again at least this often; may be zero.
-    pub dns_ttl: Duration,
-}
-
 /// A Redis, and how it is used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RedisSettings {
@@ -164,15 +139,6 @@ pub struct LogSettings {
     pub level: &'static str,
     /// One JSON object a line; else for eyes.
     pub is_json: bool,
-}
-
-/// Whether there must be an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpstreamNeed {
-    /// For serving.
-    Required,
-    /// For everything that only looks at the policy.
-    Optional,
 }
 
 /// Compiles the file. Where the report has errors, what is returned must not be used: it stands in
@@ -282,48 +248,6 @@ fn server(server: &Server, report: &mut Report<'_>) -> ServerSettings {
         max_body_bytes: NonZeroU64::new(server.max_body_bytes.0),
         drain_timeout: server.drain_timeout.0,
     }
-}
-
-fn upstream(
-    upstream: &Upstream,
-    need: UpstreamNeed,
-    report: &mut Report<'_>,
-) -> Option<UpstreamSettings> {
-    let at = |key: &str| config_path!["upstream", key];
-    let url = match (&upstream.url, need) {
-        (Some(url), _) => match url::upstream(url) {
-            Ok(url) => Some(url),
-            Err(problem) => {
-                report.value(at("url"), problem);
-                None
-            }
-        },
-        // Several backends were refused already; one error is enough.
-        (None, UpstreamNeed::Required) if upstream.urls.is_none() => {
-            let problem = Problem::new("not set").expected("the backend's URL");
-            report.key(at("url"), problem.hint("give --upstream URL or upstream.url"));
-            None
-        }
-        (None, _) => None,
-    };
-    let mut timeout = |key: &str, value| positive(at(key), value, report);
-    let connect_timeout = timeout("connect_timeout", upstream.connect_timeout);
-    let response_timeout = timeout("response_timeout", upstream.response_timeout);
-    let idle_timeout = timeout("idle_timeout", upstream.idle_timeout);
-    let tunnel_idle_timeout = timeout("tunnel_idle_timeout", upstream.tunnel_idle_timeout);
-    let url = url?;
-    Some(UpstreamSettings {
-        host: url.host,
-        port: url.port,
-        connect_timeout,
-        response_timeout,
-        idle_timeout,
-        tunnel_idle_timeout,
-        max_idle_connections: usize::try_from(upstream.max_idle_connections).unwrap_or(usize::MAX),
-        retries: upstream.retries,
-        preserve_host: upstream.preserve_host,
-        dns_ttl: upstream.dns_ttl.0,
-    })
 }
 
 fn redis(

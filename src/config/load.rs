@@ -12,10 +12,11 @@ use sha2::{Digest as _, Sha256};
 use crate::config_path;
 use crate::policy::compiled::{Policy, PolicyParts};
 
-use super::compile::{Settings, UpstreamNeed, settings};
+use super::compile::{Settings, settings};
 use super::compile_identity::{IdentitySettings, MethodSettings};
 use super::compile_tests;
 use super::compile_tiers::{self, PolicyTest};
+use super::compile_upstream::UpstreamNeed;
 use super::decode::decode;
 use super::keys_file;
 use super::reload::{self, Digest, Sections};

@@ -17,6 +17,7 @@ pub mod compile_rules;
 pub mod compile_secret;
 pub mod compile_tests;
 pub mod compile_tiers;
+pub mod compile_upstream;
 pub mod decode;
 pub mod json_schema;
 pub mod keys_file;

@@ -2,7 +2,8 @@
 //! names of its options: a password may stand in more than one place.
 
 use crate::subscriptions::settings::{PostgresTarget, TlsUse};
-use crate::subscriptions::tls::{Roots, ServerCheck};
+use crate::subscriptions::tls::ServerCheck;
+use crate::tls::roots::Roots;
 
 use super::report::{Problem, nearest, one_of, shortened};
 use super::url::percent_decoded;

@@ -207,7 +207,8 @@ impl Default for Admin {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Upstream {
-    /// The backend; required, here or as `--upstream`.
+    /// The backend: `http`, `https` or `h2c://HOST:PORT`, or `unix:/PATH`; required, here or as
+    /// `--upstream`.
     pub url: Option<String>,
     /// Several backends, instead of `url`.
     pub urls: Option<Vec<String>>,
@@ -219,7 +220,7 @@ pub struct Upstream {
     pub idle_timeout: HumanDuration,
     /// Between bytes of an upgraded connection.
     pub tunnel_idle_timeout: HumanDuration,
-    /// Most connections that are kept for reuse.
+    /// Most connections that are kept for reuse; over HTTP/2, most at a time.
     pub max_idle_connections: u32,
     /// Further tries of a request that surely had no effect.
     pub retries: u32,
@@ -256,9 +257,9 @@ impl Default for Upstream {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpstreamTls {
-    /// File of the authorities that are trusted.
+    /// File of the authorities that are trusted; null: this machine's.
     pub ca: Option<String>,
-    /// The name that the certificate must bear.
+    /// The name that the certificate must bear; null: the URL's host.
     pub server_name: Option<String>,
     /// File of the certificate that tollgate shows.
     pub client_cert: Option<String>,

@@ -10,7 +10,7 @@ use super::report::{Problem, shortened};
 use super::value::Redacted;
 use crate::store::redis::settings::{RedisAddress, RedisTarget};
 
-/// Schemes of an upstream, the first of which is built.
+/// Schemes of an upstream.
 const UPSTREAM_SCHEMES: [&str; 4] = ["http", "https", "h2c", "unix"];
 /// Schemes of a Redis, the first two of which are built.
 const REDIS_SCHEMES: [&str; 7] = [
@@ -23,6 +23,9 @@ const REDIS_SCHEMES: [&str; 7] = [
     "rediss-sentinel",
 ];
 
+/// The system takes no longer path of a socket (unix(7)).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// A URL taken apart; nothing is decoded.
 #[derive(Debug)]
 struct Parts<'a> {
@@ -34,13 +37,60 @@ struct Parts<'a> {
     query: Option<&'a str>,
 }
 
+/// What is spoken with the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamScheme {
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2 or HTTP/1.1 over TLS, as the backend chooses.
+    Https,
+    /// HTTP/2 without TLS, and without asking (RFC 9113 §3.3).
+    H2c,
+}
+
+/// Where the backend listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamPlace {
+    /// On a port.
+    Tcp {
+        /// A name in lower case, or an address without brackets.
+        host: String,
+        /// The scheme's own where the URL names none.
+        port: u16,
+    },
+    /// On a socket of this machine.
+    Unix {
+        /// Absolute.
+        path: String,
+    },
+}
+
 /// The backend's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamUrl {
-    /// A name, or an address without brackets.
-    pub host: String,
-    /// 80 where the URL names none.
-    pub port: u16,
+    /// What is spoken there.
+    pub scheme: UpstreamScheme,
+    /// Where it listens.
+    pub place: UpstreamPlace,
+}
+
+impl UpstreamUrl {
+    /// The backend as `Host` names it: without the port that its scheme has anyway.
+    pub fn authority(&self) -> String {
+        let UpstreamPlace::Tcp { host, port } = &self.place else { return "localhost".to_owned() };
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        if *port == self.scheme.port() { host } else { format!("{host}:{port}") }
+    }
+}
+
+impl UpstreamScheme {
+    /// The port where a URL names none.
+    pub fn port(self) -> u16 {
+        match self {
+            UpstreamScheme::Http | UpstreamScheme::H2c => 80,
+            UpstreamScheme::Https => 443,
+        }
+    }
 }
 
 /// A Redis, by its URL.
@@ -75,28 +125,57 @@ pub fn not_yet() -> Problem {
 /// The part that is wrong.
 pub fn upstream(text: &str) -> Result<UpstreamUrl, Problem> {
     const FORM: &str = "http://HOST:PORT";
-    if text.starts_with("unix:") {
-        return Err(not_yet());
+    if let Some(path) = unix_path(text) {
+        return path.map(|path| UpstreamUrl {
+            scheme: UpstreamScheme::Http,
+            place: UpstreamPlace::Unix { path },
+        });
     }
     let parts = split(text, FORM, "http")?;
-    match parts.scheme.to_ascii_lowercase().as_str() {
-        "http" => {}
-        "https" | "h2c" | "unix" => return Err(not_yet()),
+    let scheme = match parts.scheme.to_ascii_lowercase().as_str() {
+        "http" => UpstreamScheme::Http,
+        "https" => UpstreamScheme::Https,
+        "h2c" => UpstreamScheme::H2c,
         _ => return Err(bad_scheme(text, parts.scheme, &UPSTREAM_SCHEMES)),
-    }
+    };
+    let form = match scheme {
+        UpstreamScheme::Http => FORM,
+        UpstreamScheme::Https => "https://HOST:PORT",
+        UpstreamScheme::H2c => "h2c://HOST:PORT",
+    };
     if parts.userinfo.is_some() {
-        return Err(Problem::new("a user or password").expected(FORM));
+        return Err(Problem::new("a user or password").expected(form));
     }
     let host = host(parts.host)?;
-    let port = port(parts.port)?.unwrap_or(80);
+    let port = port(parts.port)?.unwrap_or(scheme.port());
     if !matches!(parts.path, "" | "/") {
         let found = format!("path \"{}\"", shortened(parts.path));
-        return Err(Problem::new(found).expected(format!("{FORM} without a path")));
+        return Err(Problem::new(found).expected(format!("{form} without a path")));
     }
     if parts.query.is_some() {
-        return Err(Problem::new("a query or fragment").expected(FORM));
+        return Err(Problem::new("a query or fragment").expected(form));
     }
-    Ok(UpstreamUrl { host, port })
+    Ok(UpstreamUrl { scheme, place: UpstreamPlace::Tcp { host, port } })
+}
+
+/// The path of `unix:/PATH` or `unix:///PATH`, byte for byte; `None` for any other scheme.
+fn unix_path(text: &str) -> Option<Result<String, Problem>> {
+    let (scheme, rest) = text.split_once(':')?;
+    if !scheme.eq_ignore_ascii_case("unix") {
+        return None;
+    }
+    let path = rest.strip_prefix("//").unwrap_or(rest);
+    let wrong = |expected: String| {
+        let found = format!("socket path \"{}\"", shortened(path));
+        Some(Err(Problem::new(found).expected(expected)))
+    };
+    if !path.starts_with('/') || path.len() < 2 || path.contains('\0') {
+        return wrong("unix:/PATH, an absolute path".to_owned());
+    }
+    if path.len() > SOCKET_PATH_BYTES_MAX {
+        return wrong(format!("at most {SOCKET_PATH_BYTES_MAX} bytes"));
+    }
+    Some(Ok(path.to_owned()))
 }
 
 /// Reads a Redis's URL.
@@ -332,11 +411,29 @@ mod tests {
 
     #[test]
     fn upstreams() {
-        let read = |text| upstream(text).map(|url| (url.host, url.port)).unwrap();
-        assert_eq!(read("http://127.0.0.1:8081"), ("127.0.0.1".into(), 8081));
-        assert_eq!(read("HTTP://Backend.local/"), ("backend.local".into(), 80));
-        assert_eq!(read("http://[::1]:90"), ("::1".into(), 90));
-        assert_eq!(read("http://my_service:1"), ("my_service".into(), 1));
+        let read = |text| {
+            let url = upstream(text).unwrap();
+            let UpstreamPlace::Tcp { host, port } = &url.place else { panic!("{url:?}") };
+            (url.scheme, host.clone(), *port, url.authority())
+        };
+        use UpstreamScheme::{H2c, Http, Https};
+        let plain = |it: &str| it.to_owned();
+        for (text, scheme, host, port, authority) in [
+            ("http://127.0.0.1:8081", Http, "127.0.0.1", 8081, "127.0.0.1:8081"),
+            ("HTTP://Backend.local/", Http, "backend.local", 80, "backend.local"),
+            ("http://[::1]:90", Http, "::1", 90, "[::1]:90"),
+            ("http://my_service:1", Http, "my_service", 1, "my_service:1"),
+            ("https://a", Https, "a", 443, "a"),
+            ("https://a:80", Https, "a", 80, "a:80"),
+            ("h2c://[::1]", H2c, "::1", 80, "[::1]"),
+        ] {
+            assert_eq!(read(text), (scheme, plain(host), port, plain(authority)), "{text}");
+        }
+        for text in ["unix:/run/x y", "unix:///run/x y", "UNIX:/run/x y"] {
+            let url = upstream(text).unwrap();
+            assert_eq!(url.place, UpstreamPlace::Unix { path: "/run/x y".into() });
+            assert_eq!((url.scheme, url.authority().as_str()), (Http, "localhost"));
+        }
     }
 
     #[test]
@@ -375,9 +472,16 @@ mod tests {
             upstream_error("http://[::x]:80"),
             "host \"[::x]\", expected an IPv6 address in brackets"
         );
-        for scheme in ["https://a", "h2c://a", "unix:/run/x", "unix:///run/x"] {
-            assert_eq!(upstream_error(scheme), "not supported yet", "{scheme}");
+        assert_eq!(
+            upstream_error("h2c://a/b"),
+            "path \"/b\", expected h2c://HOST:PORT without a path"
+        );
+        for wrong in ["unix:", "unix:/", "unix:run/x", "unix://run/x"] {
+            let error = upstream_error(wrong);
+            assert!(error.ends_with(", expected unix:/PATH, an absolute path"), "{error}");
         }
+        let long = format!("unix:/{}", "a".repeat(107));
+        assert!(upstream_error(&long).ends_with(", expected at most 107 bytes"));
         for odd in
             ["", " ", "http://a b", "://", "http://[", "http://]", "http://[::1]x", "http://%"]
         {

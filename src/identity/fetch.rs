@@ -2,7 +2,6 @@
 //!
 //! No redirect is followed: whom to trust for keys is the configuration's to say.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ACCEPT, USER_AGENT};
@@ -12,8 +11,9 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::crypto::aws_lc_rs;
-use rustls::{ClientConfig, RootCertStore};
+
+use crate::tls::client::plain_client;
+use crate::tls::roots::Roots;
 
 /// For a whole fetch: name, connection, answer.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,18 +47,14 @@ impl Fetcher {
     /// # Errors
     /// TLS cannot be set up.
     pub fn new(url: Uri) -> Result<Self, rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        if url.scheme() == Some(&http::uri::Scheme::HTTPS) {
-            let found = rustls_native_certs::load_native_certs();
-            for error in found.errors {
-                tracing::warn!(%error, "some of the system's authorities cannot be read");
-            }
-            roots.add_parsable_certificates(found.certs);
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let nobody = Roots::Given(Vec::new());
+        let is_tls = url.scheme() == Some(&http::uri::Scheme::HTTPS);
+        let roots = if is_tls { &Roots::System } else { &nobody };
+        let config = plain_client(roots).or_else(|reason| {
+            // Every fetch will fail and say why; what needs no keys goes on.
+            tracing::warn!(reason, "the system's authorities cannot be read");
+            plain_client(&nobody).map_err(rustls::Error::General)
+        })?;
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(config)
             .https_or_http()

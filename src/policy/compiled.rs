@@ -169,11 +169,8 @@ impl Policy {
 
         let mut plan = Plan::new(identity, tier, source);
         plan.unknown_subscription = unknown;
-        let lenient_rule = matched.lenient.filter(|rule| Some(*rule) != matched.strict);
-        let met = [matched.strict, lenient_rule];
         plan.endpoint = matched.strict.or(matched.lenient);
-        let rules = || met.iter().flatten().filter_map(|id| Some((*id, self.rule(*id)?)));
-        // Exempt only if both readings say so: a reading without a rule does not.
+        let rules = || matched.rules().filter_map(|id| Some((id, self.rule(id)?)));
         plan.cost = rules().map(|(_, rule)| rule.cost).max().unwrap_or(1);
         plan.on_failure = rules()
             .find_map(|(_, rule)| rule.on_failure)
@@ -182,8 +179,8 @@ impl Policy {
             plan.disposition = Disposition::Refused;
             return Ok(plan);
         }
-        let readings = [matched.strict, matched.lenient];
-        if readings.iter().all(|id| id.and_then(|id| self.rule(id)).is_some_and(|it| it.exempt)) {
+        // Exempt only if every reading says so: one without a rule does not.
+        if matched.all(|id| self.rule(id).is_some_and(|it| it.exempt)) {
             plan.disposition = Disposition::Exempt;
             return Ok(plan);
         }
@@ -192,18 +189,15 @@ impl Policy {
         // no other reading of the path says otherwise.
         let relaxes =
             |rule: &Rule| rule.mode == Mode::Shadow && rule.limits.iter().all(Option::is_none);
-        let tier_relaxed =
-            readings.iter().all(|id| id.and_then(|id| self.rule(id)).is_some_and(relaxes));
+        let tier_relaxed = matched.all(|id| self.rule(id).is_some_and(relaxes));
         let tier_mode = if tier_relaxed { Mode::Shadow } else { self.mode };
         if let Some(limits) = self.tier(tier).map(|tier| tier.limits)
             && !limits.is_unlimited()
         {
-            plan.push(Scope {
-                rule: None,
-                key: TIER_SCOPE,
-                key_hash: self.tier_scope_hash,
-                limits: Limits { set: limits, mode: tier_mode },
-            });
+            let limits = Limits { set: limits, mode: tier_mode };
+            let key_hash = self.tier_scope_hash;
+            let scope = Scope { rule: None, key: TIER_SCOPE, key_hash, limits };
+            plan.push(scope).ok_or(PathError::Ambiguous)?;
         }
         for (id, rule) in rules().filter(|(_, rule)| !rule.exempt) {
             let index = usize::from(id.0);
@@ -214,7 +208,8 @@ impl Policy {
             {
                 let mode = if self.mode == Mode::Shadow { Mode::Shadow } else { rule.mode };
                 let limits = Limits { set, mode };
-                plan.push(Scope { rule: Some(id), key, key_hash: *key_hash, limits });
+                let scope = Scope { rule: Some(id), key, key_hash: *key_hash, limits };
+                plan.push(scope).ok_or(PathError::Ambiguous)?;
             }
         }
         if plan.scopes().next().is_some() {

@@ -13,6 +13,12 @@
 //! dot segments removed, a trailing slash cut, ASCII letters folded to lower case. A third layer of
 //! encoding stays as it is, and so does a `%` that the first decoding made and that begins no
 //! escape: `100%25` is honest.
+//!
+//! *Further* readings are for what lies between the two. A backend that forgives in one respect and
+//! is strict in another reads `/A/..` or `/a%2fb/..;/x` as neither of them does: one that removes no
+//! dot segments runs `/a/**` for it. Where the division into segments is in doubt, because a path
+//! holds dot segments, empty segments or separators in disguise, it is divided in each of the ways
+//! of `DIVISIONS` as well. Nearly no honest path needs that.
 
 use std::borrow::Cow;
 
@@ -24,6 +30,7 @@ pub struct Readings<'a> {
     strict: Cow<'a, [u8]>,
     /// `None`: the same bytes as `strict`.
     lenient: Option<Cow<'a, [u8]>>,
+    further: Vec<Vec<u8>>,
 }
 
 impl<'a> Readings<'a> {
@@ -37,10 +44,13 @@ impl<'a> Readings<'a> {
     pub fn of(raw: &'a [u8]) -> Result<Self, PathError> {
         let shape = if raw.first() == Some(&b'/') { shape(raw) } else { Shape::Odd };
         match shape {
-            Shape::Plain => Ok(Readings { strict: Cow::Borrowed(raw), lenient: None }),
+            Shape::Plain => {
+                Ok(Readings { strict: Cow::Borrowed(raw), lenient: None, further: Vec::new() })
+            }
             Shape::Cased => Ok(Readings {
                 strict: Cow::Borrowed(raw),
                 lenient: Some(Cow::Owned(raw.to_ascii_lowercase())),
+                further: Vec::new(),
             }),
             Shape::Odd => Self::of_any(raw),
         }
@@ -51,7 +61,13 @@ impl<'a> Readings<'a> {
         let path = raw.split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default();
         let path = match path {
             b"" => b"/",
-            b"*" => return Ok(Readings { strict: Cow::Owned(b"*".to_vec()), lenient: None }),
+            b"*" => {
+                return Ok(Readings {
+                    strict: Cow::Owned(b"*".to_vec()),
+                    lenient: None,
+                    further: Vec::new(),
+                });
+            }
             [b'/', ..] => path,
             _ => return Err(PathError::NotAbsolute),
         };
@@ -60,8 +76,13 @@ impl<'a> Readings<'a> {
         check_no_nul(&decoded)?;
         let strict = strict(path)?;
         let lenient = lenient(&decoded)?;
+        let mut further = Vec::new();
+        if is_division_in_doubt(path, &decoded) {
+            further = divisions(path, &decoded);
+            further.retain(|reading| *reading != lenient);
+        }
         let lenient = (lenient != strict).then_some(Cow::Owned(lenient));
-        Ok(Readings { strict: Cow::Owned(strict), lenient })
+        Ok(Readings { strict: Cow::Owned(strict), lenient, further })
     }
 
     /// The reading by the letter.
@@ -74,7 +95,13 @@ impl<'a> Readings<'a> {
         self.lenient.as_ref().unwrap_or(&self.strict)
     }
 
-    /// Whether both readings are the same bytes: the path leaves no doubt.
+    /// What backends between the two may read, folded as the lenient reading is and unlike it; a
+    /// separator that is none in such a reading is a NUL. Empty for nearly every path.
+    pub fn further(&self) -> &[Vec<u8>] {
+        &self.further
+    }
+
+    /// Whether both readings are the same bytes.
     pub fn agree(&self) -> bool {
         self.lenient.is_none()
     }
@@ -288,6 +315,140 @@ fn lenient(decoded: &[u8]) -> Result<Vec<u8>, PathError> {
         reading.push(b'/');
     }
     Ok(reading)
+}
+
+/// One way to divide a path into segments.
+struct Division {
+    /// What is divided.
+    text: Text,
+    /// Whether `\` divides.
+    at_backslash: bool,
+    /// Whether runs of slashes count as one.
+    merges: bool,
+    /// Whether dot segments are removed.
+    removes_dots: bool,
+}
+
+/// The stages of decoding at which backends divide.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Text {
+    /// Nothing but unreserved characters is decoded.
+    Normal,
+    Once,
+    Twice,
+    /// Decoded once, after parameters were cut.
+    CutOnce,
+}
+
+/// The ways to divide a path that are known of backends beside the two readings.
+const DIVISIONS: [Division; 14] = {
+    const fn of(text: Text, at_backslash: bool, merges: bool, removes_dots: bool) -> Division {
+        Division { text, at_backslash, merges, removes_dots }
+    }
+    [
+        // Routers that match the target as it came: Express, Fastify.
+        of(Text::Normal, false, false, false),
+        of(Text::Normal, false, true, false),
+        of(Text::Normal, false, false, true),
+        of(Text::Normal, false, true, true),
+        // Routers behind a server that decodes: Starlette, Django, Flask; nginx, Apache, Go.
+        of(Text::Once, false, false, false),
+        of(Text::Once, false, true, false),
+        of(Text::Once, false, false, true),
+        of(Text::Once, false, true, true),
+        // Files on Windows.
+        of(Text::Once, true, true, true),
+        // Servlets: Spring's patterns, Tomcat's and Jetty's mappings.
+        of(Text::CutOnce, false, false, false),
+        of(Text::CutOnce, true, true, false),
+        of(Text::CutOnce, true, true, true),
+        // Applications that decode what was decoded.
+        of(Text::Twice, false, false, false),
+        of(Text::Twice, true, true, false),
+    ]
+};
+
+/// Whether backends may divide the path differently. `decoded` is what [`decode_twice`] made.
+fn is_division_in_doubt(path: &[u8], decoded: &[u8]) -> bool {
+    let is_slash = |byte: &&u8| matches!(**byte, b'/' | b'\\');
+    let has_disguised =
+        path.iter().filter(is_slash).count() != decoded.iter().filter(is_slash).count();
+    if has_disguised || decoded.last() == Some(&b'\n') {
+        return true;
+    }
+    let mut segments = decoded.split(|byte| *byte == b'/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let cut = segment.split(|byte| *byte == b';').next().unwrap_or_default();
+        let is_trailing_slash = segment.is_empty() && segments.peek().is_none();
+        if matches!(cut, b"" | b"." | b"..") && !is_trailing_slash {
+            return true;
+        }
+    }
+    false
+}
+
+/// The path in each of [`DIVISIONS`], each reading once. Linear in the path, like every reading.
+fn divisions(path: &[u8], twice: &[u8]) -> Vec<Vec<u8>> {
+    let (mut normal, mut cut) = (Vec::new(), Vec::new());
+    for segment in path.split(|byte| *byte == b'/').skip(1) {
+        normal.push(b'/');
+        push_normal(segment, &mut normal);
+        cut.push(b'/');
+        cut.extend(segment.split(|byte| *byte == b';').next().unwrap_or_default());
+    }
+    let (once, cut_once) = (decode(path), decode(&cut));
+    let mut readings: Vec<Vec<u8>> = Vec::new();
+    for division in &DIVISIONS {
+        let text = match division.text {
+            Text::Normal => &normal,
+            Text::Once => &*once,
+            Text::Twice => twice,
+            Text::CutOnce => &*cut_once,
+        };
+        let reading = divide(text, division);
+        if !readings.contains(&reading) {
+            readings.push(reading);
+        }
+    }
+    readings
+}
+
+/// One of the divisions, its segments folded. `..` at the root stays there.
+fn divide(text: &[u8], division: &Division) -> Vec<u8> {
+    let mut reading = Vec::with_capacity(text.len());
+    // To `$` in many a regular expression, Python's among them, a last line feed is the end.
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let is_separator = |byte: &u8| *byte == b'/' || division.at_backslash && *byte == b'\\';
+    for segment in text.split(is_separator).skip(1) {
+        match segment {
+            b"" if division.merges => {}
+            b"." if division.removes_dots => {}
+            b".." if division.removes_dots => drop(leave(&mut reading)),
+            _ => {
+                reading.push(b'/');
+                push_folded(segment, &mut reading);
+            }
+        }
+    }
+    if reading.len() > 1 && reading.last() == Some(&b'/') {
+        reading.pop();
+    }
+    if reading.is_empty() {
+        reading.push(b'/');
+    }
+    reading
+}
+
+/// Appends a segment as the lenient reading folds one, but leaves it one segment: a separator in it
+/// becomes a NUL, which no path may hold, and parameters alone are no empty segment.
+fn push_folded(segment: &[u8], reading: &mut Vec<u8>) {
+    let decoded = decode_twice(segment);
+    let name = decoded.split(|byte| *byte == b';').next().unwrap_or_default();
+    let name = if name.is_empty() { &*decoded } else { name };
+    reading.extend(name.iter().map(|byte| match byte {
+        b'/' | b'\\' => 0,
+        other => other.to_ascii_lowercase(),
+    }));
 }
 
 /// Removes the last segment and the slash before it.

@@ -118,11 +118,11 @@ impl<'p> Plan<'p> {
         }
     }
 
-    /// Adds a scope behind the others. At most [`SCOPES_MAX`]: tier, strict rule, lenient rule.
-    pub fn push(&mut self, scope: Scope<'p>) {
-        if let Some(place) = self.scopes.iter_mut().find(|place| place.is_none()) {
-            *place = Some(scope);
-        }
+    /// Adds a scope behind the others. At most [`SCOPES_MAX`]: the tier's and two rules'; `None`
+    /// where there is no room left.
+    pub fn push(&mut self, scope: Scope<'p>) -> Option<()> {
+        *self.scopes.iter_mut().find(|place| place.is_none())? = Some(scope);
+        Some(())
     }
 
     /// The scopes to check, the tier's first.

@@ -29,6 +29,9 @@ pub struct Pattern {
     pub strict_only: bool,
 }
 
+/// More rules than these, beside those of the two readings, no path may meet.
+pub const FURTHER_RULES_MAX: usize = 4;
+
 /// The rules that a request meets, one for each reading of its path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Matched {
@@ -36,6 +39,24 @@ pub struct Matched {
     pub strict: Option<RuleId>,
     /// The rule of the lenient reading.
     pub lenient: Option<RuleId>,
+    /// What further readings meet that these two do not; each once, the first ones first.
+    pub further: [Option<RuleId>; FURTHER_RULES_MAX],
+    /// Whether a further reading meets no rule.
+    pub misses: bool,
+}
+
+impl Matched {
+    /// Every rule that is met, once: the strict reading's, the lenient one's, others.
+    pub fn rules(&self) -> impl Iterator<Item = RuleId> {
+        let lenient = self.lenient.filter(|rule| Some(*rule) != self.strict);
+        [self.strict, lenient].into_iter().chain(self.further).flatten()
+    }
+
+    /// Whether every reading of the path meets a rule, and a rule of this kind.
+    pub fn all(&self, is_so: impl Fn(RuleId) -> bool) -> bool {
+        let has_all = self.strict.is_some() && self.lenient.is_some() && !self.misses;
+        has_all && self.rules().all(is_so)
+    }
 }
 
 /// The compiled rules.
@@ -81,6 +102,9 @@ pub enum PathError {
     /// `..` above the root, in either reading.
     #[error("the path leaves the root by `..`")]
     AboveRoot,
+    /// It is more endpoints at once, to one backend or another, than can be limited together.
+    #[error("the path can be read as too many endpoints")]
+    Ambiguous,
     /// Neither `/…` nor `*`.
     #[error("the path does not begin with `/`")]
     NotAbsolute,
@@ -140,7 +164,18 @@ impl Router {
         } else {
             strict
         };
-        Ok(Matched { strict, lenient })
+        let mut matched = Matched { strict, lenient, ..Matched::default() };
+        for reading in readings.further() {
+            let Some(rule) = self.lenient.find(reading, &request, None) else {
+                matched.misses = true;
+                continue;
+            };
+            if !matched.rules().any(|it| it == rule) {
+                let room = matched.further.iter_mut().find(|it| it.is_none());
+                *room.ok_or(PathError::Ambiguous)? = Some(rule);
+            }
+        }
+        Ok(matched)
     }
 
     /// What each rule asks, by its index.

@@ -16,6 +16,7 @@ use crate::identity::identifier::Identifier;
 use super::exchange::{End, Exchange};
 use super::headers;
 use super::io::ConnState;
+use super::multiplex::StreamState;
 use super::pool::Lease;
 use super::reply::Refusal;
 use super::timer::Tick;
@@ -91,12 +92,14 @@ pub struct UploadBody {
     bytes_max: u64,
     /// Knows the fields that bear credentials, which are none of a trailer's.
     identifier: Option<Arc<Identifier>>,
+    /// The stream that it is sent on, where HTTP/2 is spoken.
+    stream: Option<Rc<StreamState>>,
 }
 
 impl UploadBody {
     /// No body.
     pub fn empty() -> Self {
-        UploadBody { inner: None, bytes_max: 0, identifier: None }
+        UploadBody { inner: None, bytes_max: 0, identifier: None, stream: None }
     }
 
     /// A body of at most `bytes_max` (0: no limit), each part of it within `timeout`.
@@ -119,7 +122,12 @@ impl UploadBody {
         });
         conn.set_uploading(true);
         let (inner, identifier) = (Some((inner, Rc::clone(&state))), Some(Arc::clone(identifier)));
-        (UploadBody { inner, bytes_max, identifier }, state)
+        (UploadBody { inner, bytes_max, identifier, stream: None }, state)
+    }
+
+    /// Holds on to the stream that it is sent on.
+    pub fn set_stream(&mut self, stream: Rc<StreamState>) {
+        self.stream = Some(stream);
     }
 }
 
@@ -143,8 +151,11 @@ impl Body for UploadBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let bytes_max = self.bytes_max;
-        let UploadBody { inner, identifier, .. } = &mut *self;
+        let UploadBody { inner, identifier, stream, .. } = &mut *self;
         let Some((inner, state)) = inner else { return Poll::Ready(None) };
+        if let Some(stream) = stream {
+            stream.begin_upload();
+        }
         let frame = match Pin::new(&mut *inner).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {

@@ -16,14 +16,19 @@ use crate::clock;
 use crate::policy::plan::RuleId;
 
 use super::body::{Download, ProxyBody, UploadBody, UploadState};
+use super::connect::ConnectError;
 use super::gate::Active;
 use super::headers::{self, Present};
+use super::http2_message::{self as http2, Fate};
 use super::io::ConnState;
-use super::pool::{ConnectError, Lease};
+use super::pool::{Lease, Needs, Sent, Unsent};
 use super::reply::Refusal;
 use super::timer::Tick;
 use super::tunnel;
 use super::worker::Worker;
+
+/// How often a request that the upstream itself says it did nothing with is sent again.
+const RESENDS_MAX: u32 = 3;
 
 /// One call of the upstream, for one request.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +78,9 @@ impl Call<'_> {
         mut request: Request<Incoming>,
     ) -> Result<(Response<ProxyBody>, Duration), Failure> {
         let settings = &self.worker.gate.settings;
-        let upgrade = headers::wanted_upgrade(&request, self.present);
+        let upgrade = headers::wanted_upgrade(&request, self.present)
+            // What cannot be upgraded is an ordinary request (RFC 9110 §7.8).
+            .filter(|_| self.worker.pool.can_upgrade());
         let on_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         request.extensions_mut().clear();
         let is_trusted = self.active.policy.is_trusted(self.conn.peer.address.ip());
@@ -83,10 +90,10 @@ impl Call<'_> {
             request.headers_mut().insert(HOST, host.clone());
         } else if is_http_1_0
             && !request.headers().contains_key(HOST)
-            && let Some(host) = self.worker.gate.addresses.authority()
+            && let Some(host) = &settings.upstream_authority
         {
             // What goes out is HTTP/1.1, which has to have one (RFC 9112 §3.2).
-            request.headers_mut().insert(HOST, host);
+            request.headers_mut().insert(HOST, host.clone());
         }
         if request.body().size_hint().exact().is_none() {
             // HTTP/2 needs no length, and HTTP/1.1 no length and a framing of its own: without it
@@ -106,7 +113,9 @@ impl Call<'_> {
             body
         });
         let started = clock::monotonic();
-        let (mut response, lease) = self.exchange(request, upload.as_deref()).await?;
+        let needs_http1 = upgrade.is_some();
+        let exchanged = self.exchange(request, upload.as_deref(), needs_http1).await;
+        let (mut response, lease) = exchanged?;
         let took = clock::monotonic().saturating_duration_since(started);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // Only what was asked for, and by whom it was asked for.
@@ -137,33 +146,63 @@ impl Call<'_> {
         self,
         mut request: Request<UploadBody>,
         upload: Option<&UploadState>,
+        needs_http1: bool,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
         let pool = &self.worker.pool;
         let may_repeat = upload.is_none() && is_idempotent(request.method());
         let mut tries_left = self.worker.gate.settings.retries;
+        let mut resends_left = RESENDS_MAX;
         let mut wants_fresh = false;
         loop {
             // A fresh one is wanted only after the request went out on another.
             let failure = |refusal| Failure { refusal, may_have_arrived: wants_fresh };
-            let pooled = if wants_fresh { None } else { pool.take(!may_repeat || tries_left == 0) };
-            let mut lease = match pooled {
+            let needs = Needs {
+                http1: needs_http1,
+                is_alive: !may_repeat || tries_left == 0,
+                is_fresh: wants_fresh,
+            };
+            let mut lease = match pool.take(needs) {
                 Some(lease) => lease,
                 None => {
-                    let connected = pool.connect().await;
+                    let connected = pool.connect(needs).await;
                     connected.map_err(|error| failure(connect_refusal(error)))?
                 }
             };
+            let is_http2 = lease.is_http2();
             let can_repeat = may_repeat && lease.is_reused && tries_left > 0;
-            let copy = can_repeat.then(|| copy_of(&request));
-            let sent = lease.sender.try_send_request(request);
+            let can_resend = is_http2 && upload.is_none() && resends_left > 0;
+            let copy = (can_repeat || can_resend).then(|| copy_of(&request));
+            if is_http2 {
+                http2::to_http2(&mut request, pool.is_tls())?;
+            }
+            let sent = lease.send(request);
             match answer_head(sent, self.worker, self.conn, upload).await {
                 Head::Arrived(response) => return Ok((response, lease)),
                 Head::TimedOut => return Err(Refusal::ResponseTimeout.into()),
                 Head::UploadFailed(refusal) => return Err(refusal.into()),
                 // Not a byte of it was sent: no harm in another try, whatever the method.
-                Head::NotSent(returned) if lease.is_reused => request = *returned,
+                Head::NotSent(returned) if is_http2 && resends_left > 0 => {
+                    request = *returned;
+                    http2::from_http2(&mut request);
+                    resends_left = resends_left.saturating_sub(1);
+                    lease.retire();
+                }
+                Head::NotSent(returned) if !is_http2 && lease.is_reused => request = *returned,
                 Head::NotSent(_) => return Err(failure(Refusal::UpstreamBroken)),
-                Head::Broken => {
+                Head::Broken(fate) => {
+                    if fate != Fate::StreamReset && fate != Fate::Refused {
+                        lease.retire();
+                    }
+                    let copy = match fate {
+                        // The upstream says itself that it did nothing with it.
+                        Fate::Refused | Fate::GoneAway if can_resend => {
+                            resends_left = resends_left.saturating_sub(1);
+                            request = copy.ok_or(Refusal::UpstreamBroken)?;
+                            continue;
+                        }
+                        Fate::Unknown if can_repeat => copy,
+                        _ => None,
+                    };
                     let copy = copy.filter(|_| !lease.has_answered());
                     request = copy.ok_or(Refusal::UpstreamBroken)?;
                     tries_left = tries_left.saturating_sub(1);
@@ -204,10 +243,8 @@ enum Head {
     TimedOut,
     UploadFailed(Refusal),
     NotSent(Box<Request<UploadBody>>),
-    Broken,
+    Broken(Fate),
 }
-
-type Sent = Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<UploadBody>>>;
 
 async fn answer_head(
     sent: impl Future<Output = Sent>,
@@ -221,13 +258,11 @@ async fn answer_head(
         if let Poll::Ready(sent) = sent.as_mut().poll(cx) {
             return Poll::Ready(match sent {
                 Ok(response) => Head::Arrived(response),
-                Err(mut error) => {
-                    match (upload.and_then(UploadState::failure), error.take_message()) {
-                        (Some(refusal), _) => Head::UploadFailed(refusal),
-                        (None, Some(request)) => Head::NotSent(Box::new(request)),
-                        (None, None) => Head::Broken,
-                    }
-                }
+                Err(unsent) => match (upload.and_then(UploadState::failure), unsent) {
+                    (Some(refusal), _) => Head::UploadFailed(refusal),
+                    (None, Unsent::Returned(request)) => Head::NotSent(request),
+                    (None, Unsent::Failed(error)) => Head::Broken(Fate::of(&error)),
+                },
             });
         }
         if let Some(refusal) = upload.and_then(UploadState::failure) {
@@ -266,5 +301,6 @@ fn connect_refusal(error: ConnectError) -> Refusal {
     match error {
         ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
         ConnectError::Timeout => Refusal::ConnectTimeout,
+        ConnectError::Refused(_) => Refusal::UpstreamBroken,
     }
 }

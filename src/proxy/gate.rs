@@ -22,10 +22,10 @@ use crate::subscriptions::Subscriptions;
 use super::address::Once;
 use super::body::ProxyBody;
 use super::caller::UnknownSubscriptions;
+use super::connect::Target;
 use super::headers::ResponseFields;
 use super::io::PhaseTimeouts;
 use super::pool::PoolSettings;
-use super::resolve::Addresses;
 
 /// How the data path behaves; see `config/tollgate.yaml` for each.
 #[derive(Clone, Debug)]
@@ -52,6 +52,8 @@ pub struct Settings {
     pub tunnel_idle_timeout: Duration,
     /// Second tries of a request that met a stale connection.
     pub retries: u32,
+    /// The upstream, as `Host` names it.
+    pub upstream_authority: Option<http::HeaderValue>,
     /// What the upstream sees as `Host` in place of the downstream's.
     pub host_override: Option<http::HeaderValue>,
     /// Which fields answers carry.
@@ -94,8 +96,8 @@ pub struct Gate {
     pub redis: Option<Arc<RedisShared>>,
     /// What users have bought, if there is a database to ask.
     pub subscriptions: Option<Arc<Subscriptions>>,
-    /// Where the upstream is.
-    pub addresses: Arc<Addresses>,
+    /// Where the upstream is, and what is spoken there.
+    pub target: Target,
     /// Paths that tollgate answers itself on the data port: `server.expose`.
     pub exposed: Vec<(&'static str, Page)>,
     /// Whether it was said that a private peer's forwarding fields are not believed.

@@ -9,6 +9,7 @@
 pub mod address;
 pub mod body;
 pub mod caller;
+pub mod connect;
 pub mod connection;
 pub mod exchange;
 pub mod forward;
@@ -17,8 +18,10 @@ pub mod gate;
 pub mod handshake;
 pub mod headers;
 pub mod http2;
+pub mod http2_message;
 pub mod io;
 pub mod listener;
+pub mod multiplex;
 pub mod pool;
 pub mod reply;
 pub mod resolve;

@@ -1,35 +1,32 @@
 //! One worker's connections to the upstream.
 //!
 //! Each worker keeps its own, so that taking one and giving it back costs no lock and wakes no
-//! other thread. The one used last is taken first: the others grow old and are let go.
+//! other thread. Of those that speak HTTP/1.1 the one used last is taken first: the others grow old
+//! and are let go. Those that speak HTTP/2 are in `multiplex`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::clock;
 use crate::metrics::cells::LevelGuard;
 use crate::metrics::series::{PoolSeries, UpstreamSeries};
 
 use super::body::UploadBody;
-use super::resolve::Addresses;
+use super::connect::{ConnectError, Look, Protocol, Target, UpstreamIo, UpstreamSocket};
+use super::multiplex::{Bounds, Connections, Stream};
 use super::timer::{Tick, Timers};
 
-/// How long an address is tried at least, however many there are, if the time allows.
-const SHARE_MIN: Duration = Duration::from_millis(250);
+/// How often a worker says at most why the upstream is refused.
+const TELL_PAUSE: Duration = Duration::from_secs(10);
 
 /// How connections to the upstream are made and kept.
 #[derive(Clone, Copy, Debug)]
@@ -44,25 +41,30 @@ pub struct PoolSettings {
     pub head_bytes_max: usize,
 }
 
-/// Why no connection could be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// No address of the upstream took the connection.
-    #[error("cannot connect to the upstream")]
-    Unreachable(#[source] io::Error),
-    /// None did in time.
-    #[error("connecting to the upstream took too long")]
-    Timeout,
+/// What a request needs of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// It is to be upgraded, which HTTP/2 does not know.
+    pub http1: bool,
+    /// The request could not be sent a second time: the kernel is asked too whether the upstream
+    /// has closed the connection meanwhile.
+    pub is_alive: bool,
+    /// No connection that was there before.
+    pub is_fresh: bool,
 }
 
-/// The idle connections of one worker.
+/// The connections of one worker.
 #[derive(Debug)]
 pub struct Pool {
     idle: RefCell<Vec<Idle>>,
-    addresses: Arc<Addresses>,
+    http2: Rc<Connections>,
+    /// Whether the upstream chose HTTP/2 when it was last asked.
+    chose_http2: Cell<Option<bool>>,
+    target: Target,
     timers: Arc<Timers>,
     signals: PoolSignals,
     settings: PoolSettings,
+    told: Cell<Option<Instant>>,
 }
 
 /// Where a pool counts.
@@ -82,241 +84,268 @@ struct Idle {
     _counted: LevelGuard,
 }
 
-/// A connection to the upstream, lent to one exchange. Dropping it closes the connection.
+/// A connection to the upstream, or a stream on one, lent to one exchange. Dropping it closes the
+/// connection, or resets the stream if it has not ended.
 #[derive(Debug)]
 pub struct Lease {
-    /// Sends the request.
-    pub sender: http1::SendRequest<UploadBody>,
     /// Whether it carried an exchange before.
     pub is_reused: bool,
-    socket: Arc<UpstreamSocket>,
-    pool: Rc<Pool>,
-    _counted: LevelGuard,
+    line: Line,
 }
 
-/// The socket, reachable from beside hyper's connection task.
 #[derive(Debug)]
-struct UpstreamSocket {
-    stream: Mutex<TcpStream>,
-    bytes_read: AtomicU64,
+enum Line {
+    Http1 {
+        sender: http1::SendRequest<UploadBody>,
+        socket: Arc<UpstreamSocket>,
+        pool: Rc<Pool>,
+        _counted: LevelGuard,
+    },
+    Http2(Stream),
+}
+
+/// An answer's head, or why there is none.
+pub type Sent = Result<Response<Incoming>, Unsent>;
+
+/// Why there is no answer's head.
+#[derive(Debug)]
+pub enum Unsent {
+    /// Not a byte of the request was sent; here it is.
+    Returned(Box<Request<UploadBody>>),
+    /// Some of it may have been.
+    Failed(hyper::Error),
 }
 
 impl Pool {
     /// An empty pool.
     pub fn new(
-        addresses: Arc<Addresses>,
+        target: Target,
         timers: Arc<Timers>,
         signals: PoolSignals,
         settings: PoolSettings,
     ) -> Rc<Self> {
-        Rc::new(Pool { idle: RefCell::new(Vec::new()), addresses, timers, signals, settings })
+        let bounds = Bounds {
+            connections_max: settings.idle_max.max(1),
+            idle_timeout: settings.idle_timeout,
+            silence_max: settings.idle_timeout,
+            head_bytes_max: settings.head_bytes_max,
+        };
+        let http2 = Connections::new(bounds, Arc::clone(&timers), Arc::clone(&signals.pool));
+        Rc::new(Pool {
+            idle: RefCell::new(Vec::new()),
+            http2,
+            chose_http2: Cell::new(None),
+            target,
+            timers,
+            signals,
+            settings,
+            told: Cell::new(None),
+        })
     }
 
-    /// The idle connection used last, if there is one that still stands.
-    ///
-    /// `must_be_alive` asks the kernel too whether the upstream has closed it meanwhile: for a
-    /// request that could not be sent a second time.
-    pub fn take(self: &Rc<Self>, must_be_alive: bool) -> Option<Lease> {
+    /// Whether a connection can be upgraded at all.
+    pub fn can_upgrade(&self) -> bool {
+        !matches!(self.target.protocol, Protocol::Http2)
+    }
+
+    /// Whether the upstream is spoken to over TLS.
+    pub fn is_tls(&self) -> bool {
+        matches!(self.target.protocol, Protocol::Tls(_))
+    }
+
+    /// The connection used last of those that are idle and still stand, or a stream on one that has
+    /// room.
+    pub fn take(self: &Rc<Self>, needs: Needs) -> Option<Lease> {
+        if needs.is_fresh {
+            return None;
+        }
+        if !needs.http1
+            && !matches!(self.target.protocol, Protocol::Http1)
+            && let Some(stream) = self.http2.take(needs.is_alive)
+        {
+            return Some(Lease::on(stream));
+        }
         let mut idle = self.idle.borrow_mut();
         while let Some(candidate) = idle.pop() {
             let stands = candidate.sender.is_ready()
                 && !self.timers.is_past(candidate.until)
-                && (!must_be_alive || candidate.socket.is_open());
+                && (!needs.is_alive || candidate.socket.look() == Look::Quiet);
             if stands {
-                candidate.socket.bytes_read.store(0, Relaxed);
-                return Some(Lease {
-                    sender: candidate.sender,
-                    is_reused: true,
-                    socket: candidate.socket,
-                    pool: Rc::clone(self),
-                    _counted: self.signals.pool.active(),
-                });
+                candidate.socket.forget_read();
+                let Idle { sender, socket, .. } = candidate;
+                return Some(self.lend(sender, socket, true));
             }
         }
         None
     }
 
-    /// A new connection.
+    /// A new connection, or a stream on one: where HTTP/2 is spoken, there may be room on one that
+    /// others make, or soon will be on one that there is.
     ///
     /// # Errors
-    /// No address took it, or none in time.
-    pub async fn connect(self: &Rc<Self>) -> Result<Lease, ConnectError> {
+    /// No address took it, or none in time; or what did is not the upstream.
+    pub async fn connect(self: &Rc<Self>, needs: Needs) -> Result<Lease, ConnectError> {
+        let deadline = clock::monotonic() + self.settings.connect_timeout;
+        // Boxed, so that not every request is as large as a handshake.
+        let connecting = Box::pin(self.acquire(needs, deadline));
         let limit = self.settings.connect_timeout;
-        let started = clock::monotonic();
-        let stream = match tokio::time::timeout(limit, self.connect_any()).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
-                return Err(ConnectError::Timeout);
+        match tokio::time::timeout(limit, connecting).await {
+            Ok(connected) => connected,
+            Err(_elapsed) => Err(ConnectError::Timeout),
+        }
+    }
+
+    async fn acquire(
+        self: &Rc<Self>,
+        needs: Needs,
+        deadline: Instant,
+    ) -> Result<Lease, ConnectError> {
+        loop {
+            let may_be_http2 = match self.target.protocol {
+                Protocol::Http1 => false,
+                Protocol::Http2 => true,
+                Protocol::Tls(_) => !needs.http1 && self.chose_http2.get() != Some(false),
+            };
+            if !may_be_http2 {
+                return self.open(needs, deadline).await;
             }
-            Ok(Err(error)) => return Err(ConnectError::Unreachable(error)),
-            Err(_elapsed) => return Err(ConnectError::Timeout),
-        };
+            if self.http2.may_open(needs.is_fresh) {
+                let _opening = self.http2.opening();
+                return self.open(needs, deadline).await;
+            }
+            if let Some(stream) = self.http2.wait(needs.is_alive).await {
+                return Ok(Lease::on(stream));
+            }
+        }
+    }
+
+    async fn open(self: &Rc<Self>, needs: Needs, deadline: Instant) -> Result<Lease, ConnectError> {
+        let started = clock::monotonic();
+        let limit = self.settings.connect_timeout;
+        let connected = self.target.connect(needs.http1, limit, deadline).await;
+        let (stream, is_http2) = connected.inspect_err(|error| self.tell(error))?;
         self.signals.upstream.connected(clock::monotonic().saturating_duration_since(started));
-        let socket =
-            Arc::new(UpstreamSocket { stream: Mutex::new(stream), bytes_read: AtomicU64::new(0) });
-        let io = TokioIo::new(UpstreamIo(Arc::clone(&socket)));
+        let socket = UpstreamSocket::new(stream);
+        if self.is_tls() && !needs.http1 {
+            self.chose_http2.set(Some(is_http2));
+        }
+        if is_http2 {
+            let opened = self.http2.open(socket).await.map_err(ConnectError::Refused);
+            return opened.map(Lease::on).inspect_err(|error| self.tell(error));
+        }
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(self.settings.head_bytes_max)
             .max_header_size(self.settings.head_bytes_max)
-            .handshake(io)
+            .handshake(TokioIo::new(UpstreamIo(Arc::clone(&socket))))
             .await
             .map_err(|error| ConnectError::Unreachable(io::Error::other(error)))?;
         // Its errors reach the exchange through `sender` and the body.
         tokio::task::spawn_local(async move { connection.with_upgrades().await.ok() });
-        let counted = self.signals.pool.active();
-        Ok(Lease { sender, is_reused: false, socket, pool: Rc::clone(self), _counted: counted })
+        Ok(self.lend(sender, socket, false))
+    }
+
+    fn lend(
+        self: &Rc<Self>,
+        sender: http1::SendRequest<UploadBody>,
+        socket: Arc<UpstreamSocket>,
+        is_reused: bool,
+    ) -> Lease {
+        let (pool, counted) = (Rc::clone(self), self.signals.pool.active());
+        Lease { is_reused, line: Line::Http1 { sender, socket, pool, _counted: counted } }
+    }
+
+    /// Says why an upstream that is there is not spoken to: the answer does not.
+    fn tell(&self, error: &ConnectError) {
+        let ConnectError::Refused(reason) = error else { return };
+        let now = clock::monotonic();
+        let is_soon = |last: Instant| now.saturating_duration_since(last) < TELL_PAUSE;
+        if !self.told.get().is_some_and(is_soon) {
+            self.told.set(Some(now));
+            let reason = chain(reason);
+            tracing::warn!(reason, "the upstream is refused (said at most every 10 s)");
+        }
     }
 
     /// Closes what has been idle for too long, and what the upstream has closed.
     pub fn sweep(&self) {
         let mut idle = self.idle.borrow_mut();
         idle.retain(|entry| !self.timers.is_past(entry.until) && !entry.sender.is_closed());
-    }
-
-    async fn connect_any(&self) -> io::Result<TcpStream> {
-        let addresses = self.addresses.get().await?;
-        let in_turn = self.addresses.rotated(&addresses);
-        let connected =
-            connect_in_turn(in_turn, addresses.len(), self.settings.connect_timeout).await;
-        if connected.is_err() {
-            self.addresses.refresh();
-        }
-        connected
+        self.http2.sweep();
     }
 }
 
-/// Tries one address after the other, each for its share of the time: one that swallows what is
-/// sent to it must not keep the others from being asked.
-async fn connect_in_turn(
-    addresses: impl Iterator<Item = SocketAddr>,
-    count: usize,
-    limit: Duration,
-) -> io::Result<TcpStream> {
-    let count = u32::try_from(count).unwrap_or(u32::MAX);
-    let share = limit.checked_div(count).unwrap_or(limit).max(SHARE_MIN);
-    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match tokio::time::timeout(share, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Ok(Err(error)) => failure = error,
-            Err(_elapsed) => failure = io::ErrorKind::TimedOut.into(),
+/// An error and what it came from, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let further = error.to_string();
+        if !text.ends_with(&further) {
+            text.push_str(": ");
+            text.push_str(&further);
         }
+        source = error.source();
     }
-    Err(failure)
+    text
 }
 
 impl Lease {
+    fn on(stream: Stream) -> Self {
+        Lease { is_reused: stream.is_reused(), line: Line::Http2(stream) }
+    }
+
+    /// Sends the request.
+    pub fn send(&mut self, mut request: Request<UploadBody>) -> impl Future<Output = Sent> + use<> {
+        let sent = match &mut self.line {
+            Line::Http1 { sender, .. } => Ok(sender.try_send_request(request)),
+            Line::Http2(stream) => {
+                request.body_mut().set_stream(stream.state());
+                Err(stream.send(request))
+            }
+        };
+        async move {
+            match sent {
+                Ok(sent) => sent.await.map_err(|mut error| match error.take_message() {
+                    Some(request) => Unsent::Returned(Box::new(request)),
+                    None => Unsent::Failed(error.into_error()),
+                }),
+                Err(sent) => sent.await,
+            }
+        }
+    }
+
+    /// Whether it is a stream among others.
+    pub fn is_http2(&self) -> bool {
+        matches!(self.line, Line::Http2(_))
+    }
+
+    /// Has the connection take no more requests, whatever becomes of this one.
+    pub fn retire(&self) {
+        if let Line::Http2(stream) = &self.line {
+            stream.retire_connection();
+        }
+    }
+
     /// Back to the pool, for the next exchange.
     pub fn give_back(self) {
-        if self.sender.is_closed() {
+        let Line::Http1 { sender, socket, pool, .. } = self.line else { return };
+        if sender.is_closed() {
             return;
         }
-        let pool = &self.pool;
         let mut idle = pool.idle.borrow_mut();
         if idle.len() < pool.settings.idle_max {
             let until = pool.timers.after(pool.settings.idle_timeout);
             let counted = pool.signals.pool.idle();
-            let Lease { sender, socket, .. } = self;
             idle.push(Idle { sender, socket, until, _counted: counted });
         }
     }
 
-    /// Whether any byte of an answer has arrived in this exchange.
+    /// Whether any byte of an answer has arrived in this exchange. On a connection that others
+    /// share, what arrives may be theirs.
     pub fn has_answered(&self) -> bool {
-        self.socket.bytes_read.load(Relaxed) > 0
-    }
-}
-
-impl UpstreamSocket {
-    /// Whether nothing waits to be read: neither the upstream's farewell, nor bytes that nobody
-    /// asked for.
-    fn is_open(&self) -> bool {
-        let stream = self.stream.lock();
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        let peeked = SockRef::from(&*stream).peek(&mut byte);
-        matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-    }
-}
-
-#[derive(Debug)]
-struct UpstreamIo(Arc<UpstreamSocket>);
-
-impl AsyncRead for UpstreamIo {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut *self.0.stream.lock()).poll_read(cx, buf))?;
-        let count = buf.filled().len().saturating_sub(before);
-        let count = u64::try_from(count).unwrap_or(u64::MAX);
-        self.0.bytes_read.store(self.0.bytes_read.load(Relaxed).saturating_add(count), Relaxed);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for UpstreamIo {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.stream.lock()).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.stream.lock()).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.lock()).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.lock()).poll_shutdown(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_silent_address_leaves_time_for_the_next() {
-        let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-        let silent = silent.unwrap();
-        silent.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-        silent.listen(0).unwrap();
-        let silent_address = silent.local_addr().unwrap().as_socket().unwrap();
-        // Its backlog is full before long, and from then on it does not answer.
-        let mut filling = Vec::new();
-        for _ in 0..4 {
-            let connect = TcpStream::connect(silent_address);
-            filling.push(tokio::time::timeout(Duration::from_millis(50), connect).await);
+        match &self.line {
+            Line::Http1 { socket, .. } => socket.has_read(),
+            Line::Http2(_) => false,
         }
-        assert!(filling.iter().any(Result::is_err), "the silent address is not silent");
-
-        let live = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let live_address = live.local_addr().unwrap();
-        let addresses = vec![silent_address, live_address];
-        let stream =
-            connect_in_turn(addresses.into_iter(), 2, Duration::from_secs(1)).await.unwrap();
-        assert_eq!(stream.peer_addr().unwrap(), live_address);
-
-        let failure =
-            connect_in_turn([silent_address].into_iter(), 1, SHARE_MIN).await.unwrap_err();
-        assert_eq!(failure.kind(), io::ErrorKind::TimedOut);
     }
 }

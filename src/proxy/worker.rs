@@ -74,7 +74,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
     let timers = Timers::new();
     let worker = Rc::new(Worker {
         pool: Pool::new(
-            Arc::clone(&gate.addresses),
+            gate.target.clone(),
             Arc::clone(&timers),
             PoolSignals {
                 pool: gate.metrics.pool("upstream"),

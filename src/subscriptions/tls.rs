@@ -6,11 +6,12 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::tls::roots::Roots;
 
 /// What a server's certificate must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,54 +22,6 @@ pub enum ServerCheck {
     Authority(Roots),
     /// Signed by an authority of ours, for the name of the host.
     Full(Roots),
-}
-
-/// The authorities that are trusted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Roots {
-    /// Those of this machine.
-    System,
-    /// These; at least one.
-    Given(Vec<CertificateDer<'static>>),
-}
-
-impl Roots {
-    /// Reads the certificates of a file in PEM.
-    ///
-    /// # Errors
-    /// There is none in it, or one that is broken.
-    pub fn from_pem(pem: &[u8]) -> Result<Self, String> {
-        let mut certificates = Vec::new();
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            certificates.push(certificate.map_err(|error| format!("no PEM: {error}"))?);
-        }
-        let mut store = RootCertStore::empty();
-        for certificate in &certificates {
-            let added = store.add(certificate.clone());
-            added.map_err(|error| format!("a certificate that cannot be used: {error}"))?;
-        }
-        if certificates.is_empty() {
-            return Err("no certificate in it".to_owned());
-        }
-        Ok(Roots::Given(certificates))
-    }
-
-    fn store(&self) -> Result<RootCertStore, String> {
-        let mut store = RootCertStore::empty();
-        match self {
-            // What is odd in the machine's own store is not ours to complain of.
-            Roots::System => {
-                store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-                if store.is_empty() {
-                    return Err("this machine has no certificates of authorities".to_owned());
-                }
-            }
-            Roots::Given(certificates) => {
-                store.add_parsable_certificates(certificates.iter().cloned());
-            }
-        }
-        Ok(store)
-    }
 }
 
 /// What makes TLS connections with this check.
@@ -154,18 +107,5 @@ impl ServerCertVerifier for WithoutName {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_without_certificates_is_none_of_authorities() {
-        assert_eq!(Roots::from_pem(b"hello").unwrap_err(), "no certificate in it");
-        let broken = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        let error = Roots::from_pem(broken).unwrap_err();
-        assert!(error.starts_with("a certificate that cannot be used"), "{error}");
     }
 }

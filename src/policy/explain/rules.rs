@@ -52,7 +52,13 @@ pub fn rule(policy: &Policy, facts: &RequestFacts<'_>) -> Result<Step, PathError
             }
         });
     }
-    for winner in rules_of(matched) {
+    for further in matched.further.into_iter().flatten() {
+        notes.push(format!(
+            "Some backends would read it as {}: that rule holds as well.",
+            policy.endpoint_name(Some(further))
+        ));
+    }
+    for winner in matched.rules() {
         notes.extend(runner_up(policy, facts, winner));
     }
     notes.extend(near_misses(policy, facts, matched));
@@ -63,12 +69,10 @@ pub fn rule(policy: &Policy, facts: &RequestFacts<'_>) -> Result<Step, PathError
 /// What the rules make of the request's limits: sentences on exempt, shadow and cost.
 pub fn effects(policy: &Policy, facts: &RequestFacts<'_>, plan: &Plan<'_>) -> Vec<String> {
     let matched = policy.router().find(facts).unwrap_or_default();
-    let met: Vec<&Rule> = rules_of(matched).filter_map(|id| policy.rule(id)).collect();
+    let met: Vec<&Rule> = matched.rules().filter_map(|id| policy.rule(id)).collect();
     let tier = tier_name(policy, plan.tier);
-    let readings = [matched.strict, matched.lenient];
-    let every = |holds: &dyn Fn(&Rule) -> bool| {
-        readings.iter().all(|id| id.and_then(|id| policy.rule(id)).is_some_and(holds))
-    };
+    let every =
+        |holds: &dyn Fn(&Rule) -> bool| matched.all(|id| policy.rule(id).is_some_and(holds));
     let mut notes = Vec::new();
     if every(&|rule| rule.exempt) {
         notes.push(format!("{} is exempt: no limit is asked.", names(&met)));
@@ -124,12 +128,6 @@ fn names(rules: &[&Rule]) -> String {
     rules.iter().map(|rule| &*rule.name).collect::<Vec<_>>().join(" and ")
 }
 
-/// The rules that are met, each once.
-fn rules_of(matched: Matched) -> impl Iterator<Item = RuleId> {
-    let lenient = matched.lenient.filter(|rule| Some(*rule) != matched.strict);
-    matched.strict.into_iter().chain(lenient)
-}
-
 fn pattern(policy: &Policy, rule: RuleId) -> Option<&Pattern> {
     policy.router().patterns().get(usize::from(rule.0))
 }
@@ -165,7 +163,7 @@ fn runner_up(policy: &Policy, facts: &RequestFacts<'_>, winner: RuleId) -> Optio
     // Those behind the one that is left out have moved up.
     let other = if other.0 < winner.0 { other } else { RuleId(other.0.checked_add(1)?) };
     let [won_name, lost_name] = [winner, other].map(|id| policy.endpoint_name(Some(id)));
-    let is_met = rules_of(policy.router().find(facts).ok()?).any(|met| met == other);
+    let is_met = policy.router().find(facts).ok()?.rules().any(|met| met == other);
     (!is_met)
         .then(|| format!("{won_name} wins over {lost_name} ({}): {}.", text(lost), why(&won, lost)))
 }
@@ -206,7 +204,7 @@ fn why(won: &Pattern, lost: &Pattern) -> String {
 fn near_misses(policy: &Policy, facts: &RequestFacts<'_>, matched: Matched) -> Vec<String> {
     let meets = |pattern: Pattern| {
         let matched = Router::new(&[pattern]).ok().and_then(|it| it.find(facts).ok());
-        matched.is_some_and(|it| it != Matched::default())
+        matched.is_some_and(|it| it.rules().next().is_some())
     };
     let bare = |pattern: &Pattern| Pattern {
         path: pattern.path.clone(),
@@ -217,7 +215,7 @@ fn near_misses(policy: &Policy, facts: &RequestFacts<'_>, matched: Matched) -> V
         let id = RuleId(u16::try_from(index).ok()?);
         let has_conditions =
             pattern.host.is_some() || !pattern.methods.is_empty() || !pattern.headers.is_empty();
-        if !has_conditions || rules_of(matched).any(|it| it == id) || !meets(bare(pattern)) {
+        if !has_conditions || matched.rules().any(|it| it == id) || !meets(bare(pattern)) {
             return None;
         }
         let methods = Pattern { methods: pattern.methods.clone(), ..bare(pattern) };

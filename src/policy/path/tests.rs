@@ -107,6 +107,26 @@ fn the_lenient_reading_folds_what_backends_fold() {
 }
 
 #[test]
+fn where_segments_are_in_doubt_there_are_further_readings() {
+    let has = |path: &str, reading: &str| {
+        let readings = Readings::of(path.as_bytes()).unwrap();
+        let found = readings.further().iter().any(|it| it == reading.as_bytes());
+        assert!(found, "{path} may be read as {reading}: {:?}", readings.further());
+    };
+    has("/fo/history/../../x", "/fo/history/../../x"); // no dot segments removed
+    has("/A/B/./..", "/a/b/./..");
+    has("/fo%2fhistory/..;/x", "/fo/history/../x"); // `..;` is a name
+    has("/A/b%2fc/D", "/a/b\0c/d"); // a slash that is part of a name
+    has("/A/;x/d", "/a/;x/d");
+    has("/a%0a", "/a"); // what `$` matches
+    has("/a;x%2fy/..%2fb", "/b"); // parameters cut before decoding
+    // Spellings about whose segments all agree have none.
+    for path in ["/", "/a/b", "/A/b/", "/caf%C3%A9", "/100%25", "/%61", "/a;v=1/b", "/%2561"] {
+        assert!(Readings::of(path.as_bytes()).unwrap().further().is_empty(), "{path}");
+    }
+}
+
+#[test]
 fn an_empty_segment_is_one_to_the_strict_reading() {
     // RFC 3986 §5.2.4: `..` takes the empty segment, where merging first takes `a`.
     check("/a//../b", "/a/b", "/b");

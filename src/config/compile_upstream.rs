@@ -1,0 +1,198 @@
+//! `upstream` to settings that cannot be wrong: where the backend is, and how it is spoken to.
+
+use std::path::Path as FilePath;
+use std::time::Duration;
+
+use crate::config_path;
+use crate::tls::client::{ClientIdentity, ClientSettings, server_name};
+use crate::tls::roots::Roots;
+
+use super::compile::positive;
+use super::load;
+use super::report::{Path, Problem, Report};
+use super::schema::{Upstream, UpstreamTls};
+use super::url::{self, UpstreamPlace, UpstreamScheme, UpstreamUrl, quoted};
+
+/// The backend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamSettings {
+    /// Where it listens, and what is spoken there.
+    pub url: UpstreamUrl,
+    /// How it proves who it is; only with `https`.
+    pub tls: Option<ClientSettings>,
+    /// For a new connection.
+    pub connect_timeout: Duration,
+    /// To the head of an answer.
+    pub response_timeout: Duration,
+    /// Between bytes of an answer's body.
+    pub idle_timeout: Duration,
+    /// Between bytes of an upgraded connection.
+    pub tunnel_idle_timeout: Duration,
+    /// Most connections that are kept for reuse; may be zero.
+    pub max_idle_connections: usize,
+    /// Whether a request that surely had no effect is tried again.
+    pub retries: u32,
+    /// Whether `Host` is passed on as it came.
+    pub preserve_host: bool,
+    /// A name is resolved again at least this often; may be zero.
+    pub dns_ttl: Duration,
+}
+
+/// Whether there must be an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamNeed {
+    /// For serving.
+    Required,
+    /// For everything that only looks at the policy.
+    Optional,
+}
+
+/// Compiles `upstream`.
+pub fn upstream(
+    upstream: &Upstream,
+    need: UpstreamNeed,
+    report: &mut Report<'_>,
+) -> Option<UpstreamSettings> {
+    let at = |key: &str| config_path!["upstream", key];
+    let url = match (&upstream.url, need) {
+        (Some(url), _) => match url::upstream(url) {
+            Ok(url) => Some(url),
+            Err(problem) => {
+                report.value(at("url"), problem);
+                None
+            }
+        },
+        // Several backends were refused already; one error is enough.
+        (None, UpstreamNeed::Required) if upstream.urls.is_none() => {
+            let problem = Problem::new("not set").expected("the backend's URL");
+            report.key(at("url"), problem.hint("give --upstream URL or upstream.url"));
+            None
+        }
+        (None, _) => None,
+    };
+    let mut timeout = |key: &str, value| positive(at(key), value, report);
+    let connect_timeout = timeout("connect_timeout", upstream.connect_timeout);
+    let response_timeout = timeout("response_timeout", upstream.response_timeout);
+    let idle_timeout = timeout("idle_timeout", upstream.idle_timeout);
+    let tunnel_idle_timeout = timeout("tunnel_idle_timeout", upstream.tunnel_idle_timeout);
+    let tls = tls(&upstream.tls, url.as_ref(), report);
+    Some(UpstreamSettings {
+        url: url?,
+        tls,
+        connect_timeout,
+        response_timeout,
+        idle_timeout,
+        tunnel_idle_timeout,
+        max_idle_connections: usize::try_from(upstream.max_idle_connections).unwrap_or(usize::MAX),
+        retries: upstream.retries,
+        preserve_host: upstream.preserve_host,
+        dns_ttl: upstream.dns_ttl.0,
+    })
+}
+
+/// Compiles `upstream.tls`; whatever the scheme, so that a wrong file is found before it is needed.
+fn tls(
+    tls: &UpstreamTls,
+    url: Option<&UpstreamUrl>,
+    report: &mut Report<'_>,
+) -> Option<ClientSettings> {
+    let roots = match &tls.ca {
+        None => Roots::System,
+        Some(file) => {
+            let read = read_file(file).and_then(|pem| Roots::from_pem(&pem));
+            wanted(file, read, at("ca"), "certificates of authorities, in PEM", report)?
+        }
+    };
+    let given = tls.server_name.as_ref().map(|name| {
+        let parsed = server_name(name);
+        if parsed.is_none() {
+            let problem = Problem::new(quoted(name)).expected("a name or an address");
+            report.value(at("server_name"), problem);
+        }
+        parsed
+    });
+    let identity = identity(tls, report);
+    let url = url?;
+    if url.scheme != UpstreamScheme::Https {
+        if let Some(key) = first_key(tls) {
+            let problem = Problem::new("of no use: upstream.url is not https");
+            report.warn(at(key), problem);
+        }
+        return None;
+    }
+    let of_host = || match &url.place {
+        UpstreamPlace::Tcp { host, .. } => {
+            let name = server_name(host);
+            if name.is_none() {
+                let problem =
+                    Problem::new(format!("{} cannot stand in a certificate", quoted(host)));
+                report.value(
+                    config_path!["upstream", "url"],
+                    problem.expected("upstream.tls.server_name, the name that does"),
+                );
+            }
+            name
+        }
+        UpstreamPlace::Unix { .. } => None,
+    };
+    let server_name = given.unwrap_or_else(of_host)?;
+    Some(ClientSettings { roots, server_name, identity })
+}
+
+/// What tollgate shows of itself.
+fn identity(tls: &UpstreamTls, report: &mut Report<'_>) -> Option<ClientIdentity> {
+    let (cert, key) = match (&tls.client_cert, &tls.client_key) {
+        (Some(cert), Some(key)) => (cert, key),
+        (Some(_), None) => {
+            let problem = Problem::new("given without client_key").expected("both or neither");
+            report.key(at("client_cert"), problem);
+            return None;
+        }
+        (None, Some(_)) => {
+            let problem = Problem::new("given without client_cert").expected("both or neither");
+            report.key(at("client_key"), problem);
+            return None;
+        }
+        (None, None) => return None,
+    };
+    let chain = read_file(cert).and_then(|pem| ClientIdentity::chain(&pem));
+    let chain = wanted(cert, chain, at("client_cert"), "a certificate, in PEM", report);
+    let expected = "the private key of upstream.tls.client_cert, in PEM";
+    let key_bytes = wanted(key, read_file(key), at("client_key"), expected, report);
+    let identity = ClientIdentity::new(chain?, &key_bytes?)
+        .and_then(|identity| identity.check().map(|()| identity));
+    wanted(key, identity, at("client_key"), expected, report)
+}
+
+fn at(key: &str) -> Path {
+    config_path!["upstream", "tls", key]
+}
+
+fn first_key(tls: &UpstreamTls) -> Option<&'static str> {
+    let UpstreamTls { ca, server_name, client_cert, client_key } = tls;
+    let keys = [
+        ("ca", ca),
+        ("server_name", server_name),
+        ("client_cert", client_cert),
+        ("client_key", client_key),
+    ];
+    keys.into_iter().find_map(|(key, value)| value.is_some().then_some(key))
+}
+
+/// What was read of a file; what is wrong with it is reported, by the file's name.
+fn wanted<T>(
+    file: &str,
+    read: Result<T, String>,
+    path: Path,
+    expected: &'static str,
+    report: &mut Report<'_>,
+) -> Option<T> {
+    read.map_err(|reason| {
+        report.value(path, Problem::new(format!("{file}: {reason}")).expected(expected));
+    })
+    .ok()
+}
+
+fn read_file(file: &str) -> Result<Vec<u8>, String> {
+    Ok(load::read_file(FilePath::new(file))?)
+}
