@@ -131,7 +131,10 @@ async fn serve_http1(worker: Rc<Worker>, transport: Transport, state: Arc<ConnSt
     let mut said_farewell = false;
     let ended = poll_fn(|cx| {
         state.alarm.register(cx.waker());
-        if worker.gate.drain.is_draining() && !said_farewell {
+        if state.is_last() && !said_farewell {
+            said_farewell = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        } else if worker.gate.drain.is_draining() && !said_farewell {
             let due = *farewell.get_or_insert_with(|| worker.timers.after(FAREWELL));
             state.alarm.arm(due);
             if worker.timers.is_past(due) {
