@@ -12,9 +12,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::metrics::labels::HandshakeResult;
 use crate::tls::server::ServerTls;
 
 use super::handshake::HandshakeError;
@@ -24,7 +25,7 @@ use super::listener::Accepted;
 use super::reply;
 use super::service;
 use super::timer::{TICK, Tick};
-use super::transport::{Spoken, Transport, linger};
+use super::transport::{Spoken, Transport};
 use super::worker::Worker;
 
 /// How long a connection that is idle in a drain may still bring a request: whoever is about to
@@ -52,6 +53,9 @@ impl Farewell {
     }
 }
 
+/// How long a peer that was refused may go on sending before the connection is reset.
+const LINGER: Duration = Duration::from_secs(3);
+
 /// Serves a connection that was handed to this worker, to its end.
 pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let Accepted { stream, peer, tls, guard } = accepted;
@@ -65,11 +69,12 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let peer = Peer::new(peer, tls.is_some(), guard);
     let state = ConnState::new(peer, &worker.timers, worker.gate.settings.phases);
     let begun = match tls {
-        Some(tls) => begin_tls(&worker, stream, &tls, &state).await,
+        // Boxed, so that a plain connection need not have the room.
+        Some(tls) => Box::pin(begin_tls(&worker, stream, &tls, &state)).await,
         None => begin_plain(&worker, stream, &state).await,
     };
     match begun {
-        // Boxed, as most connections are none of these and would pay for the room.
+        // Boxed for the same reason.
         Some((transport, Spoken::Http2)) => {
             Box::pin(http2::serve(worker, transport, state)).await;
         }
@@ -108,7 +113,17 @@ async fn begin_tls(
     tls: &ServerTls,
     state: &ConnState,
 ) -> Option<(Transport, Spoken)> {
-    match worker.handshakes.accept(stream, tls, state).await {
+    let metrics = &worker.gate.metrics;
+    let in_progress = metrics.tls_handshake_started();
+    let accepted = worker.handshakes.accept(stream, tls, state).await;
+    drop(in_progress);
+    metrics.tls_handshake_ended(match &accepted {
+        Ok(_) => HandshakeResult::Ok,
+        Err((HandshakeError::Plain | HandshakeError::Failed, _)) => HandshakeResult::Failed,
+        Err((HandshakeError::Timeout, _)) => HandshakeResult::Timeout,
+        Err((HandshakeError::Evicted, _)) => HandshakeResult::Evicted,
+    });
+    match accepted {
         Ok(stream) => {
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             state.greeted();
@@ -146,6 +161,10 @@ async fn serve_http1(worker: Rc<Worker>, transport: Transport, state: Arc<ConnSt
     let ended = poll_fn(|cx| {
         state.alarm.register(cx.waker());
         loop {
+            if state.is_last() && !said_farewell {
+                said_farewell = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
             match Pin::new(&mut connection).poll(cx) {
                 Poll::Ready(_) => return Poll::Ready(None),
                 Poll::Pending if state.is_overdue() => return Poll::Ready(Some(state.phase())),
@@ -194,4 +213,13 @@ async fn serve_http1(worker: Rc<Worker>, transport: Transport, state: Arc<ConnSt
     } else if state.may_have_unread() {
         linger(stream).await;
     }
+}
+
+/// Reads and forgets until the peer closes, for a while. To close a socket with something unread
+/// resets the connection, and that can take the answer away before the peer has read it
+/// (RFC 9112 §9.6).
+pub async fn linger(mut stream: impl AsyncRead + Unpin) {
+    let mut forgotten = vec![0; 16 * 1024];
+    let until_end = async { while let Ok(1..) = stream.read(&mut forgotten).await {} };
+    let _ = tokio::time::timeout(LINGER, until_end).await;
 }

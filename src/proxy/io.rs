@@ -97,6 +97,7 @@ pub struct ConnState {
     ends_in_reset: AtomicBool,
     is_to_look: AtomicBool,
     found_unread: AtomicBool,
+    is_last: AtomicBool,
 }
 
 impl ConnState {
@@ -134,6 +135,7 @@ impl ConnState {
             ends_in_reset: AtomicBool::new(false),
             is_to_look: AtomicBool::new(false),
             found_unread: AtomicBool::new(false),
+            is_last: AtomicBool::new(false),
         }
     }
 
@@ -197,6 +199,16 @@ impl ConnState {
     /// Whether the connection is to end in a reset.
     pub fn ends_in_reset(&self) -> bool {
         self.ends_in_reset.load(Relaxed)
+    }
+
+    /// Notes that no further request may be read from this connection of HTTP/1.
+    pub fn end_after_answer(&self) {
+        self.is_last.store(true, Relaxed);
+    }
+
+    /// Whether the present request is the last one.
+    pub fn is_last(&self) -> bool {
+        self.is_last.load(Relaxed)
     }
 
     /// Notes that the connection will speak another protocol from here on.
@@ -326,7 +338,11 @@ impl AsyncRead for DownstreamIo {
             return self.poll_end(since);
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if polled.is_pending() && self.state.is_to_look.swap(false, Relaxed) {
+            self.state.found_unread.store(self.stream.has_unread(), Relaxed);
+        }
+        ready!(polled)?;
         let count = buf.filled().len().saturating_sub(before);
         if count == 0 && buf.remaining() > 0 {
             let now = self.state.timers.now();

@@ -3,10 +3,9 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -14,18 +13,6 @@ use tokio_rustls::server::TlsStream;
 const EARLY_BYTES_MAX: usize = 4096;
 /// What a client of HTTP/2 says first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// How long a peer may go on sending to a connection that has ended before it is reset.
-const LINGER: Duration = Duration::from_secs(3);
-
-/// Reads and forgets until the peer closes, for a while. To close a socket with something unread
-/// resets the connection, and that can take the answer away before the peer has read it
-/// (RFC 9112 §9.6).
-pub async fn linger(mut stream: impl AsyncRead + Unpin) {
-    let mut forgotten = vec![0; 16 * 1024];
-    let until_end = async { while let Ok(1..) = stream.read(&mut forgotten).await {} };
-    let _ = tokio::time::timeout(LINGER, until_end).await;
-}
 
 /// What a downstream speaks on a plain connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
