@@ -126,6 +126,20 @@ pub enum Profile {
     Http2,
 }
 
+/// A free port of loopback, of those that the system gives nobody who asks for any: a peer has to be
+/// told its port, and whoever took it meanwhile would answer in its place.
+fn free_port() -> SocketAddr {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let start = usize::try_from(std::process::id()).unwrap() * 97;
+    loop {
+        let port = 12_000 + (start + NEXT.fetch_add(1, Ordering::AcqRel)) % 18_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
 /// What the three call themselves.
 pub fn versions() -> Vec<String> {
     [("nginx", "-v"), ("haproxy", "-v")]
@@ -173,7 +187,7 @@ impl Subject {
     fn peer(config: impl Fn(SocketAddr) -> String, program: &str, arguments: &[&str]) -> Self {
         // The port was free a moment ago; somebody may have been quicker.
         for _ in 0..5 {
-            let (directory, address) = (tempfile::tempdir().unwrap(), nobody());
+            let (directory, address) = (tempfile::tempdir().unwrap(), free_port());
             let file = directory.path().join("proxy.conf");
             std::fs::write(&file, config(address)).unwrap();
             let mut child = Command::new(program)
@@ -740,6 +754,7 @@ struct Shared {
     script: Mutex<Script>,
     log: Mutex<Vec<Arc<Mutex<Message>>>>,
     connections: AtomicUsize,
+    closed: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -752,6 +767,7 @@ impl Origin {
             script: Mutex::new(script),
             log: Mutex::new(Vec::new()),
             connections: AtomicUsize::new(0),
+            closed: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
         let acceptor = Arc::clone(&shared);
@@ -793,6 +809,18 @@ impl Origin {
     pub fn wait(&self, is_so: impl Fn(&[Message]) -> bool) -> bool {
         let deadline = Instant::now() + WAIT;
         while !is_so(&self.forwarded()) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+
+    /// Waits until the origin has closed this many connections.
+    pub fn wait_closed(&self, count: usize) -> bool {
+        let deadline = Instant::now() + WAIT;
+        while self.shared.closed.load(Ordering::Acquire) < count {
             if Instant::now() > deadline {
                 return false;
             }
@@ -857,11 +885,15 @@ impl OriginSide {
                     // What is unread would turn the close into a reset.
                     self.stream.shutdown(std::net::Shutdown::Write).ok();
                     while self.fill(Some(QUIET)) > 0 {}
+                    self.shared.closed.fetch_add(1, Ordering::AcqRel);
                     return;
                 }
                 Then::Reset => {
                     let socket = socket2::SockRef::from(&self.stream);
                     socket.set_linger(Some(Duration::ZERO)).unwrap();
+                    let shared = Arc::clone(&self.shared);
+                    drop(self);
+                    shared.closed.fetch_add(1, Ordering::AcqRel);
                     return;
                 }
             }

@@ -75,7 +75,7 @@ pub fn lines() -> Vec<Line> {
                         *then
                     });
                     let outcome = bench.exchange_to_end(get("/"), &["GET"]);
-                    if matches!(outcome.status(), 0 | 502) && outcome.has_ended {
+                    if outcome.status() == 502 || outcome.status() == 0 && outcome.has_ended {
                         return Ok(());
                     }
                     outcome.is(200)?;
@@ -490,7 +490,9 @@ fn expect() -> Vec<Case> {
         case(
             "a final status without the body leaves no half-used connection",
             move |bench: &Bench| refused_by_origin(bench, head, ""),
-        ),
+        )
+        // By its default it waits for the whole of a request, which never comes here.
+        .not_for(&[Kind::Nginx]),
         case("nor does one that crosses the body", move |bench: &Bench| {
             refused_by_origin(bench, head, "hello")
         }),

@@ -1,7 +1,7 @@
 //! Where a request ends: what smuggling is made of.
 
 use crate::catalogue::{BEHIND, arrives, faulty, refused, refused_for_good};
-use crate::harness::{Bench, Case, Checked, Line, Outcome, Profile, case, check, find};
+use crate::harness::{Bench, Case, Checked, Line, Message, Outcome, Profile, case, check, find};
 
 const GROUP: &str = "framing";
 
@@ -428,9 +428,11 @@ pub fn lines() -> Vec<Line> {
                         check(answers.len() <= 2 && rest.is_empty(), || {
                             format!("answers to the body: {:?}", String::from_utf8_lossy(&rest))
                         })?;
-                        check(answers.iter().all(|it| it.status == 429), || outcome.told())?;
+                        let statuses: Vec<u16> = answers.iter().map(|it| it.status).collect();
+                        check(statuses.iter().all(|it| *it == 429), || format!("{statuses:?}"))?;
                         let seen = bench.origin.forwarded();
-                        check(seen.iter().all(|it| it.target() == "/spent"), || outcome.told())
+                        let mut targets = seen.iter().map(Message::target);
+                        check(targets.all(|it| it == "/spent"), || outcome.told())
                     })
                     .with(Profile::Ten)
                 })
@@ -498,7 +500,7 @@ pub fn spend(bench: &Bench, count: usize) -> Checked {
 fn one_or_refused(name: String, request: String) -> Case {
     case(name, move |bench: &Bench| {
         let outcome = bench.exchange(&request, &["POST"]);
-        refused(&outcome, &[400, 501]).or_else(|_| {
+        refused(&outcome, &[400, 422, 501]).or_else(|_| {
             outcome.is(200)?;
             framed(&outcome, "hello")
         })
@@ -509,7 +511,7 @@ fn one_or_refused(name: String, request: String) -> Case {
 fn both(name: String, request: String) -> Case {
     case(name, move |bench: &Bench| {
         let outcome = bench.exchange_to_end(format!("{request}{BEHIND}"), &["POST", "GET"]);
-        refused_for_good(&outcome, &[400, 501]).or_else(|_| {
+        refused_for_good(&outcome, &[400, 422, 501]).or_else(|_| {
             outcome.is(200)?;
             framed(&outcome, "hello")?;
             check(outcome.has_ended, || format!("the connection goes on; {}", outcome.told()))
@@ -565,7 +567,7 @@ fn whitespace() -> Vec<Case> {
         cases.push(case(format!("folded {fields:?}"), move |bench: &Bench| {
             let outcome = bench.exchange_to_end(&request, &["POST"]);
             let is_folded = |head: &[u8]| find(head, b"\n ").or(find(head, b"\n\t")).is_some();
-            refused_for_good(&outcome, &[400, 501]).or_else(|_| {
+            refused_for_good(&outcome, &[400, 422, 501]).or_else(|_| {
                 outcome.is(200)?;
                 let only = outcome.only()?;
                 check(!is_folded(&only.head) && only.is_framed_once(), || outcome.told())

@@ -68,7 +68,7 @@ pub fn faulty(name: impl Into<String>, request: impl AsRef<[u8]>) -> Case {
     bytes.extend_from_slice(BEHIND.as_bytes());
     case(name, move |bench: &Bench| {
         let outcome = bench.exchange_to_end(&bytes, &["POST", "GET"]);
-        refused_for_good(&outcome, &[400, 501])
+        refused_for_good(&outcome, &[400, 422, 501])
     })
 }
 

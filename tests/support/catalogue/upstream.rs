@@ -78,7 +78,9 @@ pub fn lines() -> Vec<Line> {
                                 outcome.told()
                             })?;
                             // The close is there before the next is sent.
-                            std::thread::sleep(Duration::from_millis(80));
+                            let has_closed = bench.origin.wait_closed(number);
+                            check(has_closed, || "the origin stays".to_owned())?;
+                            std::thread::sleep(QUIET / 2);
                         }
                         check(bench.origin.forwarded().len() == 5, || {
                             "more than was sent".to_owned()
