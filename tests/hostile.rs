@@ -442,6 +442,7 @@ fn chunks_that_can_be_read_in_two_ways_are_refused() {
         "2\r\nhi\n0\r\n\r\n",
         "2\r\nhiXX0\r\n\r\n",
         "2\r\nhi\r\n0\n\n",
+        "2\r\nhi\r\n0\r\n\n",
         "2\r\nhi\r\n0X\r\n\r\n",
         "2\r\nhi\r\n0\r\nA b\r\n\r\n",
         "2\r\nhi\r\n0\r\nA: b\r\n c\r\n\r\n",
@@ -469,6 +470,28 @@ fn chunks_that_can_be_read_in_two_ways_are_refused() {
         assert_eq!(seen[seen.len() - 2].body, b"hi");
         assert_eq!(seen[seen.len() - 2].all("transfer-encoding"), ["chunked"]);
         assert_eq!(seen[seen.len() - 1].target(), "/behind");
+    }
+}
+
+/// RFC 9112 §7.1.2: where a trailer section ends can be read in two ways if a bare LF ends its lines,
+/// so that nothing behind one is answered on the same connection.
+#[test]
+fn nothing_is_read_behind_trailers() {
+    let backend = Backend::ok();
+    let tollgate = Tollgate::generous(&backend);
+    for trailers in ["A: b\r\n\r\n", "A: b\n\n", "A: b\n\r\n", "A: b\r\n\n"] {
+        let before = backend.seen().len();
+        let mut client = tollgate.connect();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: a\r\n\r\n\
+             2\r\nhi\r\n0\r\n{trailers}GET /behind HTTP/1.1\r\nHost: a\r\n\r\n"
+        ));
+        let answer = client.answer();
+        assert!(matches!(answer.status, 200 | 400), "{trailers:?}");
+        assert_eq!(answer.field("connection"), Some("close"), "{trailers:?}");
+        assert!(client.read_to_end().is_empty(), "{trailers:?}");
+        let seen = backend.seen().split_off(before);
+        assert!(seen.iter().all(|seen| seen.target() != "/behind"), "{trailers:?}");
     }
 }
 

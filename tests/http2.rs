@@ -458,14 +458,18 @@ fn a_head_that_drips_is_cut() {
     let mut writer = raw.stream.try_clone().unwrap();
     let dripping = std::thread::spawn(move || {
         use std::io::Write;
-        let more = frame(CONTINUATION, 0, 3, &http2::block(&[("a", "b")]));
-        while writer.write_all(&more).is_ok() {
+        // Byte by byte: of many frames the library has a bound of its own.
+        let more = frame(CONTINUATION, 0, 3, &http2::block(&[("a", &"b".repeat(1000))]));
+        let mut bytes = more.iter();
+        while bytes.next().is_some_and(|byte| writer.write_all(&[*byte]).is_ok()) {
             std::thread::sleep(Duration::from_millis(50));
         }
     });
     while raw.frame().is_some() {}
     dripping.join().unwrap();
     assert_eq!(backend.seen().len(), 1);
+    let cut = tollgate.metric(r#"tollgate_http2_connections_cut_total{reason="head_timeout"}"#);
+    assert_eq!(cut, 1.0);
 
     let mut silent = Raw { stream: std::net::TcpStream::connect(tollgate.data).unwrap() };
     silent.stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
@@ -513,6 +517,9 @@ fn floods_are_cut_and_others_served() {
         reading.join().unwrap().ok();
         assert_eq!(tollgate.get("/").status, 200, "{name}");
     }
+    let cut = tollgate.metric(r#"tollgate_http2_connections_cut_total{reason="flood"}"#);
+    // Some are cut by the library first.
+    assert!(cut >= 3.0, "{cut}");
 
     // Requests that are taken back at once, and streams that ask to be reset.
     for (name, second) in [

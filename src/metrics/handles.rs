@@ -8,7 +8,8 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 
 use super::exposition::for_exporter;
 use super::labels::{
-    Attempt, FallbackMode, FallbackReason, IdentityError, QueryType, RedisErrorKind, RefusalReason,
+    Attempt, CutReason, FallbackMode, FallbackReason, IdentityError, QueryType, RedisErrorKind,
+    RefusalReason,
 };
 use super::names::{self, Desc, Kind};
 
@@ -106,6 +107,7 @@ pub(super) struct Events {
     pub(super) slow: Box<[Counter]>,
     pub(super) timeouts: Box<[Counter]>,
     pub(super) refused: Box<[Counter]>,
+    pub(super) http2_cut: Box<[Counter]>,
     pub(super) identity_errors: Box<[Counter]>,
     pub(super) reloads: Box<[Counter]>,
     pub(super) degraded: Gauge,
@@ -119,6 +121,7 @@ impl Events {
         let queries: Vec<&str> = QueryType::ALL.iter().map(|it| it.as_str()).collect();
         let kinds: Vec<&str> = RedisErrorKind::ALL.iter().map(|it| it.as_str()).collect();
         let refusals: Vec<&str> = RefusalReason::ALL.iter().map(|it| it.as_str()).collect();
+        let cuts: Vec<&str> = CutReason::ALL.iter().map(|it| it.as_str()).collect();
         let identity: Vec<&str> = IdentityError::ALL.iter().map(|it| it.as_str()).collect();
         let reloads: Vec<&str> = Attempt::ALL.iter().map(|it| it.as_str()).collect();
         let fallbacks = FallbackMode::ALL.iter().flat_map(|mode| {
@@ -133,6 +136,7 @@ impl Events {
             slow: each(&names::SLOW_QUERIES, &queries),
             timeouts: each(&names::QUERY_TIMEOUTS, &queries),
             refused: each(&names::CONNECTIONS_REFUSED, &refusals),
+            http2_cut: each(&names::HTTP2_CUT, &cuts),
             identity_errors: each(&names::IDENTITY_ERRORS, &identity),
             reloads: each(&names::CONFIG_RELOADS, &reloads),
             degraded: handles.gauge(&names::DEGRADED, &[]),

@@ -362,6 +362,18 @@ label! {
 }
 
 label! {
+    /// Why a connection of HTTP/2 was cut.
+    CutReason {
+        /// Too many frames that bring nothing.
+        Flood = "flood",
+        /// A head took too long.
+        HeadTimeout = "head_timeout",
+        /// Its client read nothing for too long.
+        ReaderStalled = "reader_stalled",
+    }
+}
+
+label! {
     /// How a TLS handshake with a caller ended.
     HandshakeResult {
         /// It was made.

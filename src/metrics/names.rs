@@ -105,6 +105,8 @@ declare! {
         "Connections accepted.";
     CONNECTIONS_REFUSED: Counter "tollgate_connections_refused_total" ["reason"] Count
         "Connections closed unread because a bound was reached.";
+    HTTP2_CUT: Counter "tollgate_http2_connections_cut_total" ["reason"] Count
+        "Connections of HTTP/2 that were cut for what their client sent, or did not read.";
     TLS_HANDSHAKES: Counter "tollgate_tls_handshakes_total" ["result"] Count
         "TLS handshakes with callers by how they ended; 'evicted' made room for newer ones. Absent without TLS.";
     TLS_HANDSHAKES_IN_PROGRESS: Gauge "tollgate_tls_handshakes_in_progress" [] Count

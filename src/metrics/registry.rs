@@ -18,8 +18,8 @@ use super::cells::{Level, LevelGuard, PerShard};
 use super::handles::{Events, Handles, Sums, describe_all, increment, set_all};
 use super::histogram::LIMITER_EDGES;
 use super::labels::{
-    Attempt, BreakerState, Dependency, FallbackMode, FallbackReason, IdentityError, LimiterBackend,
-    LimiterMode, LookupResult, QueryType, RedisErrorKind, RefusalReason,
+    Attempt, BreakerState, CutReason, Dependency, FallbackMode, FallbackReason, IdentityError,
+    LimiterBackend, LimiterMode, LookupResult, QueryType, RedisErrorKind, RefusalReason,
 };
 use super::names;
 use super::series::{
@@ -285,6 +285,11 @@ impl Metrics {
     /// A connection was closed unread.
     pub fn connection_refused(&self, reason: RefusalReason) {
         increment(&self.events.refused, reason.index());
+    }
+
+    /// A connection of HTTP/2 was cut.
+    pub fn http2_cut(&self, reason: CutReason) {
+        increment(&self.events.http2_cut, reason.index());
     }
 
     /// A credential or forwarding field was not believed.

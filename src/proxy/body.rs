@@ -34,6 +34,9 @@ pub enum BodyError {
     /// The request's own body failed while its answer was under way.
     #[error("the request's body failed")]
     UploadFailed,
+    /// What follows the last chunk is no trailer section.
+    #[error("the trailers can be read in two ways")]
+    Trailers,
     /// More arrived than is allowed.
     #[error("the body is above the limit")]
     TooLarge,
@@ -185,6 +188,15 @@ impl Body for UploadBody {
             }
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
+                    // hyper takes bare LF for the end of a line here, and forgets what follows up
+                    // to an empty line in full. What it took for trailers may be a request, so that
+                    // none of this connection's is answered after this one. A section without a
+                    // field never is one.
+                    state.conn.end_after_answer();
+                    if trailers.is_empty() && !state.conn.is_stream() {
+                        state.failure.set(Some(Refusal::BadRequest));
+                        return Poll::Ready(Some(Err(BodyError::Trailers)));
+                    }
                     let fields = identifier.iter().flat_map(|it| it.fields());
                     headers::strip_trailers(trailers, fields);
                 }

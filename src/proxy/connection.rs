@@ -15,6 +15,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::metrics::labels::HandshakeResult;
 use crate::tls::server::ServerTls;
 
 use super::handshake::HandshakeError;
@@ -47,11 +48,12 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let peer = Peer::new(peer, tls.is_some(), guard);
     let state = ConnState::new(peer, &worker.timers, worker.gate.settings.phases);
     let begun = match tls {
-        Some(tls) => begin_tls(&worker, stream, &tls, &state).await,
+        // Boxed, so that a plain connection need not have the room.
+        Some(tls) => Box::pin(begin_tls(&worker, stream, &tls, &state)).await,
         None => begin_plain(stream, &state).await,
     };
     match begun {
-        // Boxed, as most connections are none of these and would pay for the room.
+        // Boxed for the same reason.
         Some((transport, Spoken::Http2)) => {
             Box::pin(http2::serve(worker, transport, state)).await;
         }
@@ -82,7 +84,17 @@ async fn begin_tls(
     tls: &ServerTls,
     state: &ConnState,
 ) -> Option<(Transport, Spoken)> {
-    match worker.handshakes.accept(stream, tls, state).await {
+    let metrics = &worker.gate.metrics;
+    let in_progress = metrics.tls_handshake_started();
+    let accepted = worker.handshakes.accept(stream, tls, state).await;
+    drop(in_progress);
+    metrics.tls_handshake_ended(match &accepted {
+        Ok(_) => HandshakeResult::Ok,
+        Err((HandshakeError::Plain | HandshakeError::Failed, _)) => HandshakeResult::Failed,
+        Err((HandshakeError::Timeout, _)) => HandshakeResult::Timeout,
+        Err((HandshakeError::Evicted, _)) => HandshakeResult::Evicted,
+    });
+    match accepted {
         Ok(stream) => {
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             state.greeted();
@@ -119,7 +131,10 @@ async fn serve_http1(worker: Rc<Worker>, transport: Transport, state: Arc<ConnSt
     let mut said_farewell = false;
     let ended = poll_fn(|cx| {
         state.alarm.register(cx.waker());
-        if worker.gate.drain.is_draining() && !said_farewell {
+        if state.is_last() && !said_farewell {
+            said_farewell = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        } else if worker.gate.drain.is_draining() && !said_farewell {
             let due = *farewell.get_or_insert_with(|| worker.timers.after(FAREWELL));
             state.alarm.arm(due);
             if worker.timers.is_past(due) {
@@ -156,7 +171,7 @@ async fn serve_http1(worker: Rc<Worker>, transport: Transport, state: Arc<ConnSt
 /// Reads and forgets until the peer closes, for a while. To close a socket with something unread
 /// resets the connection, and that can take the answer away before the peer has read it
 /// (RFC 9112 §9.6).
-async fn linger(mut stream: impl AsyncRead + Unpin) {
+pub async fn linger(mut stream: impl AsyncRead + Unpin) {
     let mut forgotten = vec![0; 16 * 1024];
     let until_end = async { while let Ok(1..) = stream.read(&mut forgotten).await {} };
     let _ = tokio::time::timeout(LINGER, until_end).await;

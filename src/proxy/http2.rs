@@ -17,12 +17,15 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
+use crate::metrics::labels::CutReason;
+
+use super::connection::linger;
 use super::frames::{FrameWatch, head_due};
 use super::io::ConnState;
 use super::service;
-use super::timer::Tick;
+use super::timer::{TICK, Tick};
 use super::transport::Transport;
 use super::worker::Worker;
 
@@ -44,7 +47,7 @@ const ACKNOWLEDGEMENT_BYTES: usize = 64;
 
 /// Serves a connection whose client speaks HTTP/2, to its end.
 pub async fn serve(worker: Rc<Worker>, transport: Transport, conn: Arc<ConnState>) {
-    let link = Rc::new(Link::new(&conn, worker.gate.settings.phases.idle));
+    let link = Rc::new(Link::new(&conn, transport, worker.gate.settings.phases.idle));
     let service = {
         let (worker, link) = (Rc::clone(&worker), Rc::clone(&link));
         service_fn(move |request| {
@@ -54,7 +57,7 @@ pub async fn serve(worker: Rc<Worker>, transport: Transport, conn: Arc<ConnState
         })
     };
     let settings = &worker.gate.settings;
-    let io = Http2Io { transport, link: Rc::clone(&link) };
+    let io = Http2Io(Rc::clone(&link));
     let mut connection = http2::Builder::new(Streams(Rc::clone(&link)))
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -66,24 +69,43 @@ pub async fn serve(worker: Rc<Worker>, transport: Transport, conn: Arc<ConnState
         .serve_connection(TokioIo::new(io), service);
 
     let mut farewell = None;
-    let ended = poll_fn(|cx| {
+    let (ended, cut) = poll_fn(|cx| {
         conn.alarm.register(cx.waker());
         if farewell.is_none() && (worker.gate.drain.is_draining() || link.is_idle_for_too_long()) {
             farewell = Some(conn.timers.after(FAREWELL));
             Pin::new(&mut connection).graceful_shutdown();
         }
         if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
-            return Poll::Ready(ended.err());
+            let cut = link.is_flooded.get().then_some(CutReason::Flood);
+            return Poll::Ready((ended.err(), cut));
         }
-        let may_stay = link.has_streams() || farewell.is_none_or(|due| link.is_before(due));
-        if may_stay && link.is_before(link.due(settings.phases.header)) {
-            return Poll::Pending;
+        let head_due = head_due(link.frames.borrow().head_since(), settings.phases.header);
+        if !link.is_before(head_due) {
+            return Poll::Ready((None, Some(CutReason::HeadTimeout)));
         }
-        Poll::Ready(None)
+        if !link.is_before(link.reader_due()) {
+            return Poll::Ready((None, Some(CutReason::ReaderStalled)));
+        }
+        // Who was told to go, and has nothing to wait for, goes.
+        if !link.has_streams() && farewell.is_some_and(|due| !link.is_before(due)) {
+            return Poll::Ready((None, None));
+        }
+        Poll::Pending
     })
     .await;
+    drop(connection);
+    if let Some(reason) = cut {
+        worker.gate.metrics.http2_cut(reason);
+        return;
+    }
     if let Some(error) = ended {
         tracing::debug!(%error, "a connection of HTTP/2 broke");
+        return;
+    }
+    // The last of an answer may still be on its way, and its reader may say something to it.
+    let mut io = Http2Io(link);
+    if tokio::time::timeout(TICK, io.shutdown()).await.is_ok_and(|shut| shut.is_ok()) {
+        linger(io).await;
     }
 }
 
@@ -91,11 +113,13 @@ pub async fn serve(worker: Rc<Worker>, transport: Transport, conn: Arc<ConnState
 #[derive(Debug)]
 struct Link {
     conn: Arc<ConnState>,
+    transport: RefCell<Transport>,
     idle_timeout: Duration,
     frames: RefCell<FrameWatch>,
     /// The state of the request that hyper has just handed over, for the task that it asks for next.
     begun: RefCell<Option<Arc<ConnState>>>,
     streams: Cell<usize>,
+    is_flooded: Cell<bool>,
     /// When the connection last served anybody.
     quiet_since: Cell<Tick>,
     /// Since when the peer takes nothing at all.
@@ -103,14 +127,16 @@ struct Link {
 }
 
 impl Link {
-    fn new(conn: &Arc<ConnState>, idle_timeout: Duration) -> Self {
+    fn new(conn: &Arc<ConnState>, transport: Transport, idle_timeout: Duration) -> Self {
         let now = conn.timers.now();
         Link {
             conn: Arc::clone(conn),
+            transport: RefCell::new(transport),
             idle_timeout,
             frames: RefCell::new(FrameWatch::new(now)),
             begun: RefCell::new(None),
             streams: Cell::new(0),
+            is_flooded: Cell::new(false),
             quiet_since: Cell::new(now),
             blocked_since: Cell::new(None),
         }
@@ -130,10 +156,9 @@ impl Link {
         !self.has_streams() && !self.is_before(self.after(self.quiet_since.get()))
     }
 
-    /// When the peer will have taken too long, whatever it is that it is waited for.
-    fn due(&self, head_timeout: Duration) -> Tick {
-        let head = head_due(self.frames.borrow().head_since(), head_timeout);
-        self.blocked_since.get().map_or(head, |since| head.min(self.after(since)))
+    /// When a peer that takes nothing at all will have done so for too long.
+    fn reader_due(&self) -> Tick {
+        self.blocked_since.get().map_or(Tick::NEVER, |since| self.after(since))
     }
 
     fn after(&self, since: Tick) -> Tick {
@@ -205,55 +230,55 @@ impl Drop for OpenStream {
 
 /// The socket of such a connection.
 #[derive(Debug)]
-struct Http2Io {
-    transport: Transport,
-    link: Rc<Link>,
-}
+struct Http2Io(Rc<Link>);
 
 impl AsyncRead for Http2Io {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.transport).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut *self.0.transport.borrow_mut()).poll_read(cx, buf))?;
         let read = buf.filled().get(before..).unwrap_or_default();
-        let fed = self.link.frames.borrow_mut().feed(read, self.link.conn.timers.now());
-        Poll::Ready(fed.map_err(|flood| io::Error::new(io::ErrorKind::InvalidData, flood)))
+        let fed = self.0.frames.borrow_mut().feed(read, self.0.conn.timers.now());
+        Poll::Ready(fed.map_err(|flood| {
+            self.0.is_flooded.set(true);
+            io::Error::new(io::ErrorKind::InvalidData, flood)
+        }))
     }
 }
 
 impl AsyncWrite for Http2Io {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.transport).poll_write(cx, buf);
-        self.link.note_write(&result);
+        let result = Pin::new(&mut *self.0.transport.borrow_mut()).poll_write(cx, buf);
+        self.0.note_write(&result);
         result
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.transport).poll_write_vectored(cx, bufs);
-        self.link.note_write(&result);
+        let result = Pin::new(&mut *self.0.transport.borrow_mut()).poll_write_vectored(cx, bufs);
+        self.0.note_write(&result);
         result
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.transport.is_write_vectored()
+        self.0.transport.borrow().is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.transport.borrow_mut()).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.transport.borrow_mut()).poll_shutdown(cx)
     }
 }

@@ -95,6 +95,7 @@ pub struct ConnState {
     is_switched: AtomicBool,
     is_uploading: AtomicBool,
     ends_in_reset: AtomicBool,
+    is_last: AtomicBool,
 }
 
 impl ConnState {
@@ -130,6 +131,7 @@ impl ConnState {
             is_switched: AtomicBool::new(false),
             is_uploading: AtomicBool::new(false),
             ends_in_reset: AtomicBool::new(false),
+            is_last: AtomicBool::new(false),
         }
     }
 
@@ -193,6 +195,16 @@ impl ConnState {
     /// Whether the connection is to end in a reset.
     pub fn ends_in_reset(&self) -> bool {
         self.ends_in_reset.load(Relaxed)
+    }
+
+    /// Notes that no further request may be read from this connection of HTTP/1.
+    pub fn end_after_answer(&self) {
+        self.is_last.store(true, Relaxed);
+    }
+
+    /// Whether the present request is the last one.
+    pub fn is_last(&self) -> bool {
+        self.is_last.load(Relaxed)
     }
 
     /// Notes that the connection will speak another protocol from here on.
