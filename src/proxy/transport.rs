@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -54,6 +55,13 @@ impl Transport {
             Stream::Plain(stream) => stream,
             Stream::Tls(stream) => stream.get_ref().0,
         }
+    }
+
+    /// Whether the kernel holds something of the peer's, by its own word: that of the runtime is as
+    /// old as its last look.
+    pub fn has_unread(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        matches!(SockRef::from(self.socket()).peek(&mut byte), Ok(1..))
     }
 
     /// Finds out from the first bytes which version of HTTP a client speaks. What was read for it
