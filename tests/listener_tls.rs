@@ -267,6 +267,19 @@ fn a_private_key_in_place_of_its_files_name_is_not_repeated() {
     }
 }
 
+#[test]
+fn a_file_that_a_variable_names_is_said_to_be_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    self_signed(at, "good", "good", 90);
+    let (said, code) = check(at, "{ cert: good.crt, key: \"${A_KEY:-secret-place.key}\" }");
+    assert_eq!(code, 2, "{said}");
+    // The name goes in place of the key itself, which some would put there.
+    let reason = "tls.key: the value of ${A_KEY}, which is not shown: cannot be read: No such file";
+    assert!(said.contains(reason), "{said}");
+    assert!(!said.contains("not shown: secret-place"), "{said}");
+}
+
 // ----------------------------------------------------------------------------------- while it runs
 
 struct Served {

@@ -18,7 +18,7 @@ use h2::Reason;
 use http::{HeaderMap, HeaderValue, Response};
 use support::{Backend, GENEROUS, Start, Tollgate, wait_until};
 
-use http2::{Polite, request, run, whole};
+use http2::{GOAWAY, Polite, SETTINGS, frame, request, run, whole};
 use http2_backend::{How, Http2Backend};
 
 fn in_front_of(backend: &Http2Backend) -> Tollgate {
@@ -294,19 +294,6 @@ fn a_connection_that_said_goodbye_takes_no_new_request_and_none_fails() {
     }
     assert!(backend.connections() >= 10, "{}", backend.connections());
 }
-
-/// The frames of RFC 9113, raw: type, flags, stream, payload.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut frame = length[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
 
 #[test]
 fn an_upstream_that_says_goodbye_at_once_is_a_502() {

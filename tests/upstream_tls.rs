@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-#[path = "support/authority.rs"]
-mod authority;
+#[path = "support/certificates.rs"]
+mod certificates;
 #[path = "support/http2_backend.rs"]
 mod http2_backend;
 mod support;
@@ -19,7 +19,7 @@ use support::{Backend, GENEROUS, Start, Tollgate, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
-use authority::Authority;
+use certificates::Authority;
 use http2_backend::{How, Http2Backend};
 
 const HTTP1: &[u8] = b"http/1.1";
@@ -304,11 +304,18 @@ fn a_socket_of_this_machine_is_spoken_to_and_kept() {
 fn a_socket_that_nobody_listens_on_is_a_502() {
     let directory = tempfile::tempdir().unwrap();
     let url = format!("unix:{}", directory.path().join("nobody.sock").display());
-    let tollgate = Start::default().arguments(&["--upstream", &url]).run();
+    // One, since each worker says it for itself.
+    let start = Start::default().config("server: { workers: 1 }\n");
+    let tollgate = start.arguments(&["--upstream", &url]).run();
     let answer = tollgate.get("/x");
     assert_eq!(answer.status, 502);
     assert_eq!(answer.field("proxy-status"), Some("tollgate; error=connection_refused"));
     assert!(!answer.text().contains("sock"));
+    for _ in 0..5 {
+        tollgate.get("/x");
+    }
+    wait_until("the log says why", || tollgate.log().contains("No such file or directory"));
+    assert_eq!(tollgate.log().matches("the upstream is not reached").count(), 1);
 }
 
 #[test]

@@ -180,8 +180,7 @@ fn tell_of_config(path: &Path, said: Result<Result<String, String>, String>) -> 
         Ok(Err(errors)) => {
             tracing::warn!(
                 %file,
-                "the configuration has changed, which takes a restart, and a start would fail: \
-                 {errors}"
+                "the configuration goes on as it was read; a start would fail: {errors}"
             );
             true
         }

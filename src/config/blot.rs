@@ -9,6 +9,8 @@ use super::tree::Mark;
 /// Keys whose value is a secret; one that is nearly so is taken for a slip of the pen.
 const SECRET_KEYS: [&str; 5] =
     ["secret", "identity_hash_secret", "password", "passwd", "client_secret"];
+/// A key that is near one of those by its letters alone: its value is the name of a file.
+const FILE_KEY: &str = "client_cert";
 /// What a private key in PEM begins and ends with (RFC 7468 §10), of whatever kind.
 const PRIVATE_KEY: &str = "PRIVATE KEY-----";
 /// Keys whose value is a URL that may hold a password.
@@ -20,7 +22,7 @@ const OPENING: [&str; 5] = ["secre", "passw", "url", "postgres", "SECRE"];
 pub fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let is_file = key.ends_with("_file");
-    !is_file && (key.ends_with("secret") || nearest(&key, SECRET_KEYS).is_some())
+    !is_file && key != FILE_KEY && (key.ends_with("secret") || nearest(&key, SECRET_KEYS).is_some())
 }
 
 /// The first variable of a value, if by its name it holds a secret: `${JWT_SECRET}`.
@@ -285,6 +287,12 @@ mod tests {
         let one_line = "key: \"-----BEGIN EC PRIVATE KEY-----\\nhunter2\\n-----END EC PRIVATE KEY-----\"\nnext: 1";
         assert!(!shown(one_line, 1).contains("hunter") && shown(one_line, 2) == "next: 1");
         assert_eq!(shown("cert: /etc/tls/private.key", 1), "cert: /etc/tls/private.key");
+    }
+
+    #[test]
+    fn names_of_files_are_shown() {
+        let text = "tls: { client_cert: tls.crt, client_key: tls.key }";
+        assert_eq!(shown(text, 1), text);
     }
 
     #[test]

@@ -378,7 +378,14 @@ impl<'f> Report<'f> {
             return None;
         }
         let name = secret_variable(self.text, node.mark)?;
-        let found = format!("the value of ${{{name}}}, which is not shown");
+        let mut found = format!("the value of ${{{name}}}, which is not shown");
+        // What is wrong with it can be said, where that does not repeat it: a file that is not there.
+        if let Some(why) = problem.found.strip_prefix(&**text)
+            && why.starts_with(": ")
+            && !why.contains(&repeated)
+        {
+            found.push_str(why);
+        }
         Some(Problem { found, ..problem.clone() })
     }
 

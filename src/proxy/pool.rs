@@ -25,7 +25,7 @@ use super::connect::{ConnectError, Look, Protocol, Target, UpstreamIo, UpstreamS
 use super::multiplex::{Bounds, Connections, Stream};
 use super::timer::{Tick, Timers};
 
-/// How often a worker says at most why the upstream is refused.
+/// How often a worker says at most why the upstream is not spoken to.
 const TELL_PAUSE: Duration = Duration::from_secs(10);
 
 /// How connections to the upstream are made and kept.
@@ -189,10 +189,11 @@ impl Pool {
         // Boxed, so that not every request is as large as a handshake.
         let connecting = Box::pin(self.acquire(needs, deadline));
         let limit = self.settings.connect_timeout;
-        match tokio::time::timeout(limit, connecting).await {
+        let connected = match tokio::time::timeout(limit, connecting).await {
             Ok(connected) => connected,
             Err(_elapsed) => Err(ConnectError::Timeout),
-        }
+        };
+        connected.inspect_err(|error| self.tell(error))
     }
 
     async fn acquire(
@@ -223,7 +224,7 @@ impl Pool {
         let started = clock::monotonic();
         let limit = self.settings.connect_timeout;
         let connected = self.target.connect(needs.http1, limit, deadline).await;
-        let (stream, is_http2) = connected.inspect_err(|error| self.tell(error))?;
+        let (stream, is_http2) = connected?;
         self.signals.upstream.connected(clock::monotonic().saturating_duration_since(started));
         let socket = UpstreamSocket::new(stream);
         if self.is_tls() && !needs.http1 {
@@ -231,7 +232,7 @@ impl Pool {
         }
         if is_http2 {
             let opened = self.http2.open(socket).await.map_err(ConnectError::Refused);
-            return opened.map(Lease::on).inspect_err(|error| self.tell(error));
+            return opened.map(Lease::on);
         }
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(self.settings.head_bytes_max)
@@ -254,15 +255,18 @@ impl Pool {
         Lease { is_reused, line: Line::Http1 { sender, socket, pool, _counted: counted } }
     }
 
-    /// Says why an upstream that is there is not spoken to: the answer does not.
+    /// Says why the upstream is not spoken to: the answer does not.
     fn tell(&self, error: &ConnectError) {
-        let ConnectError::Refused(reason) = error else { return };
         let now = clock::monotonic();
         let is_soon = |last: Instant| now.saturating_duration_since(last) < TELL_PAUSE;
         if !self.told.get().is_some_and(is_soon) {
             self.told.set(Some(now));
-            let reason = chain(reason);
-            tracing::warn!(reason, "the upstream is refused (said at most every 10 s)");
+            let (what, reason) = match error {
+                ConnectError::Refused(reason) => ("refused", chain(reason)),
+                ConnectError::Unreachable(reason) => ("not reached", chain(reason)),
+                ConnectError::Timeout => ("not reached", "connect_timeout is over".to_owned()),
+            };
+            tracing::warn!(reason, "the upstream is {what} (said at most every 10 s)");
         }
     }
 

@@ -4,85 +4,19 @@
 
 use crate::harness::{WAIT, Wire};
 
+#[path = "frames.rs"]
+mod frames;
+
+pub use frames::*;
+
 /// What a client says first: the preface and settings that settle nothing.
 pub fn preface() -> Vec<u8> {
-    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, b"")].concat()
-}
-
-/// Types of frames (RFC 9113 §6).
-pub const DATA: u8 = 0;
-/// See [`DATA`].
-pub const HEADERS: u8 = 1;
-/// See [`DATA`].
-pub const RST_STREAM: u8 = 3;
-/// See [`DATA`].
-pub const SETTINGS: u8 = 4;
-/// See [`DATA`].
-pub const PING: u8 = 6;
-/// See [`DATA`].
-pub const GOAWAY: u8 = 7;
-/// See [`DATA`].
-pub const WINDOW_UPDATE: u8 = 8;
-/// See [`DATA`].
-pub const CONTINUATION: u8 = 9;
-/// A flag: nothing more on this stream.
-pub const END_STREAM: u8 = 1;
-/// A flag: no more of this head.
-pub const END_HEADERS: u8 = 4;
-
-/// One frame.
-pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut bytes = length[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
-/// Fields in the plainest coding of HPACK: literal, never indexed, no Huffman (RFC 7541 §6.2.2).
-pub fn block<N: AsRef<[u8]>, V: AsRef<[u8]>>(fields: &[(N, V)]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for (name, value) in fields {
-        bytes.push(0);
-        push_string(&mut bytes, name.as_ref());
-        push_string(&mut bytes, value.as_ref());
-    }
-    bytes
-}
-
-/// A string without Huffman, its length before it (RFC 7541 §5.1, §5.2).
-pub fn push_string(bytes: &mut Vec<u8>, text: &[u8]) {
-    if text.len() < 127 {
-        bytes.push(u8::try_from(text.len()).unwrap());
-    } else {
-        bytes.push(127);
-        let mut left = text.len() - 127;
-        while left >= 128 {
-            bytes.push(u8::try_from(left % 128).unwrap() | 128);
-            left /= 128;
-        }
-        bytes.push(u8::try_from(left).unwrap());
-    }
-    bytes.extend(text);
+    [PREFACE.to_vec(), frame(SETTINGS, 0, 0, b"")].concat()
 }
 
 /// A whole head on a stream.
 pub fn head<N: AsRef<[u8]>, V: AsRef<[u8]>>(stream: u32, flags: u8, fields: &[(N, V)]) -> Vec<u8> {
     frame(HEADERS, flags | END_HEADERS, stream, &block(fields))
-}
-
-/// A frame that came.
-#[derive(Clone, Debug)]
-pub struct Frame {
-    /// See [`DATA`].
-    pub kind: u8,
-    /// Of its type.
-    pub flags: u8,
-    /// Which stream it is of.
-    pub stream: u32,
-    /// What is in it.
-    pub payload: Vec<u8>,
 }
 
 /// The whole frames of what came.

@@ -11,23 +11,10 @@ use http::{HeaderMap, Request, Response};
 
 use super::support::PATIENCE;
 
-/// What a connection begins with (RFC 9113 §3.4).
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+#[path = "frames.rs"]
+mod frames;
 
-// Types of frames (RFC 9113 §6).
-pub const DATA: u8 = 0;
-pub const HEADERS: u8 = 1;
-pub const PRIORITY: u8 = 2;
-pub const RST_STREAM: u8 = 3;
-pub const SETTINGS: u8 = 4;
-pub const PING: u8 = 6;
-pub const GOAWAY: u8 = 7;
-pub const WINDOW_UPDATE: u8 = 8;
-pub const CONTINUATION: u8 = 9;
-// Their flags.
-pub const ACK: u8 = 0x1;
-pub const END_STREAM: u8 = 0x1;
-pub const END_HEADERS: u8 = 0x4;
+pub use frames::*;
 
 /// Runs `test` on a runtime of its own, for a while at most.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
@@ -107,15 +94,6 @@ pub async fn whole(answer: Response<h2::RecvStream>) -> Result<Whole, h2::Error>
     Ok(Whole { status: head.status.as_u16(), headers: head.headers, body, trailers })
 }
 
-/// A frame as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    pub kind: u8,
-    pub flags: u8,
-    pub stream: u32,
-    pub payload: Vec<u8>,
-}
-
 /// A connection on which frames are sent as they are.
 pub struct Raw {
     /// The socket.
@@ -159,40 +137,6 @@ impl Raw {
             }
         }
     }
-}
-
-/// One frame.
-pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut bytes = vec![length[1], length[2], length[3], kind, flags];
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
-/// Fields as HPACK writes what it neither knows nor remembers (RFC 7541 §6.2.2), letter by letter.
-pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for (name, value) in fields {
-        bytes.push(0);
-        for text in [name, value] {
-            // An integer with a prefix of seven bits (RFC 7541 §5.1).
-            let mut length = text.len();
-            if length < 127 {
-                bytes.push(u8::try_from(length).unwrap());
-            } else {
-                bytes.push(127);
-                length -= 127;
-                while length >= 128 {
-                    bytes.push(u8::try_from(length % 128 + 128).unwrap());
-                    length /= 128;
-                }
-                bytes.push(u8::try_from(length).unwrap());
-            }
-            bytes.extend(text.as_bytes());
-        }
-    }
-    bytes
 }
 
 /// The pseudo fields of a GET, and these fields.
