@@ -262,6 +262,26 @@ fn a_body_that_breaks_off_ends_in_a_reset() {
     });
 }
 
+/// An answer that breaks off right behind its head has one all the same: no answer at all says that
+/// the request may be sent again.
+#[test]
+fn a_head_goes_out_before_the_break_behind_it() {
+    let backend = Backend::spawn(|mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n");
+    });
+    let tollgate = Tollgate::generous(&backend);
+    for _ in 0..5 {
+        let answer = tollgate.get("/");
+        assert_eq!((answer.status, answer.is_complete), (200, false));
+        let mut raw = Raw::connect(tollgate.data);
+        raw.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &get("/", &[])));
+        let kinds =
+            std::iter::from_fn(|| raw.frame()).filter(|it| it.stream == 1).map(|it| it.kind);
+        assert_eq!(kinds.take(2).collect::<Vec<u8>>(), [HEADERS, RST_STREAM]);
+    }
+}
+
 /// RFC 9110 §8.6: a 204 says no length, whatever the upstream says and whoever asks: clients of
 /// HTTP/2 take one for a broken stream.
 #[test]

@@ -136,6 +136,7 @@ impl Call<'_> {
                 due: Tick::NEVER,
                 has_ended: false,
                 is_until_close: is_http_1_0,
+                failure: None,
             })
         });
         Ok((response, took))
