@@ -255,7 +255,8 @@ fn it_says_what_a_running_tollgate_does() {
     );
     assert_eq!(
         (&limit["period"], &limit["limit"], &limit["used"]),
-        (&json!("minute"), &json!(30), &json!(1))
+        (&json!("minute"), &json!(30), &json!(3)),
+        "a backend that tells letters apart takes it for fo, which costs 3"
     );
     check("POST", "/fo/history/x", &[&from("203.0.113.4")], json!({ "endpoint": "fo", "cost": 3 }));
     let host = [from("203.0.113.5"), "Host: Partner.test:80".to_owned()];

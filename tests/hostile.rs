@@ -565,7 +565,7 @@ fn a_body_where_none_may_be_goes_to_nobody() {
 /// upstream busy until the upstream's own time is up.
 #[test]
 fn who_leaves_behind_a_pipelined_request_is_noticed() {
-    let (sender, left) = mpsc::channel();
+    let (sender, left) = mpsc::sync_channel(2);
     let sender = std::sync::Mutex::new(sender);
     let backend = Backend::spawn(move |mut connection| {
         if connection.request().is_some_and(|seen| seen.target() == "/slow") {

@@ -18,6 +18,8 @@ tests/long.sh NAME [ARGUMENTS]
   route-bench  what it costs to find the rules of a path
   identity-bench  what it costs to know a caller, and what floods of wrong tokens cost
   subscriptions-bench  what it costs to know what a user has bought
+  drain        drains and reloads under load lose none of 100,000 requests each (DRAIN_REQUESTS)
+  streaming    1 GiB each way through every protocol: throughput and highest memory (STREAM_MIB)
   fuzz         every fuzz target for a while each, one after the other (fuzz/README.md; needs a nightly
                compiler and cargo-fuzz; fuzz SECONDS TARGET…, 1,200 seconds without)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
@@ -42,6 +44,12 @@ spread) exec cargo bench --locked --bench spread -- "$@" ;;
 route-bench) exec cargo bench --locked --bench router -- "$@" ;;
 identity-bench) exec cargo bench --locked --bench identity -- "$@" ;;
 subscriptions-bench) exec cargo bench --locked --bench subscriptions -- "$@" ;;
+drain | streaming)
+    # The optimised build, without the minutes that its last few per cent take.
+    export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+    export DRAIN_REQUESTS="${DRAIN_REQUESTS:-100000}" STREAM_MIB="${STREAM_MIB:-1024}"
+    exec cargo test --release --locked --test "$name" -- --nocapture "$@"
+    ;;
 properties) PROPTEST_CASES="${PROPTEST_CASES:-25600}" exec cargo test --release --locked -- "$@" ;;
 fuzz)
     seconds=${1:-1200}

@@ -33,6 +33,9 @@ const SPELLINGS: &[(&str, &str, &str)] = &[
     ("case, and a slash in a name", "/REPORTS/a%2fb/export", "express"),
     ("case, and a name of parameters alone", "/REPORTS/;x/export", "express"),
     ("a line feed behind the end", "/api/limited%0A", "starlette"),
+    ("a word that is none", "/fo/history/%70ublic", "express"),
+    ("a word in other letters", "/fo%2fhistory/PUBLIC", "nginx"),
+    ("a word encoded twice", "/reports%2f%2561ll/export", "starlette"),
     ("backslashes", "/x%5c..%5capi%5climited", "express.static"),
 ];
 
@@ -83,7 +86,7 @@ proptest! {
         pieces in prop::collection::vec(select(vec![
             "/", "/", "/", "%2f", "%2F", "%252f", "%5c", "%255C", ".", "..", "%2e%2e", "%252e%252e",
             ".%2e", ";", ";a=b", "%3b", "api", "API", "%61pi", "limited", "fo", "Fo", "history",
-            "HISTORY", "reports", "Reports", "export", "7", "a", "%0a", "%25", "%C3%A9",
+            "HISTORY", "reports", "Reports", "export", "7", "a", "public", "PUBLIC", "%70ublic", "all", "All", "%2561ll", "%0a", "%25", "%C3%A9",
         ]), 0..16),
     ) {
         targets::path(format!("/{}", pieces.concat()).as_bytes());

@@ -6,8 +6,17 @@
 
 use std::collections::BTreeSet;
 
-/// The limited resources: an exact path, a subtree, and a path with a name in it.
-pub const RULES: [&str; 3] = ["/api/limited", "/fo/history/**", "/reports/{id}/export"];
+/// The resources: an exact path, a subtree, a path with a name in it, and one in each of these two
+/// that has a rule of its own.
+pub const RULES: [&str; 5] = [
+    "/api/limited",
+    "/fo/history/**",
+    "/reports/{id}/export",
+    "/reports/all/export",
+    "/fo/history/public",
+];
+/// This one has no limits at all.
+pub const EXEMPT: usize = 4;
 
 /// A backend: the indices in [`RULES`] of what it serves for a path.
 pub type Model = fn(&[u8]) -> BTreeSet<usize>;
@@ -111,7 +120,9 @@ fn exactly(segments: &[Vec<u8>]) -> Vec<usize> {
     let segments: Vec<&[u8]> = segments.iter().map(Vec::as_slice).collect();
     match segments.as_slice() {
         [b"api", b"limited"] => vec![0],
+        [b"fo", b"history", b"public"] => vec![4],
         [b"fo", b"history", ..] => vec![1],
+        [b"reports", b"all", b"export"] => vec![3],
         [b"reports", id, b"export"] if !id.is_empty() => vec![2],
         _ => Vec::new(),
     }

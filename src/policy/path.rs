@@ -16,9 +16,8 @@
 //!
 //! *Further* readings are for what lies between the two. A backend that forgives in one respect and
 //! is strict in another reads `/A/..` or `/a%2fb/..;/x` as neither of them does: one that removes no
-//! dot segments runs `/a/**` for it. Where the division into segments is in doubt, because a path
-//! holds dot segments, empty segments or separators in disguise, it is divided in each of the ways
-//! of `DIVISIONS` as well. Nearly no honest path needs that.
+//! dot segments runs `/a/**` for it. Where a path leaves in doubt how it is divided into segments, or
+//! what a backend decodes of it, it is read in each of the ways of `DIVISIONS` as well.
 
 use std::borrow::Cow;
 
@@ -30,7 +29,17 @@ pub struct Readings<'a> {
     strict: Cow<'a, [u8]>,
     /// `None`: the same bytes as `strict`.
     lenient: Option<Cow<'a, [u8]>>,
-    further: Vec<Vec<u8>>,
+    further: Vec<Further>,
+}
+
+/// A reading of a backend that is strict in one respect and forgiving in another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Further {
+    /// The path. A separator that is none in this reading is a NUL in it.
+    pub path: Vec<u8>,
+    /// Whether letters are as they came: it is to be compared as the strict reading is, else as
+    /// the lenient one.
+    pub is_exact: bool,
 }
 
 impl<'a> Readings<'a> {
@@ -76,11 +85,8 @@ impl<'a> Readings<'a> {
         check_no_nul(&decoded)?;
         let strict = strict(path)?;
         let lenient = lenient(&decoded)?;
-        let mut further = Vec::new();
-        if is_division_in_doubt(path, &decoded) {
-            further = divisions(path, &decoded);
-            further.retain(|reading| *reading != lenient);
-        }
+        let mut further = divisions(path, &decoded);
+        further.retain(|it| it.path != if it.is_exact { &*strict } else { &*lenient });
         let lenient = (lenient != strict).then_some(Cow::Owned(lenient));
         Ok(Readings { strict: Cow::Owned(strict), lenient, further })
     }
@@ -95,9 +101,8 @@ impl<'a> Readings<'a> {
         self.lenient.as_ref().unwrap_or(&self.strict)
     }
 
-    /// What backends between the two may read, folded as the lenient reading is and unlike it; a
-    /// separator that is none in such a reading is a NUL. Empty for nearly every path.
-    pub fn further(&self) -> &[Vec<u8>] {
+    /// What backends between the two may read; nothing for nearly every path.
+    pub fn further(&self) -> &[Further] {
         &self.further
     }
 
@@ -317,7 +322,7 @@ fn lenient(decoded: &[u8]) -> Result<Vec<u8>, PathError> {
     Ok(reading)
 }
 
-/// One way to divide a path into segments.
+/// One way to divide a path into segments, and to read these.
 struct Division {
     /// What is divided.
     text: Text,
@@ -327,53 +332,85 @@ struct Division {
     merges: bool,
     /// Whether dot segments are removed.
     removes_dots: bool,
+    /// What is done with each segment.
+    letters: Letters,
 }
 
 /// The stages of decoding at which backends divide.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Text {
-    /// Nothing but unreserved characters is decoded.
+    Raw,
+    /// Unreserved characters are decoded.
     Normal,
     Once,
-    Twice,
     /// Decoded once, after parameters were cut.
     CutOnce,
+    Twice,
 }
 
-/// The ways to divide a path that are known of backends beside the two readings.
-const DIVISIONS: [Division; 14] = {
-    const fn of(text: Text, at_backslash: bool, merges: bool, removes_dots: bool) -> Division {
-        Division { text, at_backslash, merges, removes_dots }
+/// How a segment is compared with a rule's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Letters {
+    /// As they came.
+    Exact,
+    /// In lower case.
+    Lower,
+    /// Decoded to the end, without parameters, in lower case.
+    Folded,
+}
+
+/// The ways to read a path that are known of backends beside the two readings. Decoding and folding
+/// more than a backend does meets the rules that it meets, unless another rule stands in between:
+/// for that there are the ways that do less.
+const DIVISIONS: [Division; 25] = {
+    use Letters::{Exact, Folded, Lower};
+    use Text::{CutOnce, Normal, Once, Raw, Twice};
+    const fn of(
+        text: Text,
+        [at_backslash, merges, removes_dots]: [bool; 3],
+        letters: Letters,
+    ) -> Division {
+        Division { text, at_backslash, merges, removes_dots, letters }
     }
     [
         // Routers that match the target as it came: Express, Fastify.
-        of(Text::Normal, false, false, false),
-        of(Text::Normal, false, true, false),
-        of(Text::Normal, false, false, true),
-        of(Text::Normal, false, true, true),
+        of(Raw, [false, false, false], Exact),
+        of(Raw, [false, false, false], Lower),
+        of(Normal, [false, false, false], Folded),
+        of(Normal, [false, true, false], Folded),
+        of(Normal, [false, false, true], Folded),
+        of(Normal, [false, true, true], Folded),
         // Routers behind a server that decodes: Starlette, Django, Flask; nginx, Apache, Go.
-        of(Text::Once, false, false, false),
-        of(Text::Once, false, true, false),
-        of(Text::Once, false, false, true),
-        of(Text::Once, false, true, true),
+        of(Once, [false, false, false], Exact),
+        of(Once, [false, true, false], Exact),
+        of(Once, [false, false, true], Exact),
+        of(Once, [false, true, true], Exact),
+        of(Once, [false, false, false], Folded),
+        of(Once, [false, true, false], Folded),
+        of(Once, [false, false, true], Folded),
+        of(Once, [false, true, true], Folded),
         // Files on Windows.
-        of(Text::Once, true, true, true),
+        of(Once, [true, true, true], Lower),
+        of(Once, [true, true, true], Folded),
         // Servlets: Spring's patterns, Tomcat's and Jetty's mappings.
-        of(Text::CutOnce, false, false, false),
-        of(Text::CutOnce, true, true, false),
-        of(Text::CutOnce, true, true, true),
+        of(CutOnce, [false, false, false], Exact),
+        of(CutOnce, [true, true, true], Exact),
+        of(CutOnce, [false, true, true], Exact),
+        of(CutOnce, [false, false, false], Folded),
+        of(CutOnce, [true, true, false], Folded),
+        of(CutOnce, [true, true, true], Folded),
         // Applications that decode what was decoded.
-        of(Text::Twice, false, false, false),
-        of(Text::Twice, true, true, false),
+        of(Twice, [false, false, false], Exact),
+        of(Twice, [false, false, false], Folded),
+        of(Twice, [true, true, false], Folded),
     ]
 };
 
 /// Whether backends may divide the path differently. `decoded` is what [`decode_twice`] made.
 fn is_division_in_doubt(path: &[u8], decoded: &[u8]) -> bool {
     let is_slash = |byte: &&u8| matches!(**byte, b'/' | b'\\');
-    let has_disguised =
-        path.iter().filter(is_slash).count() != decoded.iter().filter(is_slash).count();
-    if has_disguised || decoded.last() == Some(&b'\n') {
+    let slashes = |text: &[u8]| text.iter().filter(is_slash).count();
+    if slashes(path) != slashes(decoded) || decoded.last() == Some(&b'\n') {
         return true;
     }
     let mut segments = decoded.split(|byte| *byte == b'/').skip(1).peekable();
@@ -387,8 +424,28 @@ fn is_division_in_doubt(path: &[u8], decoded: &[u8]) -> bool {
     false
 }
 
-/// The path in each of [`DIVISIONS`], each reading once. Linear in the path, like every reading.
-fn divisions(path: &[u8], twice: &[u8]) -> Vec<Vec<u8>> {
+/// Whether the path encodes what need not be: then one backend finds a word in it, another does not.
+fn is_decoding_in_doubt(path: &[u8]) -> bool {
+    let mut rest = path;
+    while let [byte, tail @ ..] = rest {
+        rest = match (byte, escape(tail)) {
+            (b'%', Some((b'%', _))) => return true,
+            (b'%', Some((byte, _))) if is_unreserved(byte) || is_reserved_in_path(byte) => {
+                return true;
+            }
+            _ => tail,
+        };
+    }
+    false
+}
+
+/// The path in each of [`DIVISIONS`] that its doubts ask for, each reading once. Linear in the path,
+/// like every reading.
+fn divisions(path: &[u8], twice: &[u8]) -> Vec<Further> {
+    let divided = is_division_in_doubt(path, twice);
+    if !divided && !is_decoding_in_doubt(path) {
+        return Vec::new();
+    }
     let (mut normal, mut cut) = (Vec::new(), Vec::new());
     for segment in path.split(|byte| *byte == b'/').skip(1) {
         normal.push(b'/');
@@ -397,23 +454,29 @@ fn divisions(path: &[u8], twice: &[u8]) -> Vec<Vec<u8>> {
         cut.extend(segment.split(|byte| *byte == b';').next().unwrap_or_default());
     }
     let (once, cut_once) = (decode(path), decode(&cut));
-    let mut readings: Vec<Vec<u8>> = Vec::new();
+    let mut readings: Vec<Further> = Vec::new();
     for division in &DIVISIONS {
+        let is_plain = !division.at_backslash && !division.merges && !division.removes_dots;
+        if !divided && !is_plain {
+            continue;
+        }
         let text = match division.text {
+            Text::Raw => path,
             Text::Normal => &normal,
-            Text::Once => &*once,
+            Text::Once => &once,
+            Text::CutOnce => &cut_once,
             Text::Twice => twice,
-            Text::CutOnce => &*cut_once,
         };
-        let reading = divide(text, division);
-        if !readings.contains(&reading) {
-            readings.push(reading);
+        let is_exact = division.letters == Letters::Exact;
+        let further = Further { path: divide(text, division), is_exact };
+        if !readings.contains(&further) {
+            readings.push(further);
         }
     }
     readings
 }
 
-/// One of the divisions, its segments folded. `..` at the root stays there.
+/// One of the divisions. `..` at the root stays there.
 fn divide(text: &[u8], division: &Division) -> Vec<u8> {
     let mut reading = Vec::with_capacity(text.len());
     // To `$` in many a regular expression, Python's among them, a last line feed is the end.
@@ -426,17 +489,38 @@ fn divide(text: &[u8], division: &Division) -> Vec<u8> {
             b".." if division.removes_dots => drop(leave(&mut reading)),
             _ => {
                 reading.push(b'/');
-                push_folded(segment, &mut reading);
+                match division.letters {
+                    Letters::Exact => push_exact(segment, division.text, &mut reading),
+                    Letters::Lower => reading.extend(segment.iter().map(u8::to_ascii_lowercase)),
+                    Letters::Folded => push_folded(segment, &mut reading),
+                }
             }
         }
     }
-    if reading.len() > 1 && reading.last() == Some(&b'/') {
+    // Merged away, a trailing slash still tells `/a/` from `/a`.
+    let is_exact = division.letters == Letters::Exact;
+    if is_exact && division.merges && text.ends_with(b"/") && !reading.ends_with(b"/") {
+        reading.push(b'/');
+    }
+    if !is_exact && reading.len() > 1 && reading.ends_with(b"/") {
         reading.pop();
     }
     if reading.is_empty() {
         reading.push(b'/');
     }
     reading
+}
+
+/// Appends a segment in the form in which strict patterns are kept: what must be encoded is. Of a
+/// decoded text a `%` is a letter; of the raw one it stays, and so what it encodes is none.
+fn push_exact(segment: &[u8], text: Text, reading: &mut Vec<u8>) {
+    for byte in segment {
+        match byte {
+            b'%' if text == Text::Raw => reading.push(b'%'),
+            b'%' => reading.extend(b"%25"),
+            byte => push_normal(&[*byte], reading),
+        }
+    }
 }
 
 /// Appends a segment as the lenient reading folds one, but leaves it one segment: a separator in it

@@ -165,8 +165,11 @@ impl Router {
             strict
         };
         let mut matched = Matched { strict, lenient, ..Matched::default() };
-        for reading in readings.further() {
-            let Some(rule) = self.lenient.find(reading, &request, None) else {
+        for further in readings.further() {
+            let table = if further.is_exact { &self.strict } else { &self.lenient };
+            let rule = table.find(&further.path, &request, None);
+            // `match: strict` is for the strict reading alone, and the strict table has it as well.
+            let Some(rule) = rule.filter(|it| !self.is_strict_only(*it)) else {
                 matched.misses = true;
                 continue;
             };
@@ -181,6 +184,10 @@ impl Router {
     /// What each rule asks, by its index.
     pub fn patterns(&self) -> &[Pattern] {
         &self.patterns
+    }
+
+    fn is_strict_only(&self, rule: RuleId) -> bool {
+        self.patterns.get(usize::from(rule.0)).is_some_and(|it| it.strict_only)
     }
 
     fn insert(

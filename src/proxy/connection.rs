@@ -24,13 +24,34 @@ use super::io::{ConnState, DownstreamIo, Peer, Phase};
 use super::listener::Accepted;
 use super::reply;
 use super::service;
-use super::timer::TICK;
+use super::timer::{TICK, Tick};
 use super::transport::{Spoken, Transport};
 use super::worker::Worker;
 
-/// How long a connection that is idle when a drain begins may still bring a request: whoever is
-/// about to send one gets an answer that says goodbye instead of a reset.
+/// How long a connection that is idle in a drain may still bring a request: whoever is about to
+/// send one gets an answer that says goodbye instead of a reset.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// When an idle connection ends in a drain.
+#[derive(Debug, Default)]
+struct Farewell(Option<Tick>);
+
+impl Farewell {
+    /// Whether a connection that is idle now has been so for long enough.
+    fn is_due(&mut self, worker: &Worker, state: &ConnState) -> bool {
+        if !worker.gate.drain.is_draining() {
+            return false;
+        }
+        let due = *self.0.get_or_insert_with(|| worker.timers.after(FAREWELL));
+        state.alarm.arm(due);
+        worker.timers.is_past(due)
+    }
+
+    /// It is not idle.
+    fn put_off(&mut self) {
+        self.0 = None;
+    }
+}
 
 /// How long a peer that was refused may go on sending before the connection is reset.
 const LINGER: Duration = Duration::from_secs(3);
@@ -50,7 +71,7 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let begun = match tls {
         // Boxed, so that a plain connection need not have the room.
         Some(tls) => Box::pin(begin_tls(&worker, stream, &tls, &state)).await,
-        None => begin_plain(stream, &state).await,
+        None => begin_plain(&worker, stream, &state).await,
     };
     match begun {
         // Boxed for the same reason.
@@ -63,13 +84,21 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
 }
 
 /// Waits for the first bytes, which tell the version of HTTP.
-async fn begin_plain(stream: TcpStream, state: &ConnState) -> Option<(Transport, Spoken)> {
+async fn begin_plain(
+    worker: &Worker,
+    stream: TcpStream,
+    state: &ConnState,
+) -> Option<(Transport, Spoken)> {
     let mut transport = Transport::plain(stream);
+    let mut farewell = Farewell::default();
     let spoken = poll_fn(|cx| {
         state.alarm.register(cx.waker());
         match transport.poll_spoken(cx) {
             Poll::Ready(spoken) => Poll::Ready(spoken.ok()),
             Poll::Pending if state.is_overdue() => Poll::Ready(None),
+            Poll::Pending if farewell.is_due(worker, state) && !transport.has_unread() => {
+                Poll::Ready(None)
+            }
             Poll::Pending => Poll::Pending,
         }
     })
@@ -127,25 +156,43 @@ async fn serve_http1(worker: Rc<Worker>, transport: Transport, state: Arc<ConnSt
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
 
-    let mut farewell = None;
-    let mut said_farewell = false;
+    let mut farewell = Farewell::default();
+    let (mut has_looked, mut said_farewell) = (false, false);
     let ended = poll_fn(|cx| {
         state.alarm.register(cx.waker());
-        if state.is_last() && !said_farewell {
-            said_farewell = true;
-            Pin::new(&mut connection).graceful_shutdown();
-        } else if worker.gate.drain.is_draining() && !said_farewell {
-            let due = *farewell.get_or_insert_with(|| worker.timers.after(FAREWELL));
-            state.alarm.arm(due);
-            if worker.timers.is_past(due) {
+        loop {
+            if state.is_last() && !said_farewell {
                 said_farewell = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
-        }
-        match Pin::new(&mut connection).poll(cx) {
-            Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending if state.is_overdue() => Poll::Ready(Some(state.phase())),
-            Poll::Pending => Poll::Pending,
+            match Pin::new(&mut connection).poll(cx) {
+                Poll::Ready(_) => return Poll::Ready(None),
+                Poll::Pending if state.is_overdue() => return Poll::Ready(Some(state.phase())),
+                Poll::Pending => {}
+            }
+            // An answer that began before the drain did not say goodbye: whoever has it may ask
+            // once more. So it is idleness that counts, and not the time since the drain began.
+            if said_farewell || !state.is_between_requests() {
+                has_looked = false;
+                farewell.put_off();
+                return Poll::Pending;
+            }
+            if !farewell.is_due(&worker, &state) {
+                return Poll::Pending;
+            }
+            if !has_looked {
+                has_looked = true;
+                state.look_for_unread();
+            } else if state.found_unread() {
+                // A request that the runtime will tell of in a moment.
+                has_looked = false;
+                farewell.put_off();
+                return Poll::Pending;
+            } else {
+                said_farewell = true;
+                state.leave_unread();
+                Pin::new(&mut connection).graceful_shutdown();
+            }
         }
     })
     .await;

@@ -40,7 +40,7 @@ const SEND_BUFFER: usize = 64 << 10;
 const PENDING_RESETS_MAX: usize = 20;
 /// Streams that had to be reset for what their client sent (CVE-2025-8671).
 const OWN_RESETS_MAX: usize = 64;
-/// How long a connection that was said goodbye to, and that has no stream, may stay.
+/// How long a connection that was said goodbye to may be without a stream and stay.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Longest write that may be no more than an answer to a frame of the connection itself.
 const ACKNOWLEDGEMENT_BYTES: usize = 64;
@@ -86,8 +86,10 @@ pub async fn serve(worker: Rc<Worker>, transport: Transport, conn: Arc<ConnState
         if !link.is_before(link.reader_due()) {
             return Poll::Ready((None, Some(CutReason::ReaderStalled)));
         }
-        // Who was told to go, and has nothing to wait for, goes.
-        if !link.has_streams() && farewell.is_some_and(|due| !link.is_before(due)) {
+        // Who was told to go, and has nothing to wait for, goes: unless it goes on bringing
+        // requests, as one does that is slow to hear it.
+        let quiet = link.quiet_since.get().plus(FAREWELL);
+        if !link.has_streams() && farewell.is_some_and(|due| !link.is_before(quiet.max(due))) {
             return Poll::Ready((None, None));
         }
         Poll::Pending

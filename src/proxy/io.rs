@@ -95,6 +95,8 @@ pub struct ConnState {
     is_switched: AtomicBool,
     is_uploading: AtomicBool,
     ends_in_reset: AtomicBool,
+    is_to_look: AtomicBool,
+    found_unread: AtomicBool,
     is_last: AtomicBool,
 }
 
@@ -131,6 +133,8 @@ impl ConnState {
             is_switched: AtomicBool::new(false),
             is_uploading: AtomicBool::new(false),
             ends_in_reset: AtomicBool::new(false),
+            is_to_look: AtomicBool::new(false),
+            found_unread: AtomicBool::new(false),
             is_last: AtomicBool::new(false),
         }
     }
@@ -215,6 +219,23 @@ impl ConnState {
     /// Whether every answer has been written out: what is written next is hyper's own.
     pub fn is_settled(&self) -> bool {
         self.is_settled.load(Relaxed) && !self.is_switched.load(Relaxed)
+    }
+
+    /// Whether the last request is over, its answer written out, and nothing of a next one there.
+    pub fn is_between_requests(&self) -> bool {
+        let is_idle = self.phase() == Phase::Idle && !self.is_uploading.load(Relaxed);
+        is_idle && self.is_settled()
+    }
+
+    /// Has the socket look, when it is next read, whether the kernel has something for it.
+    pub fn look_for_unread(&self) {
+        self.is_to_look.store(true, Relaxed);
+        self.found_unread.store(false, Relaxed);
+    }
+
+    /// What that look has found.
+    pub fn found_unread(&self) -> bool {
+        self.found_unread.load(Relaxed)
     }
 
     /// Notes that the connection is about to end while its peer may still be sending.
@@ -329,9 +350,12 @@ impl AsyncRead for DownstreamIo {
             return self.poll_end(since);
         }
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.is_read_awaited = read.is_pending();
-        ready!(read)?;
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.is_read_awaited = polled.is_pending();
+        if polled.is_pending() && self.state.is_to_look.swap(false, Relaxed) {
+            self.state.found_unread.store(self.stream.has_unread(), Relaxed);
+        }
+        ready!(polled)?;
         let count = buf.filled().len().saturating_sub(before);
         if count == 0 && buf.remaining() > 0 {
             let now = self.state.timers.now();

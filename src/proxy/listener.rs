@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::SocketFlags;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::mpsc;
 
+use crate::clock;
 use crate::metrics::cells::LevelGuard;
 use crate::metrics::labels::RefusalReason;
 use crate::metrics::series::ListenerSeries;
@@ -30,6 +31,8 @@ const BACKLOG: i32 = 4096;
 pub const INBOX: usize = 1024;
 /// How often the acceptor looks whether a drain has begun.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a handshake of TCP that is under way when a drain begins may take to end.
+const SETTLE: Duration = Duration::from_millis(200);
 /// How long to wait when the process is out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -96,7 +99,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts until a drain begins, then takes what is queued already and closes the sockets. Blocks
+/// Accepts until a drain begins, then takes what has begun to arrive and closes the sockets. Blocks
 /// its thread.
 pub fn accept(gate: Arc<Gate>, listeners: &[Bound], workers: Vec<WorkerHandle>) {
     let listeners: Vec<Listening<'_>> = listeners
@@ -107,19 +110,43 @@ pub fn accept(gate: Arc<Gate>, listeners: &[Bound], workers: Vec<WorkerHandle>) 
         })
         .collect();
     let mut acceptor = Acceptor { gate: Arc::clone(&gate), workers, next: 0 };
-    let look_again = Timespec { tv_sec: 0, tv_nsec: LOOK_AGAIN.subsec_nanos().into() };
     while !gate.drain.is_draining() {
-        let mut waited: Vec<PollFd<'_>> =
-            listeners.iter().map(|it| PollFd::new(&it.bound.socket, PollFlags::IN)).collect();
-        if rustix::event::poll(&mut waited, Some(&look_again)).is_ok_and(|ready| ready > 0)
-            && let Err(error) = acceptor.take_queued(&listeners)
-        {
-            tracing::warn!(%error, "cannot accept a connection");
-            std::thread::sleep(EXHAUSTED_PAUSE);
+        acceptor.accept_for(&listeners, LOOK_AGAIN);
+    }
+    // What is queued when a socket closes is reset, and its client thinks that it is connected: so
+    // nothing may be queued between the last accept and the close.
+    for listener in &listeners {
+        if let Err(error) = begin_no_more(&listener.bound.socket) {
+            tracing::debug!(%error, "a listener goes on until it is closed");
         }
     }
-    // What the kernel has queued was promised an answer.
+    let settled = clock::monotonic() + SETTLE;
+    while let Some(left) = settled.checked_duration_since(clock::monotonic()) {
+        acceptor.accept_for(&listeners, left.min(LOOK_AGAIN));
+    }
     let _ = acceptor.take_queued(&listeners);
+}
+
+/// Has the kernel begin no further connection on this socket, and finish those that have begun.
+/// Who is not heard tries again in a second, and is refused then.
+#[cfg(target_os = "linux")]
+fn begin_no_more(socket: &TcpListener) -> io::Result<()> {
+    use socket2::SockFilter;
+    // In the classic language of packet filters: a segment's flags (RFC 9293 §3.1) are the byte at
+    // 13; one with SYN and without ACK is dropped, everything else passes whole.
+    const PROGRAM: [SockFilter; 5] = [
+        SockFilter::new(0x30, 0, 0, 13),
+        SockFilter::new(0x54, 0, 0, 0x12),
+        SockFilter::new(0x15, 0, 1, 0x02),
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ];
+    SockRef::from(socket).attach_filter(&PROGRAM)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn begin_no_more(_socket: &TcpListener) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 struct Listening<'a> {
@@ -134,6 +161,19 @@ struct Acceptor {
 }
 
 impl Acceptor {
+    /// Waits for connections, for so long, and accepts what there is.
+    fn accept_for(&mut self, listeners: &[Listening<'_>], span: Duration) {
+        let span = Timespec { tv_sec: 0, tv_nsec: span.subsec_nanos().into() };
+        let mut waited: Vec<PollFd<'_>> =
+            listeners.iter().map(|it| PollFd::new(&it.bound.socket, PollFlags::IN)).collect();
+        if rustix::event::poll(&mut waited, Some(&span)).is_ok_and(|ready| ready > 0)
+            && let Err(error) = self.take_queued(listeners)
+        {
+            tracing::warn!(%error, "cannot accept a connection");
+            std::thread::sleep(EXHAUSTED_PAUSE);
+        }
+    }
+
     /// Accepts until nothing is queued on any socket.
     fn take_queued(&mut self, listeners: &[Listening<'_>]) -> io::Result<()> {
         listeners.iter().try_for_each(|listener| self.take_queued_on(listener))
@@ -191,5 +231,32 @@ impl Acceptor {
         if worker.inbox.try_send(Accepted { stream, peer, tls, guard }).is_err() {
             metrics.connection_refused(RefusalReason::MaxConnections);
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_begun_is_accepted_and_nothing_begins_after_it() {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = listener.local_addr().unwrap();
+        let before = TcpStream::connect(address).unwrap();
+        begin_no_more(&listener).unwrap();
+        let span = Duration::from_millis(300);
+        let error = TcpStream::connect_timeout(&address, span).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let (accepted, peer) = listener.accept().unwrap();
+        assert_eq!(peer, before.local_addr().unwrap());
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        // The filter that it inherits is in nobody's way.
+        drop(listener);
+        use std::io::{Read, Write};
+        (&before).write_all(b"hello").unwrap();
+        accepted.set_nonblocking(false).unwrap();
+        let mut heard = [0; 5];
+        (&accepted).read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"hello");
     }
 }

@@ -109,7 +109,8 @@ pub async fn handle(
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
         && !conn.is_stream()
     {
-        response.headers_mut().insert(CONNECTION, CLOSE);
+        // A next request may be on its way already: it must not take this answer away.
+        close_after(&mut response, &conn);
     }
     response.body_mut().attach(exchange);
     Ok(response)

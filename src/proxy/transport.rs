@@ -5,6 +5,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -62,6 +63,13 @@ impl Transport {
     pub fn is_ended(&self, cx: &mut Context<'_>) -> bool {
         let readiness = pin!(self.socket().ready(Interest::READABLE)).poll(cx);
         matches!(readiness, Poll::Ready(Ok(ready)) if ready.is_read_closed())
+    }
+
+    /// Whether the kernel holds something of the peer's, by its own word: that of the runtime is as
+    /// old as its last look.
+    pub fn has_unread(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        matches!(SockRef::from(self.socket()).peek(&mut byte), Ok(1..))
     }
 
     /// Finds out from the first bytes which version of HTTP a client speaks. What was read for it

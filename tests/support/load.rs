@@ -1,0 +1,565 @@
+//! Load for tests that lose nothing: a fast backend, and a client of raw bytes that counts every
+//! request and its outcome, and sends none of them a second time.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::certificates::self_signed;
+use super::http2::{
+    ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE, block, frame,
+};
+use super::support::{GENEROUS, PATIENCE, Start, Tollgate};
+
+/// Content of an upload.
+const UPLOAD: usize = 2000;
+/// Content of a large answer.
+const LARGE: usize = 100_000;
+/// How long the backend takes for a slow one.
+const SLOW: Duration = Duration::from_millis(20);
+/// The window of each stream, so large that no answer needs an update of it.
+const WINDOW: u32 = 1 << 20;
+
+// ------------------------------------------------------------------------------------ the backend
+
+/// Answers `/KIND/NUMBER` with 200 and that path: `s` at once, `u` an upload, `w` after a while, `b`
+/// with much behind it, in chunks.
+pub struct Fast {
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: Arc<AtomicBool>,
+}
+
+impl Fast {
+    /// One thread for each connection.
+    pub fn spawn() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if stopped.load(Relaxed) {
+                    return;
+                }
+                stream.set_nodelay(true).unwrap();
+                std::thread::spawn(move || serve(stream).ok());
+            }
+        });
+        Fast { address, stop }
+    }
+}
+
+impl Drop for Fast {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        TcpStream::connect(self.address).ok();
+    }
+}
+
+fn serve(stream: TcpStream) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if stream.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
+        let mut length = 0;
+        while line != "\r\n" {
+            line.clear();
+            stream.read_line(&mut line)?;
+            if let Some((name, value)) = line.split_once(':')
+                && name.eq_ignore_ascii_case("content-length")
+            {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body)?;
+        let kind = target.as_bytes().get(1).copied();
+        let is_whole = kind != Some(b'u') || body == [b'u'; UPLOAD];
+        if kind == Some(b'w') {
+            std::thread::sleep(SLOW);
+        }
+        let answer = match (is_whole, kind) {
+            (false, _) => "HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            (true, Some(b'b')) => format!(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{target}\r\n\
+                 {LARGE:x}\r\n{}\r\n0\r\n\r\n",
+                target.len(),
+                "x".repeat(LARGE),
+            ),
+            _ => {
+                let length = target.len();
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{target}")
+            }
+        };
+        stream.get_mut().write_all(answer.as_bytes())?;
+    }
+}
+
+// ----------------------------------------------------------------------------------- the tollgates
+
+/// A tollgate that speaks in the clear, with limits that no test reaches.
+pub fn plain(upstream: SocketAddr) -> (Tollgate, Target) {
+    let tollgate = Start::default().upstream(upstream).tiers(GENEROUS).run();
+    let target = Target { address: tollgate.data, tls: None };
+    (tollgate, target)
+}
+
+/// With the certificate `shown.crt` of a directory, and clients that trust `a.crt` and `b.crt`.
+pub fn with_tls(upstream: SocketAddr, directory: &Path, speaks: &[u8]) -> (Tollgate, Target) {
+    let at = directory.display();
+    let config = format!(
+        "server:\n  listeners:\n  - address: 127.0.0.1:0\n    tls: {{ cert: {at}/shown.crt, key: \
+         {at}/shown.key }}\n"
+    );
+    let start = Start::default().upstream(upstream).config(&config).listeners();
+    let tollgate = start.tiers(GENEROUS).run();
+    let mut roots = rustls::RootCertStore::empty();
+    for name in ["a.crt", "b.crt"] {
+        let pem = fs::read(directory.join(name)).unwrap();
+        roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![speaks.to_vec()];
+    let target = Target { address: tollgate.data, tls: Some(Arc::new(config)) };
+    (tollgate, target)
+}
+
+/// Makes two certificates, and shows the first.
+pub fn two_certificates() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["a", "b"] {
+        self_signed(directory.path(), name, name, 90);
+    }
+    show(directory.path(), "a");
+    directory
+}
+
+/// Puts the certificate of that name in the place of the one that is shown.
+pub fn show(directory: &Path, name: &str) {
+    for kind in ["crt", "key"] {
+        let new = directory.join("new");
+        fs::copy(directory.join(format!("{name}.{kind}")), &new).unwrap();
+        fs::rename(&new, directory.join(format!("shown.{kind}"))).unwrap();
+    }
+}
+
+// ------------------------------------------------------------------------------------- the client
+
+/// What became of all requests.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Requests whose first byte was sent.
+    pub sent: AtomicUsize,
+    /// Those that were answered, each with its own answer and the whole of it.
+    pub answered: AtomicUsize,
+    /// Connections that were established.
+    pub connections: AtomicUsize,
+    /// The certificates that were shown.
+    pub certificates: Mutex<HashSet<Vec<u8>>>,
+    /// Connections of HTTP/2 that were said goodbye to in two steps.
+    pub twice: AtomicUsize,
+    failures: Mutex<Vec<String>>,
+}
+
+impl Tally {
+    /// What failed, and why.
+    pub fn failures(&self) -> Vec<String> {
+        self.failures.lock().unwrap().clone()
+    }
+
+    fn failed(&self, why: impl Into<String>) {
+        self.failures.lock().unwrap().push(why.into());
+    }
+}
+
+/// A client's view of a tollgate.
+#[derive(Clone)]
+pub struct Target {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// By TLS, with a configuration that agrees on the right version of HTTP.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+/// How one client behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// HTTP/2 with so many requests at a time, or else HTTP/1.1.
+    pub streams: Option<usize>,
+    /// How many requests a connection carries before its client replaces it.
+    pub requests_max: usize,
+    /// How long the client pauses before a request.
+    pub pause: Duration,
+}
+
+/// What all clients of one run share.
+pub struct Run {
+    /// Where to.
+    pub target: Target,
+    /// Counts.
+    pub tally: Tally,
+    /// Requests to begin; after the last of them the clients end.
+    pub requests_max: usize,
+    /// Whether connections may be refused by now.
+    pub may_refuse: AtomicBool,
+    begun: AtomicUsize,
+}
+
+/// A connection in the clear or by TLS.
+pub trait Duplex: Read + Write {}
+impl<T: Read + Write> Duplex for T {}
+
+impl Target {
+    /// Connects, and shakes hands where that is asked for.
+    pub fn connect(&self) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// Shakes hands where that is asked for; `shown` gets the certificate that was shown.
+    pub fn greet(
+        &self,
+        mut stream: TcpStream,
+        shown: &Mutex<HashSet<Vec<u8>>>,
+    ) -> io::Result<Box<dyn Duplex>> {
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let name = "localhost".try_into().unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::clone(tls), name).unwrap();
+        while client.is_handshaking() {
+            client.complete_io(&mut stream)?;
+        }
+        assert_eq!(client.alpn_protocol(), tls.alpn_protocols.first().map(|it| &it[..]));
+        let certificates = client.peer_certificates().unwrap_or_default();
+        shown.lock().unwrap().extend(certificates.iter().map(|it| it.to_vec()));
+        Ok(Box::new(rustls::StreamOwned::new(client, stream)))
+    }
+}
+
+impl Run {
+    /// Nothing sent yet.
+    pub fn new(target: Target, requests_max: usize) -> Arc<Self> {
+        Arc::new(Run {
+            target,
+            tally: Tally::default(),
+            requests_max,
+            may_refuse: AtomicBool::new(false),
+            begun: AtomicUsize::new(0),
+        })
+    }
+
+    /// Starts one client on a thread of its own. It ends when it is refused a connection, or when
+    /// there is nothing more to send.
+    pub fn client(self: &Arc<Self>, manner: Manner) -> std::thread::JoinHandle<()> {
+        let run = Arc::clone(self);
+        std::thread::spawn(move || {
+            while !run.is_done() {
+                let stream = match run.target.connect() {
+                    Ok(stream) => stream,
+                    // Nothing was sent, and nothing is lost.
+                    Err(_) if run.may_refuse.load(Relaxed) => return,
+                    Err(error) => return run.tally.failed(format!("connect: {error}")),
+                };
+                run.tally.connections.fetch_add(1, Relaxed);
+                match (run.target.greet(stream, &run.tally.certificates), manner.streams) {
+                    (Ok(stream), Some(streams)) => run.http2(stream, manner, streams),
+                    (Ok(stream), None) => run.http1(stream, manner),
+                    (Err(error), _) => run.tally.failed(format!("handshake: {error}")),
+                }
+            }
+        })
+    }
+
+    fn is_done(&self) -> bool {
+        self.begun.load(Relaxed) >= self.requests_max
+    }
+
+    /// The next request: its path, and whether it has content.
+    fn next(&self) -> (String, bool) {
+        let number = self.begun.fetch_add(1, Relaxed);
+        let kind = match number % 32 {
+            7 | 15 | 23 => 'u',
+            11 | 27 => 'w',
+            31 => 'b',
+            _ => 's',
+        };
+        (format!("/{kind}/{number}"), kind == 'u')
+    }
+
+    fn http1(&self, stream: Box<dyn Duplex>, manner: Manner) {
+        let mut stream = BufReader::new(stream);
+        for _ in 0..manner.requests_max {
+            if self.is_done() {
+                return;
+            }
+            std::thread::sleep(manner.pause);
+            let (path, has_body) = self.next();
+            let mut request = if has_body {
+                format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {UPLOAD}\r\n\r\n")
+            } else {
+                format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")
+            };
+            if has_body {
+                request.push_str(&"u".repeat(UPLOAD));
+            }
+            self.tally.sent.fetch_add(1, Relaxed);
+            let sent = stream.get_mut().write_all(request.as_bytes());
+            match sent.and_then(|()| read_answer(&mut stream, &path)) {
+                Ok(closes) => {
+                    self.tally.answered.fetch_add(1, Relaxed);
+                    if closes {
+                        return;
+                    }
+                }
+                Err(error) => return self.tally.failed(format!("{path}: {error}")),
+            }
+        }
+    }
+
+    fn http2(&self, stream: Box<dyn Duplex>, manner: Manner, streams: usize) {
+        let mut stream = BufReader::new(stream);
+        let mut settings = vec![0, 4];
+        settings.extend(WINDOW.to_be_bytes());
+        let mut begin = [PREFACE, &frame(SETTINGS, 0, 0, &settings)].concat();
+        begin.extend(frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes()));
+        let mut client = Http2 {
+            run: self,
+            open: HashMap::new(),
+            next_id: 1,
+            left: manner.requests_max,
+            window: 65_535,
+            goodbyes: Vec::new(),
+        };
+        if let Err(error) = stream.get_mut().write_all(&begin) {
+            return client.lost(&error.to_string());
+        }
+        loop {
+            let mut bytes = Vec::new();
+            while client.open.len() < streams && client.may_send() {
+                client.send(&mut bytes);
+            }
+            if let Err(error) = stream.get_mut().write_all(&bytes) {
+                return client.lost(&error.to_string());
+            }
+            if client.open.is_empty() && client.goodbyes.is_empty() {
+                return;
+            }
+            // Of a connection that was said goodbye to, the end is the server's to make.
+            let frame = match read_frame(&mut stream) {
+                Ok(frame) => frame,
+                Err(error) => return client.lost(&error.to_string()),
+            };
+            let Some(reply) = client.take(&frame) else { return };
+            if let Err(error) = stream.get_mut().write_all(&reply) {
+                return client.lost(&error.to_string());
+            }
+        }
+    }
+}
+
+/// Reads one answer; tells whether it is the last of its connection.
+fn read_answer(stream: &mut impl BufRead, path: &str) -> io::Result<bool> {
+    let mut line = String::new();
+    let mut next = |stream: &mut dyn BufRead| {
+        line.clear();
+        if stream.read_line(&mut line)? == 0 {
+            return Err(io::Error::other("the connection ended"));
+        }
+        Ok(line.trim_end().to_owned())
+    };
+    let status = next(stream)?;
+    let (mut length, mut closes) = (None, false);
+    loop {
+        let field = next(stream)?;
+        let Some((name, value)) = field.split_once(':') else { break };
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.trim().parse().ok(),
+            "connection" => closes = value.trim() == "close",
+            _ => {}
+        }
+    }
+    let mut body = Vec::new();
+    match length {
+        Some(length) => {
+            body.resize(length, 0);
+            stream.read_exact(&mut body)?;
+        }
+        None => loop {
+            let size = usize::from_str_radix(&next(stream)?, 16).map_err(io::Error::other)?;
+            let begin = body.len();
+            body.resize(begin + size, 0);
+            stream.read_exact(&mut body[begin..])?;
+            next(stream)?;
+            if size == 0 {
+                break;
+            }
+        },
+    }
+    if !status.starts_with("HTTP/1.1 200 ") {
+        return Err(io::Error::other(status));
+    }
+    is_own(&body, path).then_some(closes).ok_or_else(|| io::Error::other("another's answer"))
+}
+
+/// Whether this is the whole answer to a request for that path.
+fn is_own(body: &[u8], path: &str) -> bool {
+    let more = if path.starts_with("/b") { LARGE } else { 0 };
+    body.starts_with(path.as_bytes()) && body.len() == path.len() + more
+}
+
+/// One connection of HTTP/2 that keeps the rules.
+struct Http2<'a> {
+    run: &'a Run,
+    /// Requests without a whole answer: path, whether it was 200, and what arrived.
+    open: HashMap<u32, (String, bool, Vec<u8>)>,
+    next_id: u32,
+    left: usize,
+    /// What may still be uploaded.
+    window: usize,
+    /// The last stream of each GOAWAY.
+    goodbyes: Vec<u32>,
+}
+
+impl Http2<'_> {
+    fn may_send(&self) -> bool {
+        self.goodbyes.is_empty() && self.left > 0 && !self.run.is_done()
+    }
+
+    fn send(&mut self, bytes: &mut Vec<u8>) {
+        let (path, has_body) = self.run.next();
+        let (id, length) = (self.next_id, UPLOAD.to_string());
+        self.next_id += 2;
+        self.left -= 1;
+        let has_body = has_body && self.window >= UPLOAD;
+        // An upload that finds no room waits for none: it is one of the others.
+        let path = if has_body { path } else { path.replacen("/u/", "/s/", 1) };
+        let method = if has_body { "POST" } else { "GET" };
+        let mut fields = vec![
+            (":method", method),
+            (":scheme", if self.run.target.tls.is_some() { "https" } else { "http" }),
+            (":authority", "test"),
+            (":path", &path),
+        ];
+        if has_body {
+            fields.push(("content-length", &length));
+            bytes.extend(frame(HEADERS, END_HEADERS, id, &block(&fields)));
+            bytes.extend(frame(DATA, END_STREAM, id, &[b'u'; UPLOAD]));
+            self.window -= UPLOAD;
+        } else {
+            bytes.extend(frame(HEADERS, END_HEADERS | END_STREAM, id, &block(&fields)));
+        }
+        self.run.tally.sent.fetch_add(1, Relaxed);
+        self.open.insert(id, (path, false, Vec::new()));
+    }
+
+    /// Takes a frame, and says what to reply at once; `None` at the end of the connection.
+    fn take(&mut self, frame: &Frame) -> Option<Vec<u8>> {
+        let tally = &self.run.tally;
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes[..4].try_into().unwrap()) << 1 >> 1;
+        let mut reply = Vec::new();
+        match frame.kind {
+            HEADERS => {
+                if let Some((_, is_fine, _)) = self.open.get_mut(&frame.stream) {
+                    // `:status: 200` of the static table (RFC 7541, appendix A).
+                    *is_fine = frame.payload.first() == Some(&0x88);
+                }
+            }
+            DATA => {
+                if let Some((_, _, body)) = self.open.get_mut(&frame.stream) {
+                    body.extend_from_slice(&frame.payload);
+                }
+                if !frame.payload.is_empty() {
+                    let count = u32::try_from(frame.payload.len()).unwrap();
+                    reply = super::http2::frame(WINDOW_UPDATE, 0, 0, &count.to_be_bytes());
+                }
+            }
+            RST_STREAM => {
+                if let Some((path, ..)) = self.open.remove(&frame.stream) {
+                    tally.failed(format!("{path}: reset, {}", number(&frame.payload)));
+                }
+            }
+            GOAWAY => {
+                let (last, code) = (number(&frame.payload), number(&frame.payload[4..]));
+                self.goodbyes.push(last);
+                if self.goodbyes.len() == 2 && self.goodbyes[0] == u32::MAX >> 1 {
+                    tally.twice.fetch_add(1, Relaxed);
+                }
+                if code != 0 {
+                    tally.failed(format!("GOAWAY for {code}"));
+                }
+                self.open.retain(|id, (path, ..)| {
+                    if *id > last {
+                        tally.failed(format!("{path}: stream {id} above the last, {last}"));
+                    }
+                    *id <= last
+                });
+            }
+            SETTINGS if frame.flags & ACK == 0 => {
+                reply = super::http2::frame(SETTINGS, ACK, 0, b"");
+            }
+            PING if frame.flags & ACK == 0 => {
+                reply = super::http2::frame(PING, ACK, 0, &frame.payload);
+            }
+            WINDOW_UPDATE if frame.stream == 0 => {
+                self.window += usize::try_from(number(&frame.payload)).unwrap();
+            }
+            _ => {}
+        }
+        if matches!(frame.kind, HEADERS | DATA)
+            && frame.flags & END_STREAM != 0
+            && let Some((path, is_fine, body)) = self.open.remove(&frame.stream)
+        {
+            if is_fine && is_own(&body, &path) {
+                tally.answered.fetch_add(1, Relaxed);
+            } else {
+                tally.failed(format!("{path}: not its answer, {} bytes", body.len()));
+            }
+        }
+        Some(reply)
+    }
+
+    /// Whatever is open when the connection ends has failed.
+    fn lost(&self, why: &str) {
+        for (path, ..) in self.open.values() {
+            let goodbyes = &self.goodbyes;
+            self.run.tally.failed(format!("{path}: {why} after goodbyes {goodbyes:?}"));
+        }
+    }
+}
+
+/// The next frame.
+///
+/// # Errors
+/// The connection's.
+pub fn read_frame(stream: &mut impl Read) -> io::Result<Frame> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head)?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; usize::try_from(length).unwrap()];
+    stream.read_exact(&mut payload)?;
+    let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+    Ok(Frame { kind: head[3], flags: head[4], stream, payload })
+}
