@@ -16,6 +16,11 @@ const BUDGET: u32 = 1000;
 const REFILL_PER_SECOND: u64 = 200;
 /// Of window updates an honest reader sends many, so that only some of them count.
 const WINDOW_UPDATES_PER_TOKEN: u8 = 16;
+/// And none do that answer what was written: one for so many bytes, fewer than the smallest answer
+/// has. A reader may say two for each frame of data, as quickly as data comes.
+const BYTES_PER_WINDOW_UPDATE: u64 = 32;
+/// Bytes written that are remembered for it.
+const WRITTEN_MAX: u64 = 1 << 20;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -43,6 +48,8 @@ pub struct FrameWatch {
     budget: u32,
     refilled: Tick,
     window_updates: u8,
+    /// Bytes written that no window update has answered yet.
+    written: u64,
 }
 
 impl FrameWatch {
@@ -58,7 +65,14 @@ impl FrameWatch {
             budget: BUDGET,
             refilled: now,
             window_updates: 0,
+            written: 0,
         }
+    }
+
+    /// Notes that so much was written to the client, who may answer it with window updates.
+    pub fn wrote(&mut self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.written = self.written.saturating_add(bytes).min(WRITTEN_MAX);
     }
 
     /// Since when a request's head has been arriving that is not whole yet.
@@ -107,6 +121,9 @@ impl FrameWatch {
             HEADERS => self.head_since = self.head_since.or(Some(now)),
             DATA if !is_empty || flags & END_STREAM != 0 => {}
             CONTINUATION if !is_empty => {}
+            WINDOW_UPDATE if self.written >= BYTES_PER_WINDOW_UPDATE => {
+                self.written = self.written.saturating_sub(BYTES_PER_WINDOW_UPDATE);
+            }
             WINDOW_UPDATE => {
                 self.window_updates = self.window_updates.wrapping_add(1);
                 if self.window_updates.is_multiple_of(WINDOW_UPDATES_PER_TOKEN) {
@@ -213,6 +230,23 @@ mod tests {
         {
             assert_eq!(many(frame(kind, flags, payload), 100_000), Ok(()), "{kind}");
         }
+    }
+
+    #[test]
+    fn window_updates_that_answer_what_was_written_are_no_flood() {
+        let update = frame(WINDOW_UPDATE, 0, 4);
+        let mut watch = FrameWatch::new(at(0));
+        watch.feed(PREFACE, at(0)).unwrap();
+        // A gigabyte in frames of 16 KiB, and two for each, all at once.
+        for _ in 0..65_536 {
+            watch.wrote(9 + 16_384);
+            for _ in 0..2 {
+                watch.feed(&update, at(0)).unwrap();
+            }
+        }
+        // What was not answered is not kept for ever.
+        let left = (0..1_000_000).take_while(|_| watch.feed(&update, at(0)).is_ok()).count();
+        assert_eq!(left, 16_015 + (1 << 20) / 32 - 2);
     }
 
     #[test]

@@ -171,6 +171,7 @@ impl Link {
         match result {
             Poll::Ready(Ok(count)) => {
                 self.blocked_since.set(None);
+                self.frames.borrow_mut().wrote(*count);
                 if *count > ACKNOWLEDGEMENT_BYTES {
                     self.quiet_since.set(self.conn.timers.now());
                 }
