@@ -561,6 +561,29 @@ fn a_body_where_none_may_be_goes_to_nobody() {
     }
 }
 
+/// A client that leaves is noticed behind what it sent ahead, too: its request does not keep the
+/// upstream busy until the upstream's own time is up.
+#[test]
+fn who_leaves_behind_a_pipelined_request_is_noticed() {
+    let (sender, left) = mpsc::sync_channel(2);
+    let sender = std::sync::Mutex::new(sender);
+    let backend = Backend::spawn(move |mut connection| {
+        if connection.request().is_some_and(|seen| seen.target() == "/slow") {
+            connection.read_some(1);
+            sender.lock().unwrap().send(()).ok();
+        }
+    });
+    let tollgate = Tollgate::generous(&backend);
+    let slow = "GET /slow HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (count, ahead) in ["GET /next HTTP/1.1\r\nHost: a\r\n\r\n", "G"].iter().enumerate() {
+        let mut client = tollgate.connect();
+        client.send(format!("{slow}{ahead}"));
+        wait_until("the request is there", || backend.seen().len() > count);
+        drop(client);
+        left.recv_timeout(PATIENCE).expect("the upstream request goes on");
+    }
+}
+
 const UPGRADE: &str =
     "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 

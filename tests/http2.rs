@@ -262,6 +262,49 @@ fn a_body_that_breaks_off_ends_in_a_reset() {
     });
 }
 
+/// An answer that breaks off right behind its head has one all the same: no answer at all says that
+/// the request may be sent again.
+#[test]
+fn a_head_goes_out_before_the_break_behind_it() {
+    let backend = Backend::spawn(|mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n");
+    });
+    let tollgate = Tollgate::generous(&backend);
+    for _ in 0..5 {
+        let answer = tollgate.get("/");
+        assert_eq!((answer.status, answer.is_complete), (200, false));
+        let mut raw = Raw::connect(tollgate.data);
+        raw.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &get("/", &[])));
+        let kinds =
+            std::iter::from_fn(|| raw.frame()).filter(|it| it.stream == 1).map(|it| it.kind);
+        assert_eq!(kinds.take(2).collect::<Vec<u8>>(), [HEADERS, RST_STREAM]);
+    }
+}
+
+/// RFC 9110 §8.6: a 204 says no length, whatever the upstream says and whoever asks: clients of
+/// HTTP/2 take one for a broken stream.
+#[test]
+fn a_204_says_no_length() {
+    let backend = Backend::spawn(|mut connection| {
+        while connection.request().is_some() {
+            connection.send("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n");
+        }
+    });
+    let tollgate = Tollgate::generous(&backend);
+    http2::run(async {
+        let mut client = Polite::connect(tollgate.data).await;
+        for method in ["GET", "HEAD", "DELETE"] {
+            let asked = request(method, "/").body(()).unwrap();
+            let answer = client.ask(asked, None).await.unwrap();
+            assert_eq!((answer.status, answer.headers.get("content-length")), (204, None));
+        }
+    });
+    let asked = "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let answer = tollgate.connect().send(asked).answer_to("HEAD");
+    assert_eq!((answer.status, answer.field("content-length")), (204, None));
+}
+
 /// RFC 9113 §5.4.2: a client that takes its request back takes it back from the upstream too.
 #[test]
 fn a_reset_cancels_the_upstream_request() {

@@ -30,6 +30,7 @@ pub struct Readings<'a> {
     /// `None`: the same bytes as `strict`.
     lenient: Option<Cow<'a, [u8]>>,
     further: Vec<Further>,
+    is_divided: bool,
 }
 
 /// A reading of a backend that is strict in one respect and forgiving in another.
@@ -53,13 +54,17 @@ impl<'a> Readings<'a> {
     pub fn of(raw: &'a [u8]) -> Result<Self, PathError> {
         let shape = if raw.first() == Some(&b'/') { shape(raw) } else { Shape::Odd };
         match shape {
-            Shape::Plain => {
-                Ok(Readings { strict: Cow::Borrowed(raw), lenient: None, further: Vec::new() })
-            }
+            Shape::Plain => Ok(Readings {
+                strict: Cow::Borrowed(raw),
+                lenient: None,
+                further: Vec::new(),
+                is_divided: false,
+            }),
             Shape::Cased => Ok(Readings {
                 strict: Cow::Borrowed(raw),
                 lenient: Some(Cow::Owned(raw.to_ascii_lowercase())),
                 further: Vec::new(),
+                is_divided: false,
             }),
             Shape::Odd => Self::of_any(raw),
         }
@@ -75,6 +80,7 @@ impl<'a> Readings<'a> {
                     strict: Cow::Owned(b"*".to_vec()),
                     lenient: None,
                     further: Vec::new(),
+                    is_divided: false,
                 });
             }
             [b'/', ..] => path,
@@ -85,10 +91,11 @@ impl<'a> Readings<'a> {
         check_no_nul(&decoded)?;
         let strict = strict(path)?;
         let lenient = lenient(&decoded)?;
-        let mut further = divisions(path, &decoded);
+        let is_divided = is_division_in_doubt(path, &decoded);
+        let mut further = divisions(path, &decoded, is_divided);
         further.retain(|it| it.path != if it.is_exact { &*strict } else { &*lenient });
         let lenient = (lenient != strict).then_some(Cow::Owned(lenient));
-        Ok(Readings { strict: Cow::Owned(strict), lenient, further })
+        Ok(Readings { strict: Cow::Owned(strict), lenient, further, is_divided })
     }
 
     /// The reading by the letter.
@@ -104,6 +111,12 @@ impl<'a> Readings<'a> {
     /// What backends between the two may read; nothing for nearly every path.
     pub fn further(&self) -> &[Further] {
         &self.further
+    }
+
+    /// Whether it is in doubt where the path's segments are: it holds dot segments, empty ones or
+    /// separators in disguise. Needless escapes alone leave no such doubt, and are honest.
+    pub fn is_divided(&self) -> bool {
+        self.is_divided
     }
 
     /// Whether both readings are the same bytes.
@@ -441,8 +454,7 @@ fn is_decoding_in_doubt(path: &[u8]) -> bool {
 
 /// The path in each of [`DIVISIONS`] that its doubts ask for, each reading once. Linear in the path,
 /// like every reading.
-fn divisions(path: &[u8], twice: &[u8]) -> Vec<Further> {
-    let divided = is_division_in_doubt(path, twice);
+fn divisions(path: &[u8], twice: &[u8], divided: bool) -> Vec<Further> {
     if !divided && !is_decoding_in_doubt(path) {
         return Vec::new();
     }

@@ -41,7 +41,7 @@ pub struct Matched {
     pub lenient: Option<RuleId>,
     /// What further readings meet that these two do not; each once, the first ones first.
     pub further: [Option<RuleId>; FURTHER_RULES_MAX],
-    /// Whether a further reading meets no rule.
+    /// Whether a further reading meets no rule, and divides the path differently.
     pub misses: bool,
 }
 
@@ -170,7 +170,7 @@ impl Router {
             let rule = table.find(&further.path, &request, None);
             // `match: strict` is for the strict reading alone, and the strict table has it as well.
             let Some(rule) = rule.filter(|it| !self.is_strict_only(*it)) else {
-                matched.misses = true;
+                matched.misses |= readings.is_divided();
                 continue;
             };
             if !matched.rules().any(|it| it == rule) {

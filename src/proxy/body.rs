@@ -254,6 +254,8 @@ pub struct Download {
     pub has_ended: bool,
     /// Whether the downstream may know no other sign of its end than the connection's.
     pub is_until_close: bool,
+    /// Why it broke off, until what came before has had time to go out.
+    pub failure: Option<BodyError>,
 }
 
 impl ProxyBody {
@@ -321,6 +323,9 @@ impl Download {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(failure) = self.failure.take() {
+            return Poll::Ready(Some(Err(failure)));
+        }
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 self.due = Tick::NEVER;
@@ -332,7 +337,13 @@ impl Download {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(BodyError::Broken(error)))),
+            Poll::Ready(Some(Err(error))) => {
+                // hyper drops what it has not written yet, the head too: a client is to see an
+                // answer that broke off, not none.
+                self.failure = Some(BodyError::Broken(error));
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             Poll::Ready(None) => {
                 self.has_ended = true;
                 Poll::Ready(None)

@@ -123,7 +123,7 @@ impl Call<'_> {
             let response = self.switch(response, wanted, lease).ok_or(Refusal::UpstreamBroken)?;
             return Ok((response, took));
         }
-        headers::to_downstream(response.headers_mut())?;
+        headers::to_downstream(response.status(), response.headers_mut())?;
         *response.version_mut() = Version::HTTP_11;
         // Its extensions stay: all that is there is the reason phrase, where it is an unusual one.
         let response = response.map(|inner| {
@@ -136,6 +136,7 @@ impl Call<'_> {
                 due: Tick::NEVER,
                 has_ended: false,
                 is_until_close: is_http_1_0,
+                failure: None,
             })
         });
         Ok((response, took))
@@ -223,7 +224,7 @@ impl Call<'_> {
         if !agreed.as_bytes().eq_ignore_ascii_case(wanted.as_bytes()) {
             return None;
         }
-        headers::to_downstream(response.headers_mut()).ok()?;
+        headers::to_downstream(response.status(), response.headers_mut()).ok()?;
         let upstream = hyper::upgrade::on(&mut response);
         self.conn.switch();
         let guard = self.active.metrics.websocket_opened(self.endpoint);

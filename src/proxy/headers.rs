@@ -7,7 +7,7 @@ use http::header::{
     HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::Authority;
-use http::{Method, Request, Uri, Version};
+use http::{Method, Request, StatusCode, Uri, Version};
 
 use crate::limiter::decision::LimitStatus;
 use crate::limiter::time::Timestamp;
@@ -360,7 +360,7 @@ pub fn to_upstream<B>(
 ///
 /// # Errors
 /// It frames the body in a coding other than `chunked`, or says two lengths (RFC 9112 §6.3).
-pub fn to_downstream(headers: &mut HeaderMap) -> Result<(), Refusal> {
+pub fn to_downstream(status: StatusCode, headers: &mut HeaderMap) -> Result<(), Refusal> {
     let present = Present::in_fields(headers);
     if present.has(Present::TRANSFER_ENCODING) {
         if !is_chunked_alone(headers) {
@@ -370,6 +370,10 @@ pub fn to_downstream(headers: &mut HeaderMap) -> Result<(), Refusal> {
         headers.remove(CONTENT_LENGTH);
     } else {
         settle_content_length(headers)?;
+    }
+    if status == StatusCode::NO_CONTENT {
+        // RFC 9110 §8.6. Clients of HTTP/2 take one for a broken stream.
+        headers.remove(CONTENT_LENGTH);
     }
     strip_hop_by_hop(headers, present);
     Ok(())

@@ -313,13 +313,25 @@ pub struct DownstreamIo {
     instead: Option<&'static [u8]>,
     /// Since when the end of what the client sends is kept from hyper, which would drop the answer.
     end_held_since: Option<Tick>,
+    /// Whether hyper waits for bytes. It does not while it still has some of a next request.
+    is_read_awaited: bool,
+    /// Since when the end is known of what a client sends that hyper does not read.
+    end_seen_since: Option<Tick>,
     is_write_blocked: bool,
 }
 
 impl DownstreamIo {
     /// Wraps an accepted connection.
     pub fn new(stream: Transport, state: Arc<ConnState>) -> Self {
-        DownstreamIo { stream, state, instead: None, end_held_since: None, is_write_blocked: false }
+        DownstreamIo {
+            stream,
+            state,
+            instead: None,
+            end_held_since: None,
+            is_read_awaited: false,
+            end_seen_since: None,
+            is_write_blocked: false,
+        }
     }
 
     /// The connection itself.
@@ -339,6 +351,7 @@ impl AsyncRead for DownstreamIo {
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.is_read_awaited = polled.is_pending();
         if polled.is_pending() && self.state.is_to_look.swap(false, Relaxed) {
             self.state.found_unread.store(self.stream.has_unread(), Relaxed);
         }
@@ -374,6 +387,31 @@ impl DownstreamIo {
         Poll::Pending
     }
 
+    /// Whether a client is gone that sent more than the request that is answered, as far as that can
+    /// be told: hyper reads no more before the answer is out, and would not find out.
+    fn is_deserted(&mut self, cx: &mut Context<'_>) -> bool {
+        let state = &self.state;
+        let is_read = self.is_read_awaited || self.end_held_since.is_some();
+        if is_read
+            || self.is_write_blocked
+            || state.phase() != Phase::Request
+            || state.is_uploading.load(Relaxed)
+            || state.is_switched.load(Relaxed)
+        {
+            self.end_seen_since = None;
+            return false;
+        }
+        let now = state.timers.now();
+        if self.stream.is_ended(cx) {
+            let since = *self.end_seen_since.get_or_insert(now);
+            let due = since.plus(HALF_CLOSED);
+            state.alarm.arm(due);
+            return state.timers.is_past(due);
+        }
+        state.alarm.arm(now.plus(HALF_CLOSED));
+        false
+    }
+
     /// Writes tollgate's own words where hyper answers a head that it could not read.
     fn poll_write_instead(
         &mut self,
@@ -403,6 +441,7 @@ impl DownstreamIo {
         match &result {
             Poll::Ready(Ok(_)) => {
                 self.end_held_since = self.end_held_since.map(|_| self.state.timers.now());
+                self.end_seen_since = None;
                 self.state.on_write();
             }
             Poll::Ready(Err(_)) => {}
@@ -448,6 +487,10 @@ impl AsyncWrite for DownstreamIo {
         if self.end_held_since.is_some() {
             // Now it may be told.
             self.state.alarm.arm(self.state.timers.now());
+        }
+        // hyper comes by here whenever it is polled.
+        if self.is_deserted(cx) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         Poll::Ready(Ok(()))
     }

@@ -304,7 +304,8 @@ impl Lease {
             Line::Http1 { sender, .. } => Ok(sender.try_send_request(request)),
             Line::Http2(stream) => {
                 request.body_mut().set_stream(stream.state());
-                Err(stream.send(request))
+                // Boxed, so that requests over HTTP/1.1 need not have the room.
+                Err(Box::pin(stream.send(request)))
             }
         };
         async move {

@@ -1,11 +1,12 @@
 //! A downstream's bytes, plain or in TLS, and those of them that were read ahead.
 
+use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -55,6 +56,13 @@ impl Transport {
             Stream::Plain(stream) => stream,
             Stream::Tls(stream) => stream.get_ref().0,
         }
+    }
+
+    /// Whether the peer is known to send no more, however much of what it sent is unread. Nobody is
+    /// woken when that changes.
+    pub fn is_ended(&self, cx: &mut Context<'_>) -> bool {
+        let readiness = pin!(self.socket().ready(Interest::READABLE)).poll(cx);
+        matches!(readiness, Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 
     /// Whether the kernel holds something of the peer's, by its own word: that of the runtime is as

@@ -296,6 +296,32 @@ fn no_spelling_escapes_its_rule() {
 }
 
 #[test]
+fn every_reading_has_to_agree_and_needless_escapes_are_no_disagreement() {
+    let rules = router(&[rule("/healthz"), rule("/{page}"), rule("/x/healthz")]);
+    let is_certain = |path: &str| {
+        let matched = find(&rules, &format!("GET {path}"), &[]).unwrap();
+        matched.all(|rule| rule == RuleId(0))
+    };
+    let alone = router(&[rule("/healthz")]);
+    let is_certain_alone = |path: &str| {
+        let matched = find(&alone, &format!("GET {path}"), &[]).unwrap();
+        matched.all(|rule| rule == RuleId(0))
+    };
+    for (path, among_others, by_itself) in [
+        ("/healthz", true, true),
+        // To a backend that decodes nothing it is some page, where there are pages.
+        ("/he%61lthz", false, true),
+        ("/healthz/", false, false),
+        ("/HEALTHZ", false, false),
+        ("//healthz", false, false),
+        ("/x/../healthz", false, false),
+    ] {
+        assert_eq!(is_certain(path), among_others, "{path} among others");
+        assert_eq!(is_certain_alone(path), by_itself, "{path} by itself");
+    }
+}
+
+#[test]
 fn strict_rules_are_met_by_the_strict_reading_alone() {
     let rules = router(&[strict_only("/Files/a%2Fb"), rule("/**")]);
     check(&rules, "GET /Files/a%2fb", Some(0), Some(1));
