@@ -143,12 +143,12 @@ async fn begin_tls(
 }
 
 async fn serve_http1(worker: Rc<Worker>, transport: Transport, state: Arc<ConnState>) {
-    let io = DownstreamIo::new(transport, Arc::clone(&state));
+    let header_bytes_max = worker.gate.settings.header_bytes_max;
+    let io = DownstreamIo::new(transport, Arc::clone(&state), header_bytes_max);
     let service = {
         let (worker, state) = (Rc::clone(&worker), Arc::clone(&state));
         service_fn(move |request| service::handle(Rc::clone(&worker), Arc::clone(&state), request))
     };
-    let header_bytes_max = worker.gate.settings.header_bytes_max;
     let mut connection = http1::Builder::new()
         .header_read_timeout(None)
         .max_header_size(header_bytes_max)

@@ -318,11 +318,15 @@ pub struct DownstreamIo {
     /// Since when the end is known of what a client sends that hyper does not read.
     end_seen_since: Option<Tick>,
     is_write_blocked: bool,
+    /// Bytes of the present head's first line so far, and whether it has ended.
+    line: (usize, bool),
+    line_bytes_max: usize,
 }
 
 impl DownstreamIo {
-    /// Wraps an accepted connection.
-    pub fn new(stream: Transport, state: Arc<ConnState>) -> Self {
+    /// Wraps an accepted connection. `line_bytes_max`: the first line of a head above which it is
+    /// the target that is too long, and not the fields.
+    pub fn new(stream: Transport, state: Arc<ConnState>, line_bytes_max: usize) -> Self {
         DownstreamIo {
             stream,
             state,
@@ -331,6 +335,8 @@ impl DownstreamIo {
             is_read_awaited: false,
             end_seen_since: None,
             is_write_blocked: false,
+            line: (0, false),
+            line_bytes_max,
         }
     }
 
@@ -364,6 +370,7 @@ impl AsyncRead for DownstreamIo {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        self.follow_line(buf.filled().get(before..).unwrap_or_default());
         self.state.on_read(count);
         Poll::Ready(Ok(()))
     }
@@ -412,6 +419,18 @@ impl DownstreamIo {
         false
     }
 
+    /// Notes how long the first line of a head is.
+    fn follow_line(&mut self, read: &[u8]) {
+        match self.state.phase() {
+            Phase::Idle => self.line = (0, false),
+            Phase::Head if !self.line.1 => {}
+            Phase::Head | Phase::Request => return,
+        }
+        let end = read.iter().position(|byte| *byte == b'\n');
+        let (bytes, _) = self.line;
+        self.line = (bytes.saturating_add(end.unwrap_or(read.len())), end.is_some());
+    }
+
     /// Writes tollgate's own words where hyper answers a head that it could not read.
     fn poll_write_instead(
         &mut self,
@@ -422,7 +441,8 @@ impl DownstreamIo {
             if !self.state.is_settled() {
                 return None;
             }
-            self.instead = Some(reply::unreadable_head(replaced)?);
+            let is_line = self.line.0 >= self.line_bytes_max;
+            self.instead = Some(reply::unreadable_head(replaced, is_line)?);
             self.state.leave_unread();
         }
         while let Some(left) = self.instead.filter(|left| !left.is_empty()) {

@@ -136,7 +136,12 @@ pub fn bad_request_raw() -> &'static [u8] {
 }
 
 /// What to say in place of the bodiless answer that hyper gives to a head that it cannot read.
-pub fn unreadable_head(answer: &[u8]) -> Option<&'static [u8]> {
+/// `is_line`: if it is too large, its first line alone is.
+pub fn unreadable_head(answer: &[u8], is_line: bool) -> Option<&'static [u8]> {
+    let [_, (_, too_long), (too_large, _)] = UNREADABLE;
+    if is_line && answer.starts_with(too_large) {
+        return Some(too_long.as_bytes());
+    }
     let (_, whole) = UNREADABLE.iter().find(|(line, _)| answer.starts_with(line))?;
     Some(whole.as_bytes())
 }
