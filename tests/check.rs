@@ -17,7 +17,6 @@ use tollgate::config::load::{LoadRequest, Loaded, Overrides, Rejected, examine};
 use tollgate::config::report::ConfigError;
 use tollgate::config::value::Redacted;
 use tollgate::limiter::check::{Limits, State, States, check};
-use tollgate::limiter::decision::SCOPES_MAX;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::Timestamp;
 use tollgate::policy::facts::RequestFacts;
@@ -268,7 +267,7 @@ fn no_secret_is_ever_shown() {
 // ------------------------------------------------------------------ warnings against the limiter
 
 #[derive(Clone, Default)]
-struct Pure([State; SCOPES_MAX]);
+struct Pure([State; 1]);
 
 impl States for Pure {
     fn state(&mut self, index: usize) -> &mut State {

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use proptest::prelude::*;
 
 use tollgate::limiter::check::{Limits, State, States, check, peek};
-use tollgate::limiter::decision::{Decision, SCOPES_MAX, Verdict};
+use tollgate::limiter::decision::{Decision, Verdict};
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode, Period};
 use tollgate::limiter::refund::{Grant, refund};
 use tollgate::limiter::time::{Micros, Timestamp};
@@ -32,11 +32,12 @@ use tollgate::store::memory::MemoryStore;
 use oracle::Oracle;
 
 const START_US: u64 = 1_767_225_600_000_000;
-const KEYS: [&str; SCOPES_MAX] = ["i", "e:one", "e:two"];
+/// More than a check has room for without an allocation.
+const KEYS: [&str; 5] = ["i", "e:one", "e:two", "e:three", "e:four"];
 
 /// The states of one identity, with nothing around them.
 #[derive(Clone, Default)]
-struct Pure([State; SCOPES_MAX]);
+struct Pure([State; KEYS.len()]);
 
 impl States for Pure {
     fn state(&mut self, index: usize) -> &mut State {
@@ -130,7 +131,7 @@ fn any_limits() -> impl Strategy<Value = Limits> {
 }
 
 fn any_scopes() -> impl Strategy<Value = Vec<Limits>> {
-    prop::collection::vec(any_limits(), 1..=SCOPES_MAX)
+    prop::collection::vec(any_limits(), 1..=KEYS.len())
 }
 
 /// Microseconds until the next request: bursts, paces, borders of sub-buckets, silence.
@@ -243,8 +244,8 @@ proptest! {
     #[test]
     fn a_denial_and_a_peek_change_no_later_answer(
         // Other limits come with a reload, and their number stays.
-        reloads in prop::collection::vec([any_limits(), any_limits(), any_limits()], 1..4),
-        scopes in 1..=SCOPES_MAX,
+        reloads in prop::collection::vec(prop::array::uniform5(any_limits()), 1..4),
+        scopes in 1..=KEYS.len(),
         start in any_start(),
         requests in prop::collection::vec((any_step(), any_cost(), any_cost()), 1..80),
     ) {

@@ -72,6 +72,9 @@ fn no_honest_link_is_refused() {
         "/~user",
         "/a%253A",
         "/...",
+        // An address as the name of something, where each depth has a rule.
+        "/a%2F%2Fb",
+        "/https%3A%2F%2Fa.example%2Fb%2F%2Fc%2F..%2F",
     ] {
         assert!(!targets::models::is_to_be_refused(path.as_bytes()), "{path}");
         targets::path(path.as_bytes());

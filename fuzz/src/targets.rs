@@ -44,18 +44,27 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
 });
 
 /// A policy with the rules of the models, each limited, and nothing else.
-static LIMITED: LazyLock<Policy> = LazyLock::new(|| {
+static LIMITED: LazyLock<Policy> = LazyLock::new(|| limited(&models::RULES));
+
+/// A policy that has a rule for each depth, so that one path may meet as many as it has readings.
+static BY_DEPTH: LazyLock<Policy> = LazyLock::new(|| {
+    let path = |depth: usize| (0..depth).map(|it| format!("/{{s{it}}}")).collect::<String>();
+    limited(&(1..=BY_DEPTH_MAX).map(path).collect::<Vec<_>>())
+});
+const BY_DEPTH_MAX: usize = 12;
+
+fn limited(paths: &[impl AsRef<str>]) -> Policy {
     let mut text = String::from("endpoints:\n");
-    for (index, path) in models::RULES.iter().enumerate() {
-        let what = match index {
-            models::EXEMPT => "exempt: true",
+    for (index, path) in paths.iter().map(AsRef::as_ref).enumerate() {
+        let what = match path {
+            path if path == models::RULES[models::EXEMPT] => "exempt: true",
             _ => "limits: {any: {per_minute: 9}}",
         };
         text += &format!("- {{name: r{index}, path: \"{path}\", {what}}}\n");
     }
     let loaded = load_policy(Path::new("tiers.yaml"), text.into_bytes(), &SETTINGS, &|_| None);
-    loaded.expect("the models' rules are valid").policy
-});
+    loaded.expect("the rules are valid").policy
+}
 
 /// Readings of a path, alone and beside models of backends.
 ///
@@ -65,6 +74,7 @@ pub fn path(data: &[u8]) {
     readings_are_sound(data);
     if let Ok(target) = PathAndQuery::try_from(data) {
         no_backend_serves_it_uncounted(target.path());
+        every_depth_is_counted(target.path());
     }
     let mut link = Vec::new();
     for segment in data.split(|it| *it == b'/') {
@@ -76,7 +86,9 @@ pub fn path(data: &[u8]) {
     }
     let readings = Readings::of(&link);
     assert_eq!(readings.is_err(), models::is_to_be_refused(&link), "{}", link.escape_ascii());
-    no_backend_serves_it_uncounted(std::str::from_utf8(&link).expect("it is ASCII"));
+    let link = std::str::from_utf8(&link).expect("it is ASCII");
+    no_backend_serves_it_uncounted(link);
+    every_depth_is_counted(link);
 }
 
 fn readings_are_sound(raw: &[u8]) {
@@ -117,7 +129,9 @@ pub fn no_backend_serves_it_uncounted(path: &str) {
     let headers = HeaderMap::new();
     let (method, peer) = (&Method::GET, HERE);
     let facts = RequestFacts { method, path, query: None, host: None, peer, headers: &headers };
-    let Ok(plan) = LIMITED.plan(&facts, &LIMITED.anonymous(&facts)) else { return };
+    let plan = LIMITED.plan(&facts, &LIMITED.anonymous(&facts));
+    assert_eq!(plan.is_err(), models::is_to_be_refused(path.as_bytes()), "{path:?}");
+    let Ok(plan) = plan else { return };
     let checked: Vec<usize> =
         plan.scopes().filter_map(|it| it.rule).map(|it| usize::from(it.0)).collect();
     for (name, model) in models::MODELS {
@@ -128,6 +142,26 @@ pub fn no_backend_serves_it_uncounted(path: &str) {
                 models::RULES[resource],
             );
         }
+    }
+}
+
+/// However many endpoints a path may be, each is asked for its limits, and it is not refused.
+pub fn every_depth_is_counted(path: &str) {
+    let headers = HeaderMap::new();
+    let (method, peer) = (&Method::GET, HERE);
+    let facts = RequestFacts { method, path, query: None, host: None, peer, headers: &headers };
+    let plan = BY_DEPTH.plan(&facts, &BY_DEPTH.anonymous(&facts));
+    assert_eq!(plan.is_err(), models::is_to_be_refused(path.as_bytes()), "{path:?}");
+    let (Ok(plan), Ok(readings)) = (plan, Readings::of(path.as_bytes())) else { return };
+    let checked: Vec<usize> =
+        plan.scopes().filter_map(|it| it.rule).map(|it| usize::from(it.0) + 1).collect();
+    let further = readings.further().iter().map(|it| &*it.path);
+    for reading in [readings.strict(), readings.lenient()].into_iter().chain(further) {
+        let segments: Vec<&[u8]> = reading.split(|it| *it == b'/').skip(1).collect();
+        let depth = segments.len();
+        let has_rule =
+            (1..=BY_DEPTH_MAX).contains(&depth) && segments.iter().all(|it| !it.is_empty());
+        assert!(!has_rule || checked.contains(&depth), "{path:?}: depth {depth} of {checked:?}");
     }
 }
 

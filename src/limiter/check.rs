@@ -2,8 +2,10 @@
 
 use std::num::NonZeroU32;
 
+use smallvec::SmallVec;
+
 use super::bucket;
-use super::decision::{Decision, LimitStatus, SCOPES_MAX, Verdict};
+use super::decision::{Decision, LimitStatus, SCOPES_USUAL, Verdict};
 use super::quota::{LimitSet, Mode, Period};
 use super::refund::Charge;
 use super::time::{Micros, Timestamp};
@@ -49,8 +51,7 @@ pub trait States {
 /// whatever becomes of limits and clock until then; but it moves with a clock that steps back, for
 /// else it would stay where it is until that clock has caught up.
 pub fn check(states: &mut impl States, scopes: &[Limits], cost: u32, now: Timestamp) -> Decision {
-    let mut looks = [Look::default(); SCOPES_MAX];
-    let verdict = look(states, scopes, cost, now, &mut looks);
+    let (verdict, looks) = look(states, scopes, cost, now);
     let mut decision = Decision::new(verdict, now);
     for ((index, limits), look) in scopes.iter().enumerate().zip(&looks) {
         let state = states.state(index);
@@ -69,8 +70,7 @@ pub fn check(states: &mut impl States, scopes: &[Limits], cost: u32, now: Timest
 
 /// The state of every limit, with nothing charged: what `check` would say of a request of `cost`.
 pub fn peek(states: &mut impl States, scopes: &[Limits], cost: u32, now: Timestamp) -> Decision {
-    let mut looks = [Look::default(); SCOPES_MAX];
-    let verdict = look(states, scopes, cost, now, &mut looks);
+    let (verdict, looks) = look(states, scopes, cost, now);
     let mut decision = Decision::new(verdict, now);
     for ((index, limits), look) in scopes.iter().enumerate().zip(&looks) {
         states.state(index).report(limits, index, look, &mut decision);
@@ -84,20 +84,23 @@ fn look(
     scopes: &[Limits],
     cost: u32,
     now: Timestamp,
-    looks: &mut [Look; SCOPES_MAX],
-) -> Verdict {
+) -> (Verdict, Looks) {
     let mut verdict = Verdict::Allow;
-    for ((index, limits), look) in scopes.iter().enumerate().zip(looks) {
+    let mut looks = Looks::new();
+    for (index, limits) in scopes.iter().enumerate() {
         let state = states.state(index);
         let present = state.present(&limits.set, now);
         let waits = state.waits(&limits.set, &present, cost, now);
         if limits.mode == Mode::Enforce && !waits.longest().is_zero() {
             verdict = Verdict::Deny;
         }
-        *look = Look { present, waits };
+        looks.push(Look { present, waits });
     }
-    verdict
+    (verdict, looks)
 }
+
+/// By index of the scope.
+type Looks = SmallVec<[Look; SCOPES_USUAL]>;
 
 /// What was found of one scope.
 #[derive(Clone, Copy, Default)]

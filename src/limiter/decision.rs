@@ -1,12 +1,15 @@
 //! What a check decided, and the state of every limit that it looked at.
 
+use smallvec::SmallVec;
+
 use super::quota::{Mode, Period};
 use super::time::{Micros, Timestamp};
 
-/// Scopes that one request can meet: its tier, and a rule for each reading of its path.
-pub const SCOPES_MAX: usize = 3;
-/// Limits that one request can meet.
-pub const LIMITS_MAX: usize = SCOPES_MAX * Period::ALL.len();
+/// Scopes that there is room for without an allocation: the tier's, and the rules' of the two
+/// readings of a path. Only a path of doubtful spelling can meet more.
+pub const SCOPES_USUAL: usize = 3;
+/// Limits of as many scopes.
+const LIMITS_USUAL: usize = SCOPES_USUAL * Period::ALL.len();
 
 /// The outcome for the request as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,25 +48,13 @@ pub struct Decision {
     pub verdict: Verdict,
     /// The time the decision was made at, by the clock of the store that made it.
     pub now: Timestamp,
-    statuses: [LimitStatus; LIMITS_MAX],
-    len: u8,
+    statuses: SmallVec<[LimitStatus; LIMITS_USUAL]>,
 }
 
 impl Decision {
-    const EMPTY: LimitStatus = LimitStatus {
-        scope: 0,
-        period: Period::Second,
-        mode: Mode::Enforce,
-        quota: 0,
-        limit: 0,
-        remaining: 0,
-        wait: Micros::ZERO,
-        whole_at: Timestamp::EPOCH,
-    };
-
     /// A decision that has looked at no limit yet.
     pub fn new(verdict: Verdict, now: Timestamp) -> Self {
-        Decision { verdict, now, statuses: [Self::EMPTY; LIMITS_MAX], len: 0 }
+        Decision { verdict, now, statuses: SmallVec::new() }
     }
 
     /// A request that no limit was asked about.
@@ -71,17 +62,14 @@ impl Decision {
         Decision::new(Verdict::Allow, now)
     }
 
-    /// Adds the state of one limit. At most [`LIMITS_MAX`] are kept; a plan never has more.
+    /// Adds the state of one limit.
     pub fn push(&mut self, status: LimitStatus) {
-        if let Some(slot) = self.statuses.get_mut(usize::from(self.len)) {
-            *slot = status;
-            self.len = self.len.saturating_add(1);
-        }
+        self.statuses.push(status);
     }
 
     /// Every limit that was looked at, in the plan's order.
     pub fn statuses(&self) -> &[LimitStatus] {
-        self.statuses.get(..usize::from(self.len)).unwrap_or_default()
+        &self.statuses
     }
 
     /// The limit that the answer speaks of: on a denial the enforced one with the longest wait

@@ -5,19 +5,21 @@
 //! a window leaves it with the sub-bucket that it was counted in. Hence what a charge wrote is kept
 //! with its request, and only that is taken out again.
 
+use smallvec::{SmallVec, smallvec};
+
 use super::check::{Limits, States};
-use super::decision::{Decision, SCOPES_MAX, Verdict};
+use super::decision::{Decision, SCOPES_USUAL, Verdict};
 use super::quota::Period;
 use super::time::Timestamp;
 use super::window::SUB_BUCKETS;
 
 /// Where the charges of an allowed request are, small enough to be kept until its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// When it was decided, by the clock of the store that decided.
     at: Timestamp,
     /// By index of the scope; `None` where nothing was charged.
-    stamps: [Option<Stamp>; SCOPES_MAX],
+    stamps: SmallVec<[Option<Stamp>; SCOPES_USUAL]>,
 }
 
 /// How many sub-buckets after that of the decision's own time a scope's charge was counted: more
@@ -43,12 +45,10 @@ impl Grant {
     /// What `decision` charged, for a plan of so many scopes: in shadow mode only those that had
     /// room, and nothing at all on a denial.
     pub fn new(decision: &Decision, scopes: usize) -> Self {
-        let mut grant = Grant { at: decision.now, stamps: [None; SCOPES_MAX] };
-        if decision.verdict == Verdict::Deny {
+        let charged = (decision.verdict == Verdict::Allow).then(Stamp::default);
+        let mut grant = Grant { at: decision.now, stamps: smallvec![charged; scopes] };
+        if charged.is_none() {
             return grant;
-        }
-        for stamp in grant.stamps.iter_mut().take(scopes) {
-            *stamp = Some(Stamp::default());
         }
         for status in decision.statuses() {
             let Some(stamp) = grant.stamps.get_mut(usize::from(status.scope)) else { continue };

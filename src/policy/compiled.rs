@@ -197,7 +197,7 @@ impl Policy {
             let limits = Limits { set: limits, mode: tier_mode };
             let key_hash = self.tier_scope_hash;
             let scope = Scope { rule: None, key: TIER_SCOPE, key_hash, limits };
-            plan.push(scope).ok_or(PathError::Ambiguous)?;
+            plan.push(scope);
         }
         for (id, rule) in rules().filter(|(_, rule)| !rule.exempt) {
             let index = usize::from(id.0);
@@ -209,7 +209,7 @@ impl Policy {
                 let mode = if self.mode == Mode::Shadow { Mode::Shadow } else { rule.mode };
                 let limits = Limits { set, mode };
                 let scope = Scope { rule: Some(id), key, key_hash: *key_hash, limits };
-                plan.push(scope).ok_or(PathError::Ambiguous)?;
+                plan.push(scope);
             }
         }
         if plan.scopes().next().is_some() {

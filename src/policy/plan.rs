@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::limiter::check::Limits;
-use crate::limiter::decision::SCOPES_MAX;
+use crate::limiter::decision::SCOPES_USUAL;
 
 use super::compiled::FailureMode;
 use super::identity::Identity;
@@ -77,7 +79,7 @@ pub struct Plan<'p> {
     pub cost: u32,
     /// What decides without Redis, where the tier or the endpoint says so.
     pub on_failure: Option<FailureMode>,
-    scopes: [Option<Scope<'p>>; SCOPES_MAX],
+    scopes: SmallVec<[Scope<'p>; SCOPES_USUAL]>,
 }
 
 impl TierSource {
@@ -114,24 +116,22 @@ impl<'p> Plan<'p> {
             disposition: Disposition::Unlimited,
             cost: 1,
             on_failure: None,
-            scopes: [None; SCOPES_MAX],
+            scopes: SmallVec::new(),
         }
     }
 
-    /// Adds a scope behind the others. At most [`SCOPES_MAX`]: the tier's and two rules'; `None`
-    /// where there is no room left.
-    pub fn push(&mut self, scope: Scope<'p>) -> Option<()> {
-        *self.scopes.iter_mut().find(|place| place.is_none())? = Some(scope);
-        Some(())
+    /// Adds a scope behind the others: the tier's first, then one for each rule that is met.
+    pub fn push(&mut self, scope: Scope<'p>) {
+        self.scopes.push(scope);
     }
 
     /// The scopes to check, the tier's first.
     pub fn scopes(&self) -> impl Iterator<Item = &Scope<'p>> + Clone {
-        self.scopes.iter().flatten()
+        self.scopes.iter()
     }
 
     /// The scope at `index`, as a decision numbers them.
     pub fn scope(&self, index: u8) -> Option<&Scope<'p>> {
-        self.scopes.get(usize::from(index))?.as_ref()
+        self.scopes.get(usize::from(index))
     }
 }

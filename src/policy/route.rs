@@ -29,18 +29,15 @@ pub struct Pattern {
     pub strict_only: bool,
 }
 
-/// More rules than these, beside those of the two readings, no path may meet.
-pub const FURTHER_RULES_MAX: usize = 4;
-
 /// The rules that a request meets, one for each reading of its path.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Matched {
     /// The rule of the strict reading.
     pub strict: Option<RuleId>,
     /// The rule of the lenient reading.
     pub lenient: Option<RuleId>,
     /// What further readings meet that these two do not; each once, the first ones first.
-    pub further: [Option<RuleId>; FURTHER_RULES_MAX],
+    pub further: Vec<RuleId>,
     /// Whether a further reading meets no rule, and divides the path differently.
     pub misses: bool,
 }
@@ -49,7 +46,7 @@ impl Matched {
     /// Every rule that is met, once: the strict reading's, the lenient one's, others.
     pub fn rules(&self) -> impl Iterator<Item = RuleId> {
         let lenient = self.lenient.filter(|rule| Some(*rule) != self.strict);
-        [self.strict, lenient].into_iter().chain(self.further).flatten()
+        [self.strict, lenient].into_iter().flatten().chain(self.further.iter().copied())
     }
 
     /// Whether every reading of the path meets a rule, and a rule of this kind.
@@ -102,9 +99,6 @@ pub enum PathError {
     /// `..` above the root, in either reading.
     #[error("the path leaves the root by `..`")]
     AboveRoot,
-    /// It is more endpoints at once, to one backend or another, than can be limited together.
-    #[error("the path can be read as too many endpoints")]
-    Ambiguous,
     /// Neither `/…` nor `*`.
     #[error("the path does not begin with `/`")]
     NotAbsolute,
@@ -174,8 +168,7 @@ impl Router {
                 continue;
             };
             if !matched.rules().any(|it| it == rule) {
-                let room = matched.further.iter_mut().find(|it| it.is_none());
-                *room.ok_or(PathError::Ambiguous)? = Some(rule);
+                matched.further.push(rule);
             }
         }
         Ok(matched)

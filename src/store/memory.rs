@@ -11,9 +11,10 @@ mod shard;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use crate::limiter::check::{Limits, State, States, check, peek};
-use crate::limiter::decision::{Decision, SCOPES_MAX};
+use crate::limiter::decision::{Decision, SCOPES_USUAL};
 use crate::limiter::refund::{Grant, refund};
 use crate::limiter::time::Timestamp;
 use crate::policy::plan::Plan;
@@ -81,16 +82,16 @@ impl MemoryStore {
     pub fn peek(&self, plan: &Plan<'_>, now: Timestamp) -> Decision {
         let hash = self.keys.hash(&plan.identity);
         let scopes = Scopes::new(plan, hash);
-        let mut copies = Copies::default();
+        let mut copies = Copies(new_states(&scopes));
         if let Some(Padded(shard)) = self.shard_of(hash) {
             let shard = shard.lock();
-            for (key, copy) in scopes.keys.iter().zip(&mut copies.0).take(scopes.len) {
+            for (key, copy) in scopes.keys.iter().zip(&mut copies.0) {
                 if let Some(record) = shard.find(*key).and_then(|place| shard.get(place)) {
                     copy.clone_from(&record.state);
                 }
             }
         }
-        peek(&mut copies, scopes.limits(), scopes.cost, now)
+        peek(&mut copies, &scopes.limits, scopes.cost, now)
     }
 
     /// Takes a charge back out of whatever of its records are still held, and says how every limit
@@ -102,9 +103,9 @@ impl MemoryStore {
         let mut shard = shard.lock();
         let mut used = Used::find(&mut shard, &scopes);
         // What is not held is a spare state that was last used at the epoch: nothing happens to it.
-        refund(&mut used, scopes.limits(), scopes.cost, grant);
-        let decision = peek(&mut used, scopes.limits(), scopes.cost, now);
-        for (index, limits) in scopes.limits().iter().enumerate() {
+        refund(&mut used, &scopes.limits, scopes.cost, grant);
+        let decision = peek(&mut used, &scopes.limits, scopes.cost, now);
+        for (index, limits) in scopes.limits.iter().enumerate() {
             if let Some(record) = used.record(index) {
                 let expires_at = record.state.expires_at(&limits.set);
                 record.keep_until(expires_at, decision.is_exhausted(index));
@@ -150,15 +151,15 @@ impl MemoryStore {
 
     fn check_in(&self, shard: &mut Shard, scopes: &Scopes, now: Timestamp) -> Decision {
         let mut used = Used::find(shard, scopes);
-        let decision = check(&mut used, scopes.limits(), scopes.cost, now);
+        let decision = check(&mut used, &scopes.limits, scopes.cost, now);
         // First those that are held: an insertion may free what looks expired until then.
-        for (index, limits) in scopes.limits().iter().enumerate() {
+        for (index, limits) in scopes.limits.iter().enumerate() {
             if let Some(record) = used.record(index) {
                 let expires_at = record.state.expires_at(&limits.set);
                 record.keep_until(expires_at, decision.is_exhausted(index));
             }
         }
-        for (index, (key, limits)) in scopes.keys.iter().zip(scopes.limits()).enumerate() {
+        for (index, (key, limits)) in scopes.keys.iter().zip(&scopes.limits).enumerate() {
             if used.is_held(index) {
                 continue;
             }
@@ -201,50 +202,35 @@ impl MemoryStore {
     }
 }
 
-/// What a plan asks of the store, in arrays: a check allocates nothing.
+/// What a plan asks of the store, by index of the scope. With no more scopes than usual a check
+/// allocates nothing.
 struct Scopes {
-    keys: [Key; SCOPES_MAX],
-    limits: [Limits; SCOPES_MAX],
-    len: usize,
+    keys: SmallVec<[Key; SCOPES_USUAL]>,
+    limits: SmallVec<[Limits; SCOPES_USUAL]>,
     cost: u32,
 }
 
 impl Scopes {
     fn new(plan: &Plan<'_>, hash: IdentityHash) -> Self {
-        let mut scopes = Scopes {
-            keys: Default::default(),
-            limits: Default::default(),
-            len: 0,
+        Scopes {
+            keys: plan.scopes().map(|scope| hash.key(scope.key_hash)).collect(),
+            limits: plan.scopes().map(|scope| scope.limits).collect(),
             cost: plan.cost,
-        };
-        let places = scopes.keys.iter_mut().zip(&mut scopes.limits);
-        for (scope, (key, limits)) in plan.scopes().zip(places) {
-            *key = hash.key(scope.key_hash);
-            *limits = scope.limits;
-            scopes.len += 1;
         }
-        scopes
-    }
-
-    fn limits(&self) -> &[Limits] {
-        self.limits.get(..self.len).unwrap_or_default()
     }
 }
 
 /// The states of a request where they lie; of those that are not held, a new one beside it.
 struct Used<'s> {
     shard: &'s mut Shard,
-    places: [Option<u32>; SCOPES_MAX],
-    spare: [State; SCOPES_MAX],
+    places: SmallVec<[Option<u32>; SCOPES_USUAL]>,
+    spare: SmallVec<[State; SCOPES_USUAL]>,
 }
 
 impl<'s> Used<'s> {
     fn find(shard: &'s mut Shard, scopes: &Scopes) -> Self {
-        let mut places = [None; SCOPES_MAX];
-        for (place, key) in places.iter_mut().zip(&scopes.keys).take(scopes.len) {
-            *place = shard.find(*key);
-        }
-        Used { shard, places, spare: Default::default() }
+        let places = scopes.keys.iter().map(|key| shard.find(*key)).collect();
+        Used { shard, places, spare: new_states(scopes) }
     }
 
     fn is_held(&self, index: usize) -> bool {
@@ -267,8 +253,7 @@ impl States for Used<'_> {
 }
 
 /// Copies of a request's states.
-#[derive(Default)]
-struct Copies([State; SCOPES_MAX]);
+struct Copies(SmallVec<[State; SCOPES_USUAL]>);
 
 impl States for Copies {
     fn state(&mut self, index: usize) -> &mut State {
@@ -276,12 +261,12 @@ impl States for Copies {
     }
 }
 
-/// A plan has no more scopes than there are states here.
-fn nth(states: &mut [State; SCOPES_MAX], index: usize) -> &mut State {
-    let [first, second, third] = states;
-    match index {
-        0 => first,
-        1 => second,
-        _ => third,
-    }
+/// A state that is new for each scope.
+fn new_states(scopes: &Scopes) -> SmallVec<[State; SCOPES_USUAL]> {
+    scopes.keys.iter().map(|_| State::default()).collect()
+}
+
+#[expect(clippy::indexing_slicing, reason = "made by `new_states` of the scopes that are counted")]
+fn nth(states: &mut [State], index: usize) -> &mut State {
+    &mut states[index]
 }

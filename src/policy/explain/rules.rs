@@ -52,10 +52,10 @@ pub fn rule(policy: &Policy, facts: &RequestFacts<'_>) -> Result<Step, PathError
             }
         });
     }
-    for further in matched.further.into_iter().flatten() {
+    for further in &matched.further {
         notes.push(format!(
             "Some backends would read it as {}: that rule holds as well.",
-            policy.endpoint_name(Some(further))
+            policy.endpoint_name(Some(*further))
         ));
     }
     for winner in matched.rules() {

@@ -5,7 +5,7 @@
 -- 1 s (minute) and 60 s (hour). A scope in shadow never refuses and is charged only where it has
 -- room. All numbers are integers below 2^53, where a double is exact.
 --
--- KEYS     1 to 3, one per scope: the tier's, then those of endpoint rules. All of one identity.
+-- KEYS     One per scope: the tier's, then those of endpoint rules. All of one identity.
 -- ARGV[1]  packed, little endian: u32 sequence number, echoed; f64 now in us, 0 = this server's
 --          TIME; u32 cost; then per scope u8 mode (0 enforce, 1 shadow), u32 rate, burst, minute,
 --          hour (0 = no such limit).
@@ -28,8 +28,8 @@
 
 local arg = ARGV[1]
 local scopes = #KEYS
-if #ARGV ~= 1 or scopes < 1 or scopes > 3 or #arg ~= 16 + 17 * scopes then
-  return redis.error_reply('ERR tollgate check: 1 to 3 keys and one packed argument expected')
+if #ARGV ~= 1 or scopes < 1 or #arg ~= 16 + 17 * scopes then
+  return redis.error_reply('ERR tollgate check: keys and one packed argument for them expected')
 end
 
 local call, pack, unpack, sub = redis.call, struct.pack, struct.unpack, string.sub

@@ -256,11 +256,11 @@ mod tests {
         let mut plan = Plan::new(user, TierId(0), TierSource::Default);
         plan.cost = 3;
         let enforce = Limits { set, mode: Mode::Enforce };
-        plan.push(Scope { rule: None, key: "i", key_hash: 1, limits: enforce }).unwrap();
+        plan.push(Scope { rule: None, key: "i", key_hash: 1, limits: enforce });
         let shadow =
             Limits { set: LimitSet { hour: limit(7), ..LimitSet::default() }, mode: Mode::Shadow };
         let rule = Some(RuleId(0));
-        plan.push(Scope { rule, key: "e:reports", key_hash: 2, limits: shadow }).unwrap();
+        plan.push(Scope { rule, key: "e:reports", key_hash: 2, limits: shadow });
         plan
     }
 
