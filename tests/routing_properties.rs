@@ -310,7 +310,7 @@ proptest! {
             let found = find(&other, &request).map(|it| Matched {
                 strict: it.strict.map(back),
                 lenient: it.lenient.map(back),
-                further: it.further.map(|rule| rule.map(back)),
+                further: it.further.into_iter().map(back).collect(),
                 misses: it.misses,
             });
             prop_assert_eq!(found, find(&straight, &request));
