@@ -117,7 +117,7 @@ pub fn serve(
     };
     let (running, read) = (loaded.settings.clone(), loaded.read.clone());
     let bought = subscriptions::start(settings, workers)?;
-    let wired = Wired::new(loaded, workers, bought)?;
+    let mut wired = Wired::new(loaded, workers, bought)?;
     let (listeners, with_tls) = tls::equip(sockets, &of_listeners, &wired.gate.metrics)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -141,6 +141,14 @@ pub fn serve(
                 tracing::error!(%error, "the admin port is not served");
             }
         });
+        if let Some(mut wanted) = wired.wanted_pages.take() {
+            let admin = Arc::clone(&wired.admin);
+            tokio::task::spawn_local(async move {
+                while let Some(page) = wanted.recv().await {
+                    page.serve(&admin);
+                }
+            });
+        }
         spawn_background(&wired);
         wired.admin.readiness.set_bound();
         announce(&addresses);

@@ -260,6 +260,8 @@ label! {
         Block = "block",
         /// It would have refused, were it not in shadow mode.
         ShadowBlock = "shadow_block",
+        /// It had room, and four fifths or more of it are used now. Counted beside `allow`.
+        Near = "near",
     }
 }
 
@@ -472,6 +474,34 @@ label! {
         Ok = "ok",
         /// It did not.
         Error = "error",
+    }
+}
+
+label! {
+    /// What happened to an upgraded connection.
+    TunnelEvent {
+        /// Both sides agreed to the upgrade.
+        Open = "open",
+        /// The client said goodbye first, or was gone.
+        CloseClient = "close_client",
+        /// The upstream said goodbye first, or was gone.
+        CloseUpstream = "close_upstream",
+        /// Nothing came through for `upstream.tunnel_idle_timeout`.
+        IdleTimeout = "idle_timeout",
+        /// tollgate was about to stop.
+        Drain = "drain",
+        /// A limit refused the request for the upgrade, with 429: nothing was opened.
+        RefusedLimit = "refused_limit",
+    }
+}
+
+label! {
+    /// Why a request was refused for load.
+    ShedReason {
+        /// More were in flight than `shedding.max_in_flight`.
+        MaxInFlight = "max_in_flight",
+        /// More were in flight than the limit that tollgate has found.
+        Adaptive = "adaptive",
     }
 }
 

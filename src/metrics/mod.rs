@@ -13,14 +13,17 @@ pub mod cells;
 pub mod histogram;
 pub mod identity;
 pub mod labels;
+mod named;
 pub mod names;
 pub mod page;
 pub mod policy;
 pub mod registry;
 pub mod series;
 pub mod tls;
+pub mod tunnels;
 pub mod window;
 
 mod exposition;
 mod handles;
 mod scrape;
+mod scrape_policy;

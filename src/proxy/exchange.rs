@@ -46,6 +46,8 @@ struct Facts {
     method: MethodLabel,
     endpoint: Option<RuleId>,
     evaluated: Option<(TierId, IdentifierType)>,
+    /// What it has spent.
+    units: u32,
     status: u16,
     /// `None`: not to be told of.
     ending: Option<Ending>,
@@ -71,6 +73,7 @@ impl Exchange {
             method: MethodLabel::of(method),
             endpoint: None,
             evaluated: None,
+            units: 0,
             status: 0,
             ending: Some(Ending::ClientAbort),
             overhead: None,
@@ -98,6 +101,22 @@ impl Exchange {
     pub fn evaluated(&mut self, plan: &Plan<'_>) {
         if let Some(facts) = &mut self.facts {
             facts.evaluated = Some((plan.tier, plan.identity.identifier_type()));
+        }
+    }
+
+    /// Notes what the request has spent; nothing, once that is given back.
+    pub fn spent(&mut self, units: u32) {
+        if let Some(facts) = &mut self.facts {
+            facts.units = units;
+        }
+    }
+
+    /// Notes that the upstream was asked, and gave no answer that could be passed on.
+    pub fn unanswered(&mut self, status: StatusCode, ending: Ending) {
+        self.answered(status, ending, None);
+        if let Some(facts) = &mut self.facts {
+            // How much of the time went into waiting is not known.
+            facts.overhead = None;
         }
     }
 
@@ -156,6 +175,7 @@ impl Exchange {
         self.active.metrics.record(&RequestRecord {
             endpoint: facts.endpoint,
             evaluated: facts.evaluated,
+            units: facts.units,
             method: facts.method,
             status: facts.status,
             ending,

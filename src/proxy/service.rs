@@ -16,7 +16,7 @@ use crate::identity::identifier::Invalid;
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
-use crate::metrics::labels::{Ending, LimiterBackend};
+use crate::metrics::labels::{Ending, LimiterBackend, TunnelEvent};
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan, RuleId};
 use crate::store::{Backend, Checked};
@@ -77,9 +77,12 @@ pub async fn handle(
                 }
                 Err(failure) => {
                     if !failure.may_have_arrived {
+                        exchange.spent(0);
                         shown = charged.and_then(|it| it.give_back(&worker)).or(shown);
                     }
-                    let mut response = refused(&mut exchange, failure.refusal);
+                    let refusal = failure.refusal;
+                    exchange.unanswered(refusal.status(), ending_of_refusal(refusal));
+                    let mut response = reply::refuse(refusal);
                     if has_body && !conn.is_stream() {
                         // How much of it was read is not known here.
                         close_after(&mut response, &conn);
@@ -199,9 +202,10 @@ async fn decide<'a>(
     if let Err(refusal) = headers::check_request(request, present) {
         return Next::Answer(refused(exchange, refusal));
     }
-    if let Some(response) = worker.gate.exposed(request) {
+    if let Some(page) = worker.gate.exposed(request) {
         exchange.keep_quiet();
-        return Next::Answer(response);
+        let page = page().await.map(|page| page.map(ProxyBody::own));
+        return Next::Answer(page.unwrap_or_else(|_| reply::refuse(Refusal::StoreUnavailable)));
     }
     let gate = &worker.gate;
     let facts = facts_of(request, conn);
@@ -228,19 +232,27 @@ async fn decide<'a>(
         Disposition::Exempt => Next::unlimited(endpoint),
         Disposition::Unlimited => {
             exchange.evaluated(&plan);
+            exchange.spent(plan.cost);
             Next::unlimited(endpoint)
         }
         Disposition::Limited => {
             exchange.evaluated(&plan);
             match check(worker, active, &plan).await {
-                Checked::FailedOpen => Next::unlimited(endpoint),
+                Checked::FailedOpen => {
+                    exchange.spent(plan.cost);
+                    Next::unlimited(endpoint)
+                }
                 Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
                 Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
+                    if headers::wanted_upgrade(request, present).is_some() {
+                        gate.metrics.tunnel_event(TunnelEvent::RefusedLimit);
+                    }
                     let response = denied(worker, &decision);
                     exchange.answered(response.status(), Ending::RateLimited, None);
                     Next::Answer(response)
                 }
                 Checked::Decided { decision, backend } => {
+                    exchange.spent(plan.cost);
                     let shown = decision.shown().map(|shown| (*shown, decision.now));
                     let grant = Grant::new(&decision, plan.scopes().count());
                     let charged = Some(Charged { plan, grant, backend });
@@ -248,6 +260,21 @@ async fn decide<'a>(
                 }
             }
         }
+    }
+}
+
+/// How a request ends that is refused so.
+fn ending_of_refusal(refusal: Refusal) -> Ending {
+    match refusal {
+        Refusal::StoreUnavailable => Ending::ProxyError,
+        Refusal::Unauthorized => Ending::Unauthorized,
+        Refusal::UpstreamUnreachable | Refusal::UpstreamBroken => Ending::UpstreamConnect,
+        Refusal::ConnectTimeout | Refusal::ResponseTimeout => Ending::UpstreamTimeout,
+        Refusal::BadRequest
+        | Refusal::Forbidden
+        | Refusal::MethodNotAllowed
+        | Refusal::RequestTimeout
+        | Refusal::ContentTooLarge => Ending::Refused,
     }
 }
 
@@ -266,6 +293,16 @@ async fn check(worker: &Worker, active: &Active, plan: &Plan<'_>) -> Checked {
             Checked::Decided { decision: gate.memory.check(plan, now), backend: Backend::Memory }
         }
     };
+    let is_alone = match &checked {
+        Checked::Decided { decision, backend: Backend::Local } => {
+            decision.verdict == Verdict::Allow
+        }
+        Checked::Decided { .. } | Checked::FailedClosed => false,
+        Checked::FailedOpen => true,
+    };
+    if is_alone {
+        gate.metrics.admitted_alone(now);
+    }
     if let Checked::Decided { decision, backend } = &checked {
         let backend = match backend {
             Backend::Memory => LimiterBackend::Memory,
@@ -304,18 +341,7 @@ fn unauthorized(worker: &Worker, exchange: &mut Exchange, invalid: Invalid) -> R
 }
 
 fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
-    let ending = match refusal {
-        Refusal::StoreUnavailable => Ending::ProxyError,
-        Refusal::Unauthorized => Ending::Unauthorized,
-        Refusal::UpstreamUnreachable | Refusal::UpstreamBroken => Ending::UpstreamConnect,
-        Refusal::ConnectTimeout | Refusal::ResponseTimeout => Ending::UpstreamTimeout,
-        Refusal::BadRequest
-        | Refusal::Forbidden
-        | Refusal::MethodNotAllowed
-        | Refusal::RequestTimeout
-        | Refusal::ContentTooLarge => Ending::Refused,
-    };
-    exchange.answered(refusal.status(), ending, None);
+    exchange.answered(refusal.status(), ending_of_refusal(refusal), None);
     reply::refuse(refusal)
 }
 

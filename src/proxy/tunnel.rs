@@ -6,14 +6,16 @@ use std::hash::BuildHasher;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::clock;
 use crate::metrics::cells::LevelGuard;
+use crate::metrics::labels::{Direction, TunnelEvent};
 
 use super::gate::Drain;
 use super::io::ConnState;
@@ -34,17 +36,29 @@ pub fn spawn(
     protocol: &HeaderValue,
     held: (Lease, Option<LevelGuard>),
 ) {
+    let counted = Counted {
+        worker: Rc::clone(worker),
+        opened: clock::monotonic(),
+        ended_by: Cell::new(None),
+    };
     let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     let (worker, conn) = (Rc::clone(worker), Arc::clone(conn));
     tokio::task::spawn_local(async move {
         // Held to the end: the connection counts as open, the upstream's is no one else's.
         let (_conn, _held) = (conn, held);
-        let both = async { tokio::try_join!(downstream, upstream) };
-        let Ok(Ok((downstream, upstream))) = tokio::time::timeout(HANDSHAKE, both).await else {
-            return;
+        let both = async {
+            let downstream = downstream.await.map_err(|_| TunnelEvent::CloseClient)?;
+            let upstream = upstream.await.map_err(|_| TunnelEvent::CloseUpstream)?;
+            Ok((downstream, upstream))
+        };
+        let both = tokio::time::timeout(HANDSHAKE, both).await;
+        let (downstream, upstream) = match both.unwrap_or(Err(TunnelEvent::IdleTimeout)) {
+            Ok(both) => both,
+            Err(event) => return counted.ended_by(event),
         };
         let idle_timeout = worker.gate.settings.tunnel_idle_timeout;
-        let activity = Activity { timers: &worker.timers, last: Cell::new(worker.timers.now()) };
+        let last = Cell::new(worker.timers.now());
+        let activity = Activity { counted: &counted, timers: &worker.timers, last };
         let (down_read, down_write) = tokio::io::split(TokioIo::new(downstream));
         let (up_read, up_write) = tokio::io::split(TokioIo::new(upstream));
         let drain = is_websocket.then_some(&worker.gate.drain);
@@ -53,13 +67,36 @@ pub fn spawn(
         tokio::select! {
             // An error on either way ends both; a clean end of one leaves the other open.
             _ = async { tokio::try_join!(to_downstream, to_upstream) } => {}
-            () = activity.silence(idle_timeout) => {}
+            () = activity.silence(idle_timeout) => counted.ended_by(TunnelEvent::IdleTimeout),
         }
     });
 }
 
+/// Tells of a tunnel once it is over. Dropped without a reason, it is the worker that has ended.
+struct Counted {
+    worker: Rc<Worker>,
+    opened: Instant,
+    ended_by: Cell<Option<TunnelEvent>>,
+}
+
+impl Counted {
+    /// Why it ends, if nothing else was the reason before.
+    fn ended_by(&self, event: TunnelEvent) {
+        self.ended_by.set(self.ended_by.get().or(Some(event)));
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let after = clock::monotonic().saturating_duration_since(self.opened);
+        let event = self.ended_by.get().unwrap_or(TunnelEvent::Drain);
+        self.worker.gate.metrics.tunnel_closed(event, after);
+    }
+}
+
 /// When something last came through, either way.
 struct Activity<'a> {
+    counted: &'a Counted,
     timers: &'a Timers,
     last: Cell<Tick>,
 }
@@ -91,6 +128,31 @@ enum Side {
     Server,
 }
 
+impl Side {
+    /// The way that its bytes go.
+    fn direction(self) -> Direction {
+        match self {
+            Side::Client => Direction::In,
+            Side::Server => Direction::Out,
+        }
+    }
+
+    fn other(self) -> Side {
+        match self {
+            Side::Client => Side::Server,
+            Side::Server => Side::Client,
+        }
+    }
+
+    /// What it is called when this side ends it.
+    fn closing(self) -> TunnelEvent {
+        match self {
+            Side::Client => TunnelEvent::CloseClient,
+            Side::Server => TunnelEvent::CloseUpstream,
+        }
+    }
+}
+
 async fn relay(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -107,8 +169,10 @@ async fn relay(
         }
     });
     let mut is_leaving = false;
+    let counted = activity.counted;
     loop {
         if is_leaving && frames.is_between() {
+            counted.ended_by(TunnelEvent::Drain);
             // Between two frames: say goodbye in the peer's own terms (RFC 6455 §7.4.1).
             to.write_all(&going_away(side)).await?;
             return to.shutdown().await;
@@ -119,9 +183,12 @@ async fn relay(
                 is_leaving = true;
                 continue;
             }
-            count = from.read(&mut buffer) => count?,
+            count = from.read(&mut buffer) => {
+                count.inspect_err(|_| counted.ended_by(side.closing()))?
+            }
         };
         let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
+            counted.ended_by(side.closing());
             // It may have ended because it was told of the drain first.
             if drain.is_some_and(Drain::is_draining) && frames.is_between() {
                 to.write_all(&going_away(side)).await?;
@@ -130,10 +197,17 @@ async fn relay(
         };
         activity.note();
         if drain.is_some() {
-            frames.feed(bytes);
+            let passed = frames.feed(bytes);
+            counted.worker.gate.metrics.tunnel_messages(side.direction(), passed.messages);
+            if passed.has_closed {
+                counted.ended_by(side.closing());
+            }
         }
-        to.write_all(bytes).await?;
-        to.flush().await?;
+        let written = async {
+            to.write_all(bytes).await?;
+            to.flush().await
+        };
+        written.await.inspect_err(|_| counted.ended_by(side.other().closing()))?;
         activity.note();
     }
 }
@@ -152,7 +226,16 @@ fn going_away(side: Side) -> Vec<u8> {
     }
 }
 
-/// Follows WebSocket frames just far enough to know where one ends (RFC 6455 §5.2).
+/// What some bytes of a connection brought to an end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Passed {
+    /// Text and binary messages.
+    messages: u64,
+    /// Whether a Close frame was among it.
+    has_closed: bool,
+}
+
+/// Follows WebSocket frames just far enough to know where one ends (RFC 6455 §5.2), and what it is.
 #[derive(Debug, Default)]
 struct FrameTracker {
     head: [u8; 14],
@@ -165,7 +248,8 @@ impl FrameTracker {
         self.head_bytes == 0 && self.payload_left == 0
     }
 
-    fn feed(&mut self, mut bytes: &[u8]) {
+    fn feed(&mut self, mut bytes: &[u8]) -> Passed {
+        let mut passed = Passed::default();
         while let Some((first, rest)) = bytes.split_first() {
             if self.payload_left > 0 {
                 let skipped = usize::try_from(self.payload_left).unwrap_or(usize::MAX);
@@ -182,8 +266,16 @@ impl FrameTracker {
             if let Some(payload) = self.payload_length() {
                 self.payload_left = payload;
                 self.head_bytes = 0;
+                let [kind, ..] = self.head;
+                match (kind & 0x0f, kind & 0x80 != 0) {
+                    // Text, binary, or what goes on with one: with FIN, it is the last.
+                    (0..=2, true) => passed.messages = passed.messages.saturating_add(1),
+                    (8, _) => passed.has_closed = true,
+                    _ => {}
+                }
             }
         }
+        passed
     }
 
     /// The payload's length, once the head is whole.
@@ -230,6 +322,31 @@ mod tests {
                 assert!(!tracked(&frame[..frame.len() - 1], chunk).is_between());
             }
             assert!(tracked(&whole.concat(), chunk).is_between());
+        }
+    }
+
+    #[test]
+    fn messages_are_counted_by_their_last_frame() {
+        let frames: [&[u8]; 8] = [
+            &[0x81, 1, b'a'],
+            // A binary message in three frames, with a ping between them.
+            &[0x02, 1, b'b'],
+            &[0x00, 0],
+            &[0x89, 0],
+            &[0x80, 0x81, 1, 2, 3, 4, 9],
+            &[0x8a, 0],
+            &[0x82, 0],
+            &[0x88, 2, 3, 0xe8],
+        ];
+        for chunk in [1, 2, 3, 100] {
+            let mut tracker = FrameTracker::default();
+            let mut all = Passed::default();
+            for part in frames.concat().chunks(chunk) {
+                let passed = tracker.feed(part);
+                all.messages += passed.messages;
+                all.has_closed |= passed.has_closed;
+            }
+            assert_eq!(all, Passed { messages: 3, has_closed: true }, "in pieces of {chunk}");
         }
     }
 
