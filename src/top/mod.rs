@@ -13,3 +13,6 @@ pub mod minutes;
 pub mod space_saving;
 pub mod summary;
 pub mod talkers;
+
+#[cfg(test)]
+mod tests;

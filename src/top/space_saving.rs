@@ -92,6 +92,12 @@ impl SpaceSaving {
         self.total
     }
 
+    /// Room in the index, and for counters.
+    #[cfg(test)]
+    pub fn capacity(&self) -> (usize, usize) {
+        (self.index.capacity(), self.counters.capacity())
+    }
+
     /// Gives a counter with the least count to another identity; says which one.
     fn take_over(&mut self, identity: &Identity, hash: u64) -> usize {
         let place = self.find_least();

@@ -101,6 +101,12 @@ impl TopTalkers {
         self.take_closed(&mut self.over.lock(), self.minute_of(now), |_| ());
     }
 
+    /// Holds a worker's lock, as a reader does.
+    #[cfg(test)]
+    pub fn hold(&self, worker: usize) -> impl Drop + '_ {
+        self.workers[worker].0.lock()
+    }
+
     fn take_closed(&self, over: &mut Minutes, now: u64, mut look: impl FnMut(&Counting)) {
         for worker in &self.workers {
             let closed = {
