@@ -49,8 +49,7 @@ impl Summary {
     ///
     /// What an identity may have done in a part that does not list it is added to its count and to
     /// its error. Where each part misses at most one `keep`-th of its total, so does the result
-    /// (Agarwal et al. 2012, theorem 3: subtracting the largest count that is dropped and leaving
-    /// it in the bound are the same).
+    /// (Agarwal et al. 2012: what is dropped is subtracted there, and left in the bound here).
     pub fn merged(parts: impl IntoIterator<Item = Summary>, keep: usize) -> Summary {
         // Of each identity: how far its count is above what an absent one may have, and how often
         // it surely was seen.
