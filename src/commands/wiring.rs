@@ -44,6 +44,7 @@ use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
 use crate::subscriptions::Subscriptions;
 use crate::tls::client::ClientTls;
+use crate::top::talkers::TopTalkers;
 
 use super::identity::identifier;
 use super::subscriptions;
@@ -116,6 +117,7 @@ impl Wired {
         let upstream_health = Arc::new(UpstreamHealth::default());
         let upstream = settings.upstream.clone();
         let target = target(upstream.as_ref())?;
+        let top = Arc::new(TopTalkers::new(workers, clock::monotonic()));
         let admin = Arc::new(AdminState {
             metrics: Arc::clone(&metrics),
             clock: clock.clone(),
@@ -134,6 +136,7 @@ impl Wired {
                 .clone()
                 .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
             jwks: jwks_view(&identifier),
+            top: Arc::clone(&top),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
@@ -166,6 +169,7 @@ impl Wired {
             memory,
             redis,
             subscriptions,
+            top,
             target,
             exposed,
             untrusted: Once::default(),

@@ -233,11 +233,14 @@ async fn decide<'a>(
         Disposition::Unlimited => {
             exchange.evaluated(&plan);
             exchange.spent(plan.cost);
+            worker.top.record(&plan.identity, false);
             Next::unlimited(endpoint)
         }
         Disposition::Limited => {
             exchange.evaluated(&plan);
-            match check(worker, active, &plan).await {
+            let checked = check(worker, active, &plan).await;
+            worker.top.record(&plan.identity, checked.is_denied());
+            match checked {
                 Checked::FailedOpen => {
                     exchange.spent(plan.cost);
                     Next::unlimited(endpoint)
