@@ -15,10 +15,13 @@ use crate::clock;
 use crate::config::compile::LogSettings;
 use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Loaded, load};
+use crate::health::tasks::{watched, watched_root};
+use crate::metrics::labels::TaskType;
 use crate::proxy::connect::Place;
 
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
+use super::watchdog::{self, Watchdog};
 use super::wiring::Wired;
 use super::{Failure, RunArgs, print, reload, reload_files, subscriptions, tls};
 
@@ -123,7 +126,10 @@ pub fn serve(
         .enable_all()
         .build_local(Default::default())
         .context("cannot make the control runtime")?;
-    let end = runtime.block_on(async {
+    wired.gate.loops.sit(wired.gate.loops.control(), runtime.metrics());
+    let _watchdog =
+        Watchdog::start(Arc::clone(&wired.admin.detector)).context("cannot start a thread")?;
+    let end = runtime.block_on(watched_root(async {
         let reloader = reload_files::reloader(&wired, with_tls, running, origin, read);
         let reload = reload::spawn(reloader).context("cannot start a thread")?;
         let mut signals = Signals::new(reload)?;
@@ -134,18 +140,19 @@ pub fn serve(
             .await
             .context("cannot start a thread")?;
         let admin_state = Arc::clone(&wired.admin);
-        tokio::task::spawn_local(async move {
+        let admin = async move {
             let served =
                 server::serve(admin, admin_state, Timeouts::default(), std::future::pending());
             if let Err(error) = served.await {
                 tracing::error!(%error, "the admin port is not served");
             }
-        });
+        };
+        tokio::task::spawn_local(watched(TaskType::Background, admin));
         spawn_background(&wired);
         wired.admin.readiness.set_bound();
         announce(&addresses);
         control(&wired, data_path, &mut signals).await
-    });
+    }));
     runtime.shutdown_background();
     Ok(end?)
 }
@@ -172,7 +179,8 @@ async fn fetch_keys(wired: &Wired) {
     let remotes: Vec<_> = wired.gate.identifier.remotes().map(Arc::clone).collect();
     for remote in &remotes {
         let remote = Arc::clone(remote);
-        tokio::task::spawn_local(async move { remote.keep_fresh().await });
+        let fetching = async move { remote.keep_fresh().await };
+        tokio::task::spawn_local(watched(TaskType::Background, fetching));
     }
     let all = async {
         for remote in &remotes {
@@ -186,17 +194,22 @@ async fn fetch_keys(wired: &Wired) {
 fn spawn_background(wired: &Wired) {
     if let Place::Tcp(addresses) = &wired.gate.target.place {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
-        tokio::task::spawn_local(async move { addresses.keep_fresh(ttl).await });
+        let resolving = async move { addresses.keep_fresh(ttl).await };
+        tokio::task::spawn_local(watched(TaskType::Background, resolving));
     }
     let gate = Arc::clone(&wired.gate);
-    tokio::task::spawn_local(async move {
+    let sweeping = async move {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         for shard in (0..gate.memory.shards()).cycle() {
             interval.tick().await;
             gate.memory.sweep(gate.clock.now(), shard);
         }
-    });
+    };
+    tokio::task::spawn_local(watched(TaskType::Background, sweeping));
+    let loops = &wired.gate.loops;
+    let sampling = watchdog::sample(Arc::clone(loops), loops.control());
+    tokio::task::spawn_local(watched(TaskType::Background, sampling));
 }
 
 /// The signals that end tollgate, and the one that has it reload.

@@ -16,6 +16,7 @@ pub mod labels;
 pub mod names;
 pub mod policy;
 pub mod registry;
+pub mod runtime;
 pub mod series;
 pub mod tls;
 pub mod window;
