@@ -31,6 +31,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const KEYS_AT_START: Duration = Duration::from_secs(3);
 /// How often the store in memory looks for expired state.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
+/// How often the minutes that are over are taken from the workers.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where a running tollgate can be reached.
 #[derive(Clone, Debug)]
@@ -140,14 +142,13 @@ pub fn serve(
             .await
             .context("cannot start a thread")?;
         let admin_state = Arc::clone(&wired.admin);
-        let admin = async move {
+        background(async move {
             let served =
                 server::serve(admin, admin_state, Timeouts::default(), std::future::pending());
             if let Err(error) = served.await {
                 tracing::error!(%error, "the admin port is not served");
             }
-        };
-        tokio::task::spawn_local(watched(TaskType::Background, admin));
+        });
         spawn_background(&wired);
         wired.admin.readiness.set_bound();
         announce(&addresses);
@@ -179,8 +180,7 @@ async fn fetch_keys(wired: &Wired) {
     let remotes: Vec<_> = wired.gate.identifier.remotes().map(Arc::clone).collect();
     for remote in &remotes {
         let remote = Arc::clone(remote);
-        let fetching = async move { remote.keep_fresh().await };
-        tokio::task::spawn_local(watched(TaskType::Background, fetching));
+        background(async move { remote.keep_fresh().await });
     }
     let all = async {
         for remote in &remotes {
@@ -194,22 +194,33 @@ async fn fetch_keys(wired: &Wired) {
 fn spawn_background(wired: &Wired) {
     if let Place::Tcp(addresses) = &wired.gate.target.place {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
-        let resolving = async move { addresses.keep_fresh(ttl).await };
-        tokio::task::spawn_local(watched(TaskType::Background, resolving));
+        background(async move { addresses.keep_fresh(ttl).await });
     }
+    let top = Arc::clone(&wired.gate.top);
+    background(async move {
+        let mut interval = tokio::time::interval(COLLECT_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            top.collect(clock::monotonic());
+        }
+    });
     let gate = Arc::clone(&wired.gate);
-    let sweeping = async move {
+    background(async move {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         for shard in (0..gate.memory.shards()).cycle() {
             interval.tick().await;
             gate.memory.sweep(gate.clock.now(), shard);
         }
-    };
-    tokio::task::spawn_local(watched(TaskType::Background, sweeping));
+    });
     let loops = &wired.gate.loops;
-    let sampling = watchdog::sample(Arc::clone(loops), loops.control());
-    tokio::task::spawn_local(watched(TaskType::Background, sampling));
+    background(watchdog::sample(Arc::clone(loops), loops.control()));
+}
+
+/// Runs beside everything else on this thread, counted and seen.
+fn background(task: impl Future<Output = ()> + 'static) {
+    tokio::task::spawn_local(watched(TaskType::Background, task));
 }
 
 /// The signals that end tollgate, and the one that has it reload.

@@ -45,6 +45,7 @@ use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
 use crate::subscriptions::Subscriptions;
 use crate::tls::client::ClientTls;
+use crate::top::talkers::TopTalkers;
 
 use super::identity::identifier;
 use super::subscriptions;
@@ -97,6 +98,7 @@ impl Wired {
         let loops = Loops::new(metrics.runtime(), workers, clock::monotonic());
         let detector =
             detector(&loops, &heartbeats, &metrics, redis.clone(), subscriptions.clone());
+        let top = Arc::new(TopTalkers::new(workers, clock::monotonic()));
         let admin = Arc::new(AdminState {
             metrics: Arc::clone(&metrics),
             clock: clock.clone(),
@@ -116,6 +118,7 @@ impl Wired {
                 .clone()
                 .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
             jwks: jwks_view(&identifier),
+            top: Arc::clone(&top),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
@@ -150,6 +153,7 @@ impl Wired {
             memory,
             redis,
             subscriptions,
+            top,
             target,
             exposed: exposed(&settings, &admin),
             untrusted: Once::default(),

@@ -13,6 +13,7 @@ use crate::clock;
 use crate::health::tasks::{watched, watched_root};
 use crate::metrics::labels::{Dependency, TaskType};
 use crate::store::redis::RedisStore;
+use crate::top::talkers::Reporter;
 
 use super::connection;
 use super::gate::Gate;
@@ -51,6 +52,8 @@ pub struct Worker {
     pub handshakes: Handshakes,
     /// What it wrote into answers last.
     pub numbers: Numbers,
+    /// Whose requests it has seen.
+    pub top: Reporter,
 }
 
 /// Runs a worker until a drain has ended and its last connection has closed. Blocks its thread.
@@ -90,6 +93,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
         timers,
         handshakes: Handshakes::default(),
         numbers: Numbers::default(),
+        top: Reporter::new(Arc::clone(&gate.top), index),
         gate,
     });
     let ticking = tick(Rc::clone(&worker), index, beat);
@@ -124,6 +128,7 @@ async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
         worker.gate.loops.woke(index, due, clock::monotonic());
         beat(index);
         worker.timers.sweep();
+        worker.top.tick(clock::monotonic());
         if worker.gate.drain.is_draining() && !told_of_drain {
             told_of_drain = true;
             worker.timers.wake_all();
