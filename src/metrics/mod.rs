@@ -10,6 +10,7 @@
 //! Nothing here reads a clock: the time is an argument.
 
 pub mod cells;
+mod endings;
 pub mod histogram;
 pub mod identity;
 pub mod labels;
@@ -18,6 +19,7 @@ pub mod names;
 pub mod page;
 pub mod policy;
 pub mod registry;
+pub mod runtime;
 pub mod series;
 pub mod tls;
 pub mod tunnels;

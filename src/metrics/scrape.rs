@@ -42,6 +42,8 @@ impl Metrics {
                 handles.gauge(&names::POOL_CONNECTIONS, &[&pool.name, state]).set(count as f64);
             }
         }
+        let waiting: usize = pools.iter().map(|pool| pool.waiting()).sum();
+        handles.gauge(&names::UPSTREAM_WAITING, &[]).set(waiting as f64);
         for listener in &listeners {
             let labels = [&*listener.name];
             let active = listener.active.count() as f64;
@@ -54,9 +56,11 @@ impl Metrics {
         }
         self.publish_process(handles);
         self.publish_tls(handles);
+        self.publish_runtime(handles);
 
         let mut own = self.policy_families((&endpoints, &tiers), (&pairs, &scopes), now);
         own.extend(self.histograms(&upstreams));
+        own.extend(self.histograms_of_pressure(&pools));
         own.push(self.publish_tunnels(handles));
         let mut alone = Family::new(&names::OVER_ADMISSION);
         alone.sample(

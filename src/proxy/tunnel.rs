@@ -14,8 +14,9 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::clock;
+use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
-use crate::metrics::labels::{Direction, TunnelEvent};
+use crate::metrics::labels::{Direction, TaskType, TunnelEvent};
 
 use super::gate::Drain;
 use super::io::ConnState;
@@ -43,7 +44,7 @@ pub fn spawn(
     };
     let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     let (worker, conn) = (Rc::clone(worker), Arc::clone(conn));
-    tokio::task::spawn_local(async move {
+    let relayed = async move {
         // Held to the end: the connection counts as open, the upstream's is no one else's.
         let (_conn, _held) = (conn, held);
         let both = async {
@@ -69,7 +70,8 @@ pub fn spawn(
             _ = async { tokio::try_join!(to_downstream, to_upstream) } => {}
             () = activity.silence(idle_timeout) => counted.ended_by(TunnelEvent::IdleTimeout),
         }
-    });
+    };
+    tokio::task::spawn_local(watched(TaskType::Websocket, relayed));
 }
 
 /// Tells of a tunnel once it is over. Dropped without a reason, it is the worker that has ended.
