@@ -21,9 +21,10 @@ use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::{Micros, Timestamp};
+use tollgate::metrics::edge_labels::{HandshakeResult, RefusalReason};
 use tollgate::metrics::labels::{
-    BreakerState, Dependency, Ending, FallbackMode, FallbackReason, HandshakeResult,
-    LimiterBackend, LimiterMode, MethodLabel, RedisErrorKind, RefusalReason,
+    BreakerState, Dependency, Ending, FallbackMode, FallbackReason, LimiterBackend, LimiterMode,
+    MethodLabel, RedisErrorKind,
 };
 use tollgate::metrics::names::{self, Kind};
 use tollgate::metrics::policy::{PolicyMetrics, RequestRecord};

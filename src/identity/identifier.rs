@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use http::header::{HeaderMap, HeaderName};
 
 use crate::limiter::time::Timestamp;
-use crate::metrics::labels::IdentityError;
+use crate::metrics::edge_labels::IdentityError;
 use crate::metrics::registry::Metrics;
 use crate::policy::caller::Credential;
 use crate::policy::facts::RequestFacts;

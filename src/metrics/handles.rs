@@ -5,11 +5,9 @@ use std::fmt;
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
+use super::edge_labels::{CutReason, IdentityError, RefusalReason, ShedReason, TunnelEvent};
 use super::exposition::for_exporter;
-use super::labels::{
-    Attempt, CutReason, FallbackMode, FallbackReason, IdentityError, QueryType, RedisErrorKind,
-    RefusalReason, ShedReason, TunnelEvent,
-};
+use super::labels::{Attempt, FallbackMode, FallbackReason, QueryType, RedisErrorKind};
 use super::names::{self, Desc, Kind};
 
 const METADATA: Metadata<'static> = Metadata::new("tollgate", Level::INFO, None);

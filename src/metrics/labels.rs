@@ -1,38 +1,9 @@
 //! The closed sets that label values come from.
 
-use crate::limiter::quota::Period;
-use crate::policy::identity::IdentifierType;
-
-pub use super::endings::{CodeClass, Ending, ErrorType, MethodLabel, Outcome};
+use http::Method;
 
 /// The values that a label may have, each with what it says; empty where they are not a closed set.
 pub type Values = &'static [(&'static str, &'static str)];
-
-/// Kinds of identities.
-#[derive(Clone, Copy, Debug)]
-pub struct IdentifierTypes;
-
-impl IdentifierTypes {
-    /// Every value, and what it says.
-    pub const VALUES: Values = &[
-        (IdentifierType::Ip.as_str(), "An address, or the prefix that it belongs to."),
-        (IdentifierType::User.as_str(), "A user of a verified token or certificate."),
-        (IdentifierType::Key.as_str(), "The id of an API key."),
-    ];
-}
-
-/// Windows of limits.
-#[derive(Clone, Copy, Debug)]
-pub struct Periods;
-
-impl Periods {
-    /// Every value, and what it says.
-    pub const VALUES: Values = &[
-        (Period::Second.as_str(), "A token bucket: `per_second`, with its `burst`."),
-        (Period::Minute.as_str(), "A sliding window of 60 seconds."),
-        (Period::Hour.as_str(), "A sliding window of 60 minutes."),
-    ];
-}
 
 macro_rules! label {
     (
@@ -69,6 +40,174 @@ macro_rules! label {
     };
 }
 pub(super) use label;
+
+label! {
+    /// A request's method; those that callers make up share one value.
+    MethodLabel {
+        /// `GET`.
+        Get = "GET",
+        /// `POST`.
+        Post = "POST",
+        /// `PUT`.
+        Put = "PUT",
+        /// `PATCH`.
+        Patch = "PATCH",
+        /// `DELETE`.
+        Delete = "DELETE",
+        /// `HEAD`.
+        Head = "HEAD",
+        /// `OPTIONS`.
+        Options = "OPTIONS",
+        /// Any other.
+        Other = "OTHER",
+    }
+}
+
+impl MethodLabel {
+    /// The label of a method.
+    pub fn of(method: &Method) -> Self {
+        match *method {
+            Method::GET => MethodLabel::Get,
+            Method::POST => MethodLabel::Post,
+            Method::PUT => MethodLabel::Put,
+            Method::PATCH => MethodLabel::Patch,
+            Method::DELETE => MethodLabel::Delete,
+            Method::HEAD => MethodLabel::Head,
+            Method::OPTIONS => MethodLabel::Options,
+            _ => MethodLabel::Other,
+        }
+    }
+}
+
+label! {
+    /// The hundred that a status code belongs to.
+    CodeClass {
+        /// No answer was begun.
+        None = "none",
+        /// Informational; 101 for upgrades.
+        Informational = "1xx",
+        /// Success.
+        Success = "2xx",
+        /// Redirection.
+        Redirection = "3xx",
+        /// The caller's fault.
+        ClientError = "4xx",
+        /// The server's fault, or ours.
+        ServerError = "5xx",
+    }
+}
+
+impl CodeClass {
+    /// The class of a status code; 0 and other impossible ones have none.
+    pub const fn of(status: u16) -> Self {
+        match status {
+            100..200 => CodeClass::Informational,
+            200..300 => CodeClass::Success,
+            300..400 => CodeClass::Redirection,
+            400..500 => CodeClass::ClientError,
+            500..600 => CodeClass::ServerError,
+            _ => CodeClass::None,
+        }
+    }
+}
+
+label! {
+    /// How a request ended, coarsely.
+    Outcome {
+        /// The upstream's answer was passed on.
+        Allowed = "allowed",
+        /// Refused for what the caller did: a limit, the deny list, a malformed request.
+        Limited = "limited",
+        /// Refused for load.
+        Shed = "shed",
+        /// The upstream failed: unreachable, late, broken off, or an answer of 5xx.
+        UpstreamError = "upstream_error",
+        /// tollgate failed, a limiter without its store under `closed` included.
+        ProxyError = "proxy_error",
+        /// The caller went away before the end.
+        ClientAbort = "client_abort",
+    }
+}
+
+label! {
+    /// What the count of errors tells apart.
+    ErrorType {
+        /// The upstream answered 5xx.
+        Upstream5xx = "upstream_5xx",
+        /// The upstream could not be reached, or broke off.
+        UpstreamConnect = "upstream_connect",
+        /// The upstream took too long.
+        UpstreamTimeout = "upstream_timeout",
+        /// tollgate's own fault.
+        ProxyError = "proxy_error",
+        /// 429.
+        RateLimited = "rate_limited",
+        /// Refused for load.
+        Shed = "shed",
+        /// The caller went away.
+        ClientAbort = "client_abort",
+        /// A credential that was not accepted.
+        AuthInvalid = "auth_invalid",
+    }
+}
+
+/// How a request ended, exactly. What it counts as follows from here and nowhere else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// An answer below 500 was passed on to its end, or an upgrade was made.
+    Answered,
+    /// An answer of 5xx was passed on.
+    Upstream5xx,
+    /// 502: no connection, or broken off before its end.
+    UpstreamConnect,
+    /// 504, or an answer whose body stalled.
+    UpstreamTimeout,
+    /// 429.
+    RateLimited,
+    /// 503 for load.
+    Shed,
+    /// 401.
+    Unauthorized,
+    /// Another 4xx of tollgate's own: malformed, denied, too large, too slow.
+    Refused,
+    /// 503 or 500 of tollgate's own: no store under `closed`, a fault inside.
+    ProxyError,
+    /// The caller went away before the end.
+    ClientAbort,
+}
+
+impl Ending {
+    /// The `outcome` label. What the caller brought on itself counts as limited, so that it
+    /// neither burns nor heals an error budget.
+    pub const fn outcome(self) -> Outcome {
+        match self {
+            Ending::Answered => Outcome::Allowed,
+            Ending::Upstream5xx | Ending::UpstreamConnect | Ending::UpstreamTimeout => {
+                Outcome::UpstreamError
+            }
+            Ending::RateLimited | Ending::Unauthorized | Ending::Refused => Outcome::Limited,
+            Ending::Shed => Outcome::Shed,
+            Ending::ProxyError => Outcome::ProxyError,
+            Ending::ClientAbort => Outcome::ClientAbort,
+        }
+    }
+
+    /// The `error_type` label, where it is an error. A malformed request is none: whoever sends
+    /// rubbish must not be able to raise the alarm.
+    pub const fn error_type(self) -> Option<ErrorType> {
+        match self {
+            Ending::Answered | Ending::Refused => None,
+            Ending::Upstream5xx => Some(ErrorType::Upstream5xx),
+            Ending::UpstreamConnect => Some(ErrorType::UpstreamConnect),
+            Ending::UpstreamTimeout => Some(ErrorType::UpstreamTimeout),
+            Ending::RateLimited => Some(ErrorType::RateLimited),
+            Ending::Shed => Some(ErrorType::Shed),
+            Ending::Unauthorized => Some(ErrorType::AuthInvalid),
+            Ending::ProxyError => Some(ErrorType::ProxyError),
+            Ending::ClientAbort => Some(ErrorType::ClientAbort),
+        }
+    }
+}
 
 label! {
     /// Who checked the limits of a request.
@@ -223,118 +362,12 @@ label! {
 }
 
 label! {
-    /// Why a connection was closed unread.
-    RefusalReason {
-        /// All connections are in use.
-        MaxConnections = "max_connections",
-        /// The address has its share.
-        MaxConnectionsPerIp = "max_connections_per_ip",
-        /// The process has no file descriptor left.
-        FileDescriptors = "file_descriptors",
-    }
-}
-
-label! {
-    /// Why a connection of HTTP/2 was cut.
-    CutReason {
-        /// Too many frames that bring nothing.
-        Flood = "flood",
-        /// A head took too long.
-        HeadTimeout = "head_timeout",
-        /// Its client read nothing for too long.
-        ReaderStalled = "reader_stalled",
-    }
-}
-
-label! {
-    /// How a TLS handshake with a caller ended.
-    HandshakeResult {
-        /// It was made.
-        Ok = "ok",
-        /// The caller spoke something else, refused what it was shown, or left.
-        Failed = "failed",
-        /// It took too long.
-        Timeout = "timeout",
-        /// It was the oldest of too many that were under way.
-        Evicted = "evicted",
-    }
-}
-
-label! {
-    /// Why a credential or a forwarding field was not believed.
-    IdentityError {
-        /// Past its time, or before it.
-        Expired = "expired",
-        /// The signature does not fit.
-        BadSignature = "bad_signature",
-        /// No key of that name.
-        UnknownKid = "unknown_kid",
-        /// An API key that no one has.
-        UnknownKey = "unknown_key",
-        /// A token without a claim that names its user.
-        NoUser = "no_user",
-        /// Not looked at: its address has sent too many that were wrong.
-        Throttled = "throttled",
-        /// A subscription of a credential or of the database that no tier is known for.
-        UnknownSubscription = "unknown_subscription",
-        /// Another issuer, audience or algorithm than configured.
-        Unacceptable = "unacceptable",
-        /// Not to be parsed.
-        Malformed = "malformed",
-        /// A forwarding field from a peer that is not trusted.
-        XffUntrusted = "xff_untrusted",
-        /// A trusted peer's forwarding field that names nobody: the peer's own address counted.
-        XffMalformed = "xff_malformed",
-        /// `X-Forwarded-For` was believed, and `Forwarded` names somebody else.
-        XffConflict = "xff_conflict",
-    }
-}
-
-label! {
-    /// Whether something was remembered.
-    CacheResult {
-        /// It was.
-        Hit = "hit",
-        /// It was not.
-        Miss = "miss",
-    }
-}
-
-label! {
     /// What became of an attempt.
     Attempt {
         /// It went well.
         Ok = "ok",
         /// It did not.
         Error = "error",
-    }
-}
-
-label! {
-    /// What happened to an upgraded connection.
-    TunnelEvent {
-        /// Both sides agreed to the upgrade.
-        Open = "open",
-        /// The client said goodbye first, or was gone.
-        CloseClient = "close_client",
-        /// The upstream said goodbye first, or was gone.
-        CloseUpstream = "close_upstream",
-        /// Nothing came through for `upstream.tunnel_idle_timeout`.
-        IdleTimeout = "idle_timeout",
-        /// tollgate was about to stop.
-        Drain = "drain",
-        /// A limit refused the request for the upgrade, with 429: nothing was opened.
-        RefusedLimit = "refused_limit",
-    }
-}
-
-label! {
-    /// Why a request was refused for load.
-    ShedReason {
-        /// More were in flight than `shedding.max_in_flight`.
-        MaxInFlight = "max_in_flight",
-        /// More were in flight than the limit that tollgate has found.
-        Adaptive = "adaptive",
     }
 }
 
@@ -360,21 +393,30 @@ label! {
 }
 
 label! {
-    /// What a connection of a pool does.
-    PoolState {
-        /// It carries a call.
-        Active = "active",
-        /// It waits for one.
-        Idle = "idle",
-    }
-}
-
-label! {
     /// Which way bytes went, seen from tollgate.
     Direction {
         /// From the caller.
         In = "in",
         /// To the caller.
         Out = "out",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_that_callers_make_up_share_one_label() {
+        assert_eq!(MethodLabel::of(&Method::GET), MethodLabel::Get);
+        assert_eq!(MethodLabel::of(&Method::from_bytes(b"BREW").unwrap()), MethodLabel::Other);
+        assert_eq!(MethodLabel::of(&Method::TRACE), MethodLabel::Other);
+    }
+
+    #[test]
+    fn every_status_has_a_class() {
+        let written: Vec<_> =
+            [0, 101, 200, 304, 429, 503, 600, 999].map(|it| CodeClass::of(it).as_str()).into();
+        assert_eq!(written, ["none", "1xx", "2xx", "3xx", "4xx", "5xx", "none", "none"]);
     }
 }

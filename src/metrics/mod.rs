@@ -10,7 +10,7 @@
 //! Nothing here reads a clock: the time is an argument.
 
 pub mod cells;
-mod endings;
+pub mod edge_labels;
 pub mod histogram;
 pub mod identity;
 pub mod labels;

@@ -5,11 +5,14 @@
 
 use metrics::Unit;
 
+use super::edge_labels::{
+    CacheResult, CutReason, HandshakeResult, IdentifierTypes, IdentityError, Periods, PoolState,
+    RefusalReason, ShedReason, TunnelEvent,
+};
 use super::labels::{
-    Attempt, BreakerState, CacheResult, CodeClass, CutReason, Dependency, Direction, ErrorType,
-    FallbackMode, FallbackReason, HandshakeResult, IdentifierTypes, IdentityError, LimitDecision,
-    LimiterBackend, LookupResult, MethodLabel, Outcome, Periods, PoolState, QueryType,
-    RedisErrorKind, RefusalReason, ShedReason, TaskType, TunnelEvent, Values,
+    Attempt, BreakerState, CodeClass, Dependency, Direction, ErrorType, FallbackMode,
+    FallbackReason, LimitDecision, LimiterBackend, LookupResult, MethodLabel, Outcome, QueryType,
+    RedisErrorKind, TaskType, Values,
 };
 
 /// What kind of series a metric has.

@@ -14,10 +14,10 @@ use crate::policy::identity::IdentifierType;
 use crate::policy::plan::{Plan, RuleId, TierId};
 
 use super::cells::{LevelGuard, PerShard};
+use super::edge_labels::TunnelEvent;
 use super::histogram::{OVERHEAD_EDGES, REQUEST_EDGES, SHARE_EDGES};
 use super::labels::{
     CodeClass, Direction, Ending, ErrorType, LimitDecision, LimiterBackend, MethodLabel, QueryType,
-    TunnelEvent,
 };
 use super::named::Named;
 use super::names;

@@ -14,11 +14,12 @@ use crate::limiter::time::Timestamp;
 use crate::policy::identity::IdentifierType;
 
 use super::cells::{Level, LevelGuard, PerShard};
+use super::edge_labels::{CutReason, IdentityError, PoolState, RefusalReason};
 use super::handles::{Events, Handles, describe_all, increment, set_all};
 use super::histogram::LIMITER_EDGES;
 use super::labels::{
-    Attempt, BreakerState, CutReason, Dependency, FallbackMode, FallbackReason, IdentityError,
-    LimiterBackend, LimiterMode, LookupResult, PoolState, QueryType, RedisErrorKind, RefusalReason,
+    Attempt, BreakerState, Dependency, FallbackMode, FallbackReason, LimiterBackend, LimiterMode,
+    LookupResult, QueryType, RedisErrorKind,
 };
 use super::named::Named;
 use super::names;

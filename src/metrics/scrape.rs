@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 use crate::limiter::time::Timestamp;
 use crate::tls::certificate::days_left;
 
+use super::edge_labels::CacheResult;
 use super::exposition::{Family, assemble};
 use super::handles::Handles;
 use super::histogram::{HistogramTotals, LIMITER_EDGES, OVERHEAD_EDGES, REQUEST_EDGES};
-use super::labels::{CacheResult, Direction, LimiterBackend};
+use super::labels::{Direction, LimiterBackend};
 use super::names;
 use super::registry::Metrics;
 use super::series::{PairSeries, UpstreamSeries, total};

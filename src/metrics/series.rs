@@ -12,10 +12,10 @@ use crate::limiter::time::Timestamp;
 use crate::policy::identity::IdentifierType;
 
 use super::cells::{Level, LevelGuard, PerShard};
+use super::edge_labels::{CacheResult, HandshakeResult, PoolState};
 use super::histogram::{HistogramCells, HistogramTotals, REQUEST_EDGES};
 use super::labels::{
-    CacheResult, CodeClass, Direction, ErrorType, HandshakeResult, LimitDecision, LimiterBackend,
-    MethodLabel, Outcome, PoolState,
+    CodeClass, Direction, ErrorType, LimitDecision, LimiterBackend, MethodLabel, Outcome,
 };
 use super::window::{LatencyRing, SlidingCount, SlidingMin};
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use super::edge_labels::TunnelEvent;
 use super::exposition::Family;
 use super::handles::{Handles, increment};
 use super::histogram::{HistogramTotals, TUNNEL_EDGES};
-use super::labels::{Direction, TunnelEvent};
+use super::labels::Direction;
 use super::names;
 use super::registry::Metrics;
 use super::series::{count_many, total};

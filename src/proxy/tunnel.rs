@@ -16,7 +16,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::clock;
 use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
-use crate::metrics::labels::{Direction, TaskType, TunnelEvent};
+use crate::metrics::edge_labels::TunnelEvent;
+use crate::metrics::labels::{Direction, TaskType};
 
 use super::gate::Drain;
 use super::io::ConnState;
