@@ -2,6 +2,8 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use clap::Parser;
 use tollgate::commands::Cli;
@@ -16,10 +18,19 @@ fn main() -> ExitCode {
         Err(failure) => {
             let text = failure.to_string();
             if !text.is_empty() {
-                // Where nobody listens any more, the exit code has to do.
-                let _ = writeln!(std::io::stderr(), "{text}");
+                say(text);
             }
             failure.exit_code()
         }
     }
+}
+
+/// Where nobody listens any more, or nobody reads, the exit code has to do.
+fn say(text: String) {
+    let (said, is_said) = sync_channel(1);
+    std::thread::spawn(move || {
+        let _ = writeln!(std::io::stderr(), "{text}");
+        let _ = said.send(());
+    });
+    let _ = is_said.recv_timeout(Duration::from_secs(1));
 }

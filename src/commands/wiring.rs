@@ -45,6 +45,7 @@ use crate::subscriptions::Subscriptions;
 use crate::tls::client::ClientTls;
 
 use super::identity::identifier;
+use super::logging::Recorders;
 use super::subscriptions;
 
 /// Digits of the policy's hash that are shown.
@@ -71,8 +72,10 @@ impl Wired {
         loaded: Loaded,
         workers: usize,
         subscriptions: Option<Arc<Subscriptions>>,
+        recorders: Recorders,
     ) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
+        let (access_log, tracer) = (recorders.access_log.clone(), recorders.tracer.clone());
         let clock = Clock::System;
         let build = Build {
             version: env!("CARGO_PKG_VERSION"),
@@ -115,6 +118,7 @@ impl Wired {
                 let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
                 let identifier = Arc::clone(&identifier);
                 Box::new(move || {
+                    recorders.publish(&metrics);
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
                     if let Some(redis) = &redis {
@@ -143,6 +147,8 @@ impl Wired {
             target,
             exposed: exposed(&settings, &admin),
             untrusted: Once::default(),
+            access_log,
+            tracer,
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
@@ -335,6 +341,6 @@ fn exposed(settings: &Loadable, admin: &Arc<AdminState>) -> Vec<(&'static str, P
 }
 
 /// The name of this replica: the machine's.
-fn instance() -> Box<str> {
+pub fn instance() -> Box<str> {
     rustix::system::uname().nodename().to_string_lossy().into()
 }

@@ -179,8 +179,7 @@ impl Writer {
         let now = clock::monotonic();
         let is_new = self.trouble.is_none();
         let dropped = self.shared.counts.dropped();
-        let trouble =
-            self.trouble.get_or_insert(Trouble { dropped_before: dropped, told: now });
+        let trouble = self.trouble.get_or_insert(Trouble { dropped_before: dropped, told: now });
         if is_new || now.saturating_duration_since(trouble.told) >= TELL_PAUSE {
             trouble.told = now;
             if let Some(path) = &self.path {

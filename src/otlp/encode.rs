@@ -76,8 +76,7 @@ fn push_request(encoded: &mut Vec<Value>, span: &RequestSpan) {
     }
     if let Some(UpstreamSpan { after, took, status }) = span.upstream {
         let mut of_upstream = vec![("http.request.method", text(method))];
-        of_upstream
-            .extend(status.map(|it| ("http.response.status_code", number(it.into()))));
+        of_upstream.extend(status.map(|it| ("http.response.status_code", number(it.into()))));
         // Towards a server a 4xx is an error, too.
         let is_error = status.is_none_or(|status| status >= 400);
         let kind = status.map_or_else(|| "no_answer".to_owned(), |status| status.to_string());

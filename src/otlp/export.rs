@@ -125,11 +125,7 @@ impl ExportError {
 ///
 /// # Errors
 /// TLS cannot be set up.
-pub fn exporter(
-    url: Uri,
-    ratio: Ratio,
-    resource: Resource,
-) -> Result<(Tracer, Exporter), String> {
+pub fn exporter(url: Uri, ratio: Ratio, resource: Resource) -> Result<(Tracer, Exporter), String> {
     let is_tls = url.scheme() == Some(&http::uri::Scheme::HTTPS);
     let roots = if is_tls { Roots::System } else { Roots::Given(Vec::new()) };
     let connector = HttpsConnectorBuilder::new()
@@ -287,7 +283,9 @@ mod tests {
 
     #[test]
     fn only_what_passes_is_tried_again() {
-        for (status, is_passing) in [(429, true), (503, true), (400, false), (404, false), (500, false)] {
+        for (status, is_passing) in
+            [(429, true), (503, true), (400, false), (404, false), (500, false)]
+        {
             let error = ExportError::Status(StatusCode::from_u16(status).unwrap());
             assert_eq!(error.is_passing(), is_passing, "{status}");
         }

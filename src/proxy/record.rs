@@ -19,7 +19,7 @@ use crate::otlp::export::Tracer;
 use crate::otlp::span::{LimiterSpan, RequestSpan, UpstreamSpan};
 use crate::policy::compiled::Policy;
 use crate::policy::identity::Identity;
-use crate::policy::plan::{Disposition, Plan, RuleId, TierId};
+use crate::policy::plan::{Plan, RuleId, TierId};
 use crate::trace::{TraceId, TraceParent};
 
 use super::io::ConnState;
@@ -160,22 +160,11 @@ impl Notes {
     pub fn planned(&mut self, plan: &Plan<'_>) {
         self.identity = Some(plan.identity.clone());
         self.tier = Some(plan.tier);
-        self.decided = match plan.disposition {
-            Disposition::Refused => Decided::Deny,
-            Disposition::Exempt => Decided::Exempt,
-            Disposition::Unlimited => Decided::Allow,
-            Disposition::Limited => Decided::Nothing,
-        };
     }
 
-    /// What is to be done is refused for another reason than limits, whatever the plan says.
-    pub fn undecided(&mut self) {
-        self.decided = Decided::Nothing;
-    }
-
-    /// Its limits could not be checked, and it passes for that.
-    pub fn failed_open(&mut self) {
-        self.decided = Decided::Allow;
+    /// What was decided without a check of limits.
+    pub fn decided(&mut self, decided: Decided) {
+        self.decided = decided;
     }
 
     /// What its limits say, and how long it took to know.
@@ -202,11 +191,6 @@ impl Notes {
         self.limiter = Some(limiter);
     }
 
-    /// What it was charged came back, so that this is left.
-    pub fn refunded(&mut self, remaining: u32) {
-        self.remaining = Some(remaining);
-    }
-
     /// It goes to the upstream now. Of a request that is recorded, the upstream sees tollgate's
     /// span as its parent; else what the caller said (W3C Trace Context, §4.3).
     pub fn asks_upstream(&mut self, headers: &mut HeaderMap) {
@@ -229,8 +213,10 @@ impl Notes {
         }
     }
 
-    /// The upstream did not answer.
-    pub fn upstream_failed(&mut self) {
+    /// The upstream did not answer. What the request was charged may have come back, so that this
+    /// is left.
+    pub fn upstream_failed(&mut self, remaining: Option<u32>) {
+        self.remaining = remaining;
         if let Some(upstream) = &mut self.upstream {
             let passed = clock::monotonic().saturating_duration_since(upstream.started);
             upstream.took = Some(passed);
@@ -311,9 +297,9 @@ impl Notes {
             }),
             upstream: self.upstream.map(|upstream| UpstreamSpan {
                 after: since(upstream.started),
-                took: upstream.took.unwrap_or_else(|| {
-                    ended.duration.saturating_sub(since(upstream.started))
-                }),
+                took: upstream
+                    .took
+                    .unwrap_or_else(|| ended.duration.saturating_sub(since(upstream.started))),
                 status: upstream.status.map(|status| status.as_u16()),
             }),
         }

@@ -17,6 +17,7 @@ use super::handshake::Handshakes;
 use super::headers::Numbers;
 use super::listener::Accepted;
 use super::pool::{Pool, PoolSignals};
+use super::record::Recorder;
 use super::timer::{TICK, Timers};
 
 /// How long a starting worker waits for its first connection to Redis.
@@ -48,6 +49,8 @@ pub struct Worker {
     pub handshakes: Handshakes,
     /// What it wrote into answers last.
     pub numbers: Numbers,
+    /// Where its requests are told of, if they are.
+    pub recorder: Option<Recorder>,
 }
 
 /// Runs a worker until a drain has ended and its last connection has closed. Blocks its thread.
@@ -86,6 +89,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
         timers,
         handshakes: Handshakes::default(),
         numbers: Numbers::default(),
+        recorder: Recorder::new(gate.access_log.as_ref(), gate.tracer.as_ref()),
         gate,
     });
     tokio::task::spawn_local(tick(Rc::clone(&worker), index, beat));
@@ -118,6 +122,9 @@ async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
         interval.tick().await;
         beat(index);
         worker.timers.sweep();
+        if let Some(recorder) = &worker.recorder {
+            recorder.flush();
+        }
         if worker.gate.drain.is_draining() && !told_of_drain {
             told_of_drain = true;
             worker.timers.wake_all();

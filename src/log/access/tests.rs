@@ -56,9 +56,8 @@ fn a_line_has_these_fields_in_this_order() {
          \"bytes_out\":1024,\"peer\":\"203.0.113.7:50000\",\
          \"trace_id\":\"0af7651916cd43dd8448eb211c80319c\"}\n"
     );
-    let line = |entry: &Entry<'_>| -> Value {
-        serde_json::from_str(&written(log(true), entry)).unwrap()
-    };
+    let line =
+        |entry: &Entry<'_>| -> Value { serde_json::from_str(&written(log(true), entry)).unwrap() };
     let limit = |rule| LimitName { rule, period: Period::Minute };
     let denied = Entry {
         decided: Decided::Deny,
@@ -117,11 +116,8 @@ fn what_is_handed_over_is_written() {
     let path = directory.path().join("access.log");
     let room = Room { chunks: 1000, bytes: 1 << 20 };
     let queue = start("test", Target::File(path.clone()), room).unwrap();
-    let log = AccessLog {
-        lines: queue.clone(),
-        with_query: false,
-        secret_parameters: Box::default(),
-    };
+    let log =
+        AccessLog { lines: queue.clone(), with_query: false, secret_parameters: Box::default() };
     let mut lines = AccessLines::new(log);
     for _ in 0..500 {
         lines.push(&entry());
