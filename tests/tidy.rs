@@ -27,6 +27,7 @@ const RANKS: &[(&str, u8)] = &[
     ("health", 3),
     ("log", 3),
     ("otlp", 3),
+    ("top", 3),
     ("store", 4),
     ("identity", 4),
     ("subscriptions", 4),

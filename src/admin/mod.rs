@@ -11,5 +11,6 @@ pub mod health;
 pub mod parameters;
 pub mod server;
 pub mod state;
+pub mod top;
 
 mod memory;

@@ -43,6 +43,7 @@ use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
 use crate::subscriptions::Subscriptions;
 use crate::tls::client::ClientTls;
+use crate::top::talkers::TopTalkers;
 
 use super::identity::identifier;
 use super::logging::Recorders;
@@ -94,6 +95,7 @@ impl Wired {
         let upstream_health = Arc::new(UpstreamHealth::default());
         let upstream = settings.upstream.clone();
         let target = target(upstream.as_ref())?;
+        let top = Arc::new(TopTalkers::new(workers, clock::monotonic()));
         let admin = Arc::new(AdminState {
             metrics: Arc::clone(&metrics),
             clock: clock.clone(),
@@ -112,6 +114,7 @@ impl Wired {
                 .clone()
                 .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
             jwks: jwks_view(&identifier),
+            top: Arc::clone(&top),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
@@ -144,6 +147,7 @@ impl Wired {
             memory,
             redis,
             subscriptions,
+            top,
             target,
             exposed: exposed(&settings, &admin),
             untrusted: Once::default(),

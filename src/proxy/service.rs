@@ -245,11 +245,14 @@ async fn decide<'a>(
         Disposition::Unlimited => {
             decided(exchange, Decided::Allow);
             exchange.evaluated(&plan);
+            worker.top.record(&plan.identity, false);
             Next::unlimited(endpoint)
         }
         Disposition::Limited => {
             exchange.evaluated(&plan);
-            match check(worker, active, exchange, &plan).await {
+            let checked = check(worker, active, exchange, &plan).await;
+            worker.top.record(&plan.identity, checked.is_denied());
+            match checked {
                 Checked::FailedOpen => {
                     decided(exchange, Decided::Allow);
                     Next::unlimited(endpoint)

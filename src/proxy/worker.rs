@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::clock;
 use crate::store::redis::RedisStore;
+use crate::top::talkers::Reporter;
 
 use super::connection;
 use super::gate::Gate;
@@ -51,6 +53,8 @@ pub struct Worker {
     pub numbers: Numbers,
     /// Where its requests are told of, if they are.
     pub recorder: Option<Recorder>,
+    /// Whose requests it has seen.
+    pub top: Reporter,
 }
 
 /// Runs a worker until a drain has ended and its last connection has closed. Blocks its thread.
@@ -90,6 +94,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
         handshakes: Handshakes::default(),
         numbers: Numbers::default(),
         recorder: Recorder::new(gate.access_log.as_ref(), gate.tracer.as_ref()),
+        top: Reporter::new(Arc::clone(&gate.top), index),
         gate,
     });
     tokio::task::spawn_local(tick(Rc::clone(&worker), index, beat));
@@ -125,6 +130,7 @@ async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
         if let Some(recorder) = &worker.recorder {
             recorder.flush();
         }
+        worker.top.tick(clock::monotonic());
         if worker.gate.drain.is_draining() && !told_of_drain {
             told_of_drain = true;
             worker.timers.wake_all();
