@@ -32,7 +32,7 @@ const ACCESS_ROOM: Room = Room { chunks: 1024, bytes: 4 << 20 };
 /// How long the end waits for lines to be written, and for spans to be sent.
 const AT_END: Duration = Duration::from_secs(2);
 /// How often it is told what was left out and what was lost.
-const TELL_INTERVAL: Duration = Duration::from_secs(10);
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The logs of a process.
 #[derive(Debug)]

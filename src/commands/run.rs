@@ -19,7 +19,7 @@ use super::logging::{Exporting, Logs};
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::wiring::{Wired, instance};
-use super::{Failure, RunArgs, print, reload, reload_files, subscriptions, tls};
+use super::{Failure, RunArgs, reload, reload_files, say, subscriptions, tls};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
@@ -75,12 +75,13 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     };
     serve(loaded, origin, |addresses| {
         let data: Vec<String> = addresses.data.iter().map(ToString::to_string).collect();
-        print(format_args!(
+        let line = format!(
             "tollgate {}: listening on {}, admin on {}, limits in {limits_in}",
             env!("CARGO_PKG_VERSION"),
             data.join(", "),
             addresses.admin
-        ));
+        );
+        say(std::io::stdout(), line);
     })
 }
 

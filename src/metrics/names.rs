@@ -281,10 +281,10 @@ declare! {
         "A full disk, a folder that is gone, a pipe that nobody reads: 4 MiB wait, and 256 KiB with each worker; no request does.";
     LOG_SUPPRESSED: Counter "tollgate_log_lines_suppressed_total" [] Count
         "Lines of tollgate's own log that were left out because there were too many of one kind."
-        "Of one place in the code 100 lines are written at once, and 10 a second from then on. What was left out is told every 10 seconds.";
+        "Of one place in the code 100 lines are written at once, and 10 a second from then on. What was left out is told every 5 seconds.";
     LOG_DROPPED: Counter "tollgate_log_lines_dropped_total" [] Count
         "Lines of tollgate's own log that were lost because standard error did not take them."
-        "";
+        "A pipe that nobody reads holds up the thread that writes, and no other: 1,024 lines wait, of 1 MiB at most.";
     TRACES_EXPORTED: Counter "tollgate_trace_requests_exported_total" [] Count
         "Recorded requests whose spans the collector has taken."
         "A request makes up to three spans, which are sent together. 0 without `tracing.otlp_endpoint`.";
