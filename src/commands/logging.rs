@@ -15,10 +15,12 @@ use tracing_subscriber::{EnvFilter, Layer};
 use crate::config::compile::Settings;
 use crate::config::compile_identity::MethodSettings;
 use crate::config::compile_signals::{AccessTarget, LogSettings, TracingSettings};
+use crate::health::tasks::watched;
 use crate::log::access::AccessLog;
 use crate::log::limit::{LeftOut, Limited, LineLimiter};
 use crate::log::queue::{Chunk, LineQueue};
 use crate::log::writer::{self, Room, Target};
+use crate::metrics::labels::TaskType;
 use crate::metrics::logs::LogFigures;
 use crate::metrics::registry::Metrics;
 use crate::otlp::context::Ratio;
@@ -198,7 +200,10 @@ impl Exporting {
     /// On the control thread.
     pub fn spawn(exporter: Exporter) -> Self {
         let (end, is_ending) = watch::channel(false);
-        Exporting { end, task: tokio::task::spawn_local(exporter.run(is_ending)) }
+        Exporting {
+            end,
+            task: tokio::task::spawn_local(watched(TaskType::Background, exporter.run(is_ending))),
+        }
     }
 
     /// Sends what is left, if that can be done soon.

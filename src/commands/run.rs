@@ -12,12 +12,15 @@ use crate::admin::server::{self, Timeouts};
 use crate::clock;
 use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Loaded, load};
+use crate::health::tasks::{watched, watched_root};
+use crate::metrics::labels::TaskType;
 use crate::otlp::encode::Resource;
 use crate::proxy::connect::Place;
 
 use super::logging::{Exporting, Logs};
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
+use super::watchdog::{self, Watchdog};
 use super::wiring::{Wired, instance};
 use super::{Failure, RunArgs, reload, reload_files, say, subscriptions, tls};
 
@@ -138,7 +141,10 @@ fn serve_logged(
         .enable_all()
         .build_local(Default::default())
         .context("cannot make the control runtime")?;
-    let end = runtime.block_on(async {
+    wired.gate.loops.sit(wired.gate.loops.control(), runtime.metrics());
+    let _watchdog =
+        Watchdog::start(Arc::clone(&wired.admin.detector)).context("cannot start a thread")?;
+    let end = runtime.block_on(watched_root(async {
         let reloader = reload_files::reloader(&wired, with_tls, running, origin, read);
         let reload = reload::spawn(reloader).context("cannot start a thread")?;
         let mut signals = Signals::new(reload, Arc::clone(logs))?;
@@ -150,7 +156,7 @@ fn serve_logged(
             .await
             .context("cannot start a thread")?;
         let admin_state = Arc::clone(&wired.admin);
-        tokio::task::spawn_local(async move {
+        background(async move {
             let served =
                 server::serve(admin, admin_state, Timeouts::default(), std::future::pending());
             if let Err(error) = served.await {
@@ -159,7 +165,7 @@ fn serve_logged(
         });
         spawn_background(&wired);
         let losses = Arc::clone(logs);
-        tokio::task::spawn_local(async move { losses.tell_losses().await });
+        background(async move { losses.tell_losses().await });
         wired.admin.readiness.set_bound();
         announce(&addresses);
         let end = control(&wired, data_path, &mut signals).await;
@@ -167,7 +173,7 @@ fn serve_logged(
             exporting.finish().await;
         }
         end
-    });
+    }));
     runtime.shutdown_background();
     Ok(end?)
 }
@@ -194,7 +200,7 @@ async fn fetch_keys(wired: &Wired) {
     let remotes: Vec<_> = wired.gate.identifier.remotes().map(Arc::clone).collect();
     for remote in &remotes {
         let remote = Arc::clone(remote);
-        tokio::task::spawn_local(async move { remote.keep_fresh().await });
+        background(async move { remote.keep_fresh().await });
     }
     let all = async {
         for remote in &remotes {
@@ -208,10 +214,10 @@ async fn fetch_keys(wired: &Wired) {
 fn spawn_background(wired: &Wired) {
     if let Place::Tcp(addresses) = &wired.gate.target.place {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
-        tokio::task::spawn_local(async move { addresses.keep_fresh(ttl).await });
+        background(async move { addresses.keep_fresh(ttl).await });
     }
     let top = Arc::clone(&wired.gate.top);
-    tokio::task::spawn_local(async move {
+    background(async move {
         let mut interval = tokio::time::interval(COLLECT_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -220,7 +226,7 @@ fn spawn_background(wired: &Wired) {
         }
     });
     let gate = Arc::clone(&wired.gate);
-    tokio::task::spawn_local(async move {
+    background(async move {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         for shard in (0..gate.memory.shards()).cycle() {
@@ -228,6 +234,13 @@ fn spawn_background(wired: &Wired) {
             gate.memory.sweep(gate.clock.now(), shard);
         }
     });
+    let loops = &wired.gate.loops;
+    background(watchdog::sample(Arc::clone(loops), loops.control()));
+}
+
+/// Runs beside everything else on this thread, counted and seen.
+fn background(task: impl Future<Output = ()> + 'static) {
+    tokio::task::spawn_local(watched(TaskType::Background, task));
 }
 
 /// The signals that end tollgate, and the one that has it reload and open its log anew.

@@ -5,6 +5,10 @@
 
 pub mod breaker;
 pub mod dependency;
+pub mod detector;
 pub mod heartbeat;
+pub mod loops;
+pub mod pressure;
 pub mod readiness;
+pub mod tasks;
 pub mod upstream;
