@@ -1,3 +1,5 @@
+//! What a line holds, whatever a request holds.
+
 use std::time::Duration;
 
 use proptest::prelude::*;
