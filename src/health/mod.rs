@@ -6,5 +6,7 @@
 pub mod breaker;
 pub mod dependency;
 pub mod heartbeat;
+pub mod history;
 pub mod readiness;
 pub mod upstream;
+pub mod verdict;
