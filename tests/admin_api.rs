@@ -412,10 +412,14 @@ fn the_health_command_ends_whatever_it_meets() {
     let address = other.local_addr().unwrap().to_string();
     let answering = std::thread::spawn(move || {
         let (mut stream, _) = other.accept().unwrap();
-        let mut request = [0; 1024];
-        let count = stream.read(&mut request).unwrap();
+        let mut request = String::new();
+        while !request.ends_with("\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            request.push(char::from(byte[0]));
+        }
         stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n{\"up\":true}").unwrap();
-        String::from_utf8_lossy(&request[..count]).into_owned()
+        request
     });
     let (code, _, errors, _) = health_command(&["--admin", &address]);
     assert_eq!(code, Some(1));

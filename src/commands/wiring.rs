@@ -18,12 +18,14 @@ use crate::config::compile_upstream::UpstreamSettings;
 use crate::config::load::Loaded;
 use crate::config::url::{UpstreamPlace, UpstreamScheme};
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
+use crate::health::detector::{Detector, Queues};
 use crate::health::heartbeat::Heartbeats;
+use crate::health::loops::Loops;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
 use crate::identity::identifier::Identifier;
 use crate::metrics::labels::{
-    BreakerState, FallbackMode, FallbackReason, LimiterMode, RedisErrorKind,
+    BreakerState, Dependency, FallbackMode, FallbackReason, LimiterMode, RedisErrorKind,
 };
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::{Build, Metrics, RedisFigures};
@@ -92,6 +94,10 @@ impl Wired {
         let upstream_health = Arc::new(UpstreamHealth::default());
         let upstream = settings.upstream.clone();
         let target = target(upstream.as_ref())?;
+        let heartbeats = Arc::new(Heartbeats::new(workers, clock::monotonic()));
+        let loops = Loops::new(metrics.runtime(), workers, clock::monotonic());
+        let detector =
+            detector(&loops, &heartbeats, &metrics, redis.clone(), subscriptions.clone());
         let top = Arc::new(TopTalkers::new(workers, clock::monotonic()));
         let admin = Arc::new(AdminState {
             metrics: Arc::clone(&metrics),
@@ -102,7 +108,8 @@ impl Wired {
             config_hash: RwLock::default(),
             token: settings.admin_token.as_ref().map(|it| AdminToken::new(it.expose())),
             readiness: Arc::new(Readiness::default()),
-            heartbeats: Arc::new(Heartbeats::new(workers, clock::monotonic())),
+            detector: Arc::clone(&detector),
+            heartbeats,
             upstream: Arc::clone(&upstream_health),
             redis: redis
                 .clone()
@@ -117,8 +124,10 @@ impl Wired {
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
                 let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
+                let detector = Arc::clone(&detector);
                 let identifier = Arc::clone(&identifier);
                 Box::new(move || {
+                    detector.observe(clock::monotonic());
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
                     if let Some(redis) = &redis {
@@ -140,6 +149,7 @@ impl Wired {
             clock,
             upstream_series: metrics.upstream("default"),
             metrics,
+            loops,
             upstream_health,
             memory,
             redis,
@@ -211,6 +221,20 @@ fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
         on_failure: settings.on_failure,
         names,
     }
+}
+
+fn detector(
+    loops: &Arc<Loops>,
+    heartbeats: &Arc<Heartbeats>,
+    metrics: &Metrics,
+    redis: Option<Arc<RedisShared>>,
+    subscriptions: Option<Arc<Subscriptions>>,
+) -> Arc<Detector> {
+    let upstream = metrics.pool(Dependency::Upstream.as_str());
+    Detector::new(Arc::clone(loops), Arc::clone(heartbeats), upstream, move || Queues {
+        redis: redis.as_ref().map_or(0, |redis| redis.stats().in_flight()),
+        database: subscriptions.as_ref().map(|it| it.stats().queue()),
+    })
 }
 
 fn redis_view(redis: &RedisShared) -> DependencyView {

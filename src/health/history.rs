@@ -70,14 +70,17 @@ impl History {
 mod tests {
     use super::*;
     use crate::health::dependency::DependencyStatus;
+    use crate::health::pressure::Severity;
     use crate::metrics::labels::{BreakerState, LimiterMode};
 
     /// Redis at a second of a simulated clock.
     fn observe(history: &mut History, second: u64, redis: DependencyStatus) {
         let mut evidence = Evidence {
             unready: None,
+            is_alive: true,
             workers: 1,
             workers_stuck: 0,
+            severity: Severity::Normal,
             limiter: LimiterMode::Exact,
             dependencies: [None; Dependency::COUNT],
         };

@@ -5,8 +5,12 @@
 
 pub mod breaker;
 pub mod dependency;
+pub mod detector;
 pub mod heartbeat;
 pub mod history;
+pub mod loops;
+pub mod pressure;
 pub mod readiness;
+pub mod tasks;
 pub mod upstream;
 pub mod verdict;

@@ -8,6 +8,7 @@ use std::fmt;
 use crate::metrics::labels::{BreakerState, Dependency, LimiterMode};
 
 use super::dependency::{DependencyStatus, DependencyView};
+use super::pressure::Severity;
 use super::readiness::Unready;
 
 /// What the verdict is made of.
@@ -15,10 +16,14 @@ use super::readiness::Unready;
 pub struct Evidence {
     /// Why no new requests should be sent here.
     pub unready: Option<Unready>,
+    /// Whether the heart of any worker beats.
+    pub is_alive: bool,
     /// How many workers there are.
     pub workers: usize,
-    /// Those of them whose hearts have stopped.
+    /// Those of them that hang.
     pub workers_stuck: usize,
+    /// How bad the backpressure is.
+    pub severity: Severity,
     /// How limits are decided.
     pub limiter: LimiterMode,
     /// Each dependency, in the order of [`Dependency::ALL`]; `None`: not configured.
@@ -39,8 +44,10 @@ pub struct Verdict {
 pub enum Reason {
     /// No new requests should be sent here.
     Unready(Unready),
-    /// So many workers of so many have not come round for a while.
+    /// So many workers of so many hang.
     WorkersStuck(usize, usize),
+    /// It cannot keep up.
+    Pressure(Severity),
     /// The store does not decide the limits.
     Limiter(LimiterMode),
     /// A dependency does not answer, or not always.
@@ -61,10 +68,14 @@ impl Evidence {
 impl Verdict {
     /// The verdict over this evidence.
     pub fn of(evidence: &Evidence) -> Self {
-        let Evidence { unready, workers, workers_stuck, limiter, dependencies } = *evidence;
+        let Evidence { unready, is_alive, workers, workers_stuck, severity, .. } = *evidence;
+        let Evidence { limiter, dependencies, .. } = *evidence;
         let mut reasons = Vec::new();
         reasons.extend(unready.map(Reason::Unready));
         reasons.extend((workers_stuck > 0).then_some(Reason::WorkersStuck(workers_stuck, workers)));
+        // A warning comes and goes with a burst, and says so in its own place.
+        let is_pressed = severity == Severity::Critical;
+        reasons.extend(is_pressed.then_some(Reason::Pressure(severity)));
         reasons.extend((limiter != LimiterMode::Exact).then_some(Reason::Limiter(limiter)));
         for (dependency, view) in Dependency::ALL.iter().zip(dependencies) {
             let Some(DependencyView { status, breaker }) = view else { continue };
@@ -73,8 +84,7 @@ impl Verdict {
             let breaker = breaker.filter(|it| *it != BreakerState::Closed);
             reasons.extend(breaker.map(|it| Reason::Breaker(*dependency, it)));
         }
-        let is_dead = workers > 0 && workers_stuck >= workers;
-        let status = if unready.is_some() || is_dead {
+        let status = if unready.is_some() || !is_alive {
             DependencyStatus::Unhealthy
         } else if reasons.is_empty() {
             DependencyStatus::Healthy
@@ -90,6 +100,7 @@ impl fmt::Display for Reason {
         match self {
             Reason::Unready(why) => write!(f, "not ready: {}", why.as_str()),
             Reason::WorkersStuck(stuck, workers) => write!(f, "{stuck} of {workers} workers stuck"),
+            Reason::Pressure(severity) => write!(f, "backpressure {}", severity.as_str()),
             Reason::Limiter(mode) => write!(f, "limits decided in mode {}", mode.as_str()),
             Reason::Dependency(which, status) => {
                 write!(f, "{} {}", which.as_str(), status.as_str())
@@ -107,8 +118,10 @@ mod tests {
 
     const WELL: Evidence = Evidence {
         unready: None,
+        is_alive: true,
         workers: 2,
         workers_stuck: 0,
+        severity: Severity::Normal,
         limiter: LimiterMode::Exact,
         dependencies: [None; Dependency::COUNT],
     };
@@ -140,11 +153,13 @@ mod tests {
         check(&gone, Degraded, &["upstream unhealthy", "upstream circuit open"]);
         let local = Evidence { limiter: LimiterMode::Local, ..WELL };
         check(&local, Degraded, &["limits decided in mode local"]);
-        let one_stuck = Evidence { workers_stuck: 1, ..WELL };
-        check(&one_stuck, Degraded, &["1 of 2 workers stuck"]);
-        let all_stuck = Evidence { workers_stuck: 2, ..WELL };
-        check(&all_stuck, Unhealthy, &["2 of 2 workers stuck"]);
-        check(&Evidence { workers: 0, ..WELL }, Healthy, &[]);
+        let pressed = Evidence { severity: Severity::Critical, workers_stuck: 1, ..WELL };
+        check(&pressed, Degraded, &["1 of 2 workers stuck", "backpressure critical"]);
+        check(&Evidence { severity: Severity::Warning, ..WELL }, Healthy, &[]);
+        let all_hang = Evidence { workers_stuck: 2, ..WELL };
+        check(&all_hang, Degraded, &["2 of 2 workers stuck"]);
+        let dead = Evidence { is_alive: false, ..all_hang };
+        check(&dead, Unhealthy, &["2 of 2 workers stuck"]);
         for (why, text) in [
             (Unready::Starting, "not ready: starting"),
             (Unready::Draining, "not ready: draining"),
