@@ -49,6 +49,7 @@ use crate::tls::client::ClientTls;
 use crate::top::talkers::TopTalkers;
 
 use super::identity::identifier;
+use super::logging::Recorders;
 use super::subscriptions;
 
 /// Digits of the policy's hash that are shown.
@@ -98,8 +99,10 @@ impl Wired {
         loaded: Loaded,
         workers: usize,
         subscriptions: Option<Arc<Subscriptions>>,
+        recorders: Recorders,
     ) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
+        let (access_log, tracer) = (recorders.access_log.clone(), recorders.tracer.clone());
         let clock = Clock::System;
         let build = Build {
             version: env!("CARGO_PKG_VERSION"),
@@ -144,6 +147,7 @@ impl Wired {
                 .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
             jwks: jwks_view(&identifier),
             top: Arc::clone(&top),
+            history: Mutex::default(),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
@@ -151,6 +155,7 @@ impl Wired {
                 let detector = Arc::clone(&detector);
                 let identifier = Arc::clone(&identifier);
                 Box::new(move || {
+                    recorders.publish(&metrics);
                     detector.observe(clock::monotonic());
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
@@ -183,6 +188,8 @@ impl Wired {
             target,
             exposed,
             untrusted: Once::default(),
+            access_log,
+            tracer,
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
@@ -388,6 +395,6 @@ fn exposed(settings: &Loadable) -> (Vec<(&'static str, Page)>, mpsc::Receiver<Wa
 }
 
 /// The name of this replica: the machine's.
-fn instance() -> Box<str> {
+pub fn instance() -> Box<str> {
     rustix::system::uname().nodename().to_string_lossy().into()
 }

@@ -14,6 +14,7 @@ pub mod edge_labels;
 pub mod histogram;
 pub mod identity;
 pub mod labels;
+pub mod logs;
 mod named;
 pub mod names;
 pub mod page;

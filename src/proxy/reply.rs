@@ -4,6 +4,8 @@ use bytes::{Bytes, BytesMut};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
+use crate::metrics::labels::Ending;
+
 use super::body::ProxyBody;
 
 /// Names the proxy and its reason (RFC 9209).
@@ -76,6 +78,21 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// How a request ends that is refused so.
+    pub const fn ending(self) -> Ending {
+        match self {
+            Refusal::StoreUnavailable => Ending::ProxyError,
+            Refusal::Unauthorized => Ending::Unauthorized,
+            Refusal::UpstreamUnreachable | Refusal::UpstreamBroken => Ending::UpstreamConnect,
+            Refusal::ConnectTimeout | Refusal::ResponseTimeout => Ending::UpstreamTimeout,
+            Refusal::BadRequest
+            | Refusal::Forbidden
+            | Refusal::MethodNotAllowed
+            | Refusal::RequestTimeout
+            | Refusal::ContentTooLarge => Ending::Refused,
+        }
+    }
+
     /// The status that it is answered with.
     pub fn status(self) -> StatusCode {
         self.parts().0

@@ -16,6 +16,7 @@ use crate::identity::identifier::Invalid;
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
+use crate::log::access::Decided;
 use crate::metrics::edge_labels::TunnelEvent;
 use crate::metrics::labels::{Ending, LimiterBackend};
 use crate::policy::facts::RequestFacts;
@@ -50,7 +51,7 @@ pub async fn handle(
 ) -> Result<Response<ProxyBody>, Infallible> {
     let started = clock::monotonic();
     let active = worker.gate.active.load_full();
-    let mut exchange = Exchange::begin(&worker, &conn, &active, request.method(), started);
+    let mut exchange = Exchange::begin(&worker, &conn, &active, &request, started);
     let present = Present::in_fields(request.headers());
     let is_grpc = present.is_grpc(request.headers());
     let is_head = *request.method() == Method::HEAD;
@@ -69,10 +70,16 @@ pub async fn handle(
             response
         }
         Next::Forward { endpoint, mut shown, charged } => {
+            if let Some(notes) = exchange.notes() {
+                notes.asks_upstream(request.headers_mut());
+            }
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
             let mut response = match call.forward(request).await {
                 Ok((response, took)) => {
                     let ending = ending_of(response.status());
+                    if let Some(notes) = exchange.notes() {
+                        notes.upstream_answered(response.status(), took);
+                    }
                     exchange.answered(response.status(), ending, Some(took));
                     response
                 }
@@ -81,8 +88,11 @@ pub async fn handle(
                         exchange.spent(0);
                         shown = charged.and_then(|it| it.give_back(&worker)).or(shown);
                     }
+                    if let Some(notes) = exchange.notes() {
+                        notes.upstream_failed(shown.as_ref().map(|(shown, _)| shown.remaining));
+                    }
                     let refusal = failure.refusal;
-                    exchange.unanswered(refusal.status(), ending_of_refusal(refusal));
+                    exchange.unanswered(refusal.status(), refusal.ending());
                     let mut response = reply::refuse(refusal);
                     if has_body && !conn.is_stream() {
                         // How much of it was read is not known here.
@@ -229,9 +239,16 @@ async fn decide<'a>(
     }
     let endpoint = plan.endpoint;
     match plan.disposition {
-        Disposition::Refused => Next::Answer(refused(exchange, Refusal::Forbidden)),
-        Disposition::Exempt => Next::unlimited(endpoint),
+        Disposition::Refused => {
+            decided(exchange, Decided::Deny);
+            Next::Answer(refused(exchange, Refusal::Forbidden))
+        }
+        Disposition::Exempt => {
+            decided(exchange, Decided::Exempt);
+            Next::unlimited(endpoint)
+        }
         Disposition::Unlimited => {
+            decided(exchange, Decided::Allow);
             exchange.evaluated(&plan);
             exchange.spent(plan.cost);
             worker.top.record(&plan.identity, false);
@@ -239,10 +256,11 @@ async fn decide<'a>(
         }
         Disposition::Limited => {
             exchange.evaluated(&plan);
-            let checked = check(worker, active, &plan).await;
+            let checked = check(worker, active, exchange, &plan).await;
             worker.top.record(&plan.identity, checked.is_denied());
             match checked {
                 Checked::FailedOpen => {
+                    decided(exchange, Decided::Allow);
                     exchange.spent(plan.cost);
                     Next::unlimited(endpoint)
                 }
@@ -267,18 +285,10 @@ async fn decide<'a>(
     }
 }
 
-/// How a request ends that is refused so.
-fn ending_of_refusal(refusal: Refusal) -> Ending {
-    match refusal {
-        Refusal::StoreUnavailable => Ending::ProxyError,
-        Refusal::Unauthorized => Ending::Unauthorized,
-        Refusal::UpstreamUnreachable | Refusal::UpstreamBroken => Ending::UpstreamConnect,
-        Refusal::ConnectTimeout | Refusal::ResponseTimeout => Ending::UpstreamTimeout,
-        Refusal::BadRequest
-        | Refusal::Forbidden
-        | Refusal::MethodNotAllowed
-        | Refusal::RequestTimeout
-        | Refusal::ContentTooLarge => Ending::Refused,
+/// Notes what was decided where there was no limit to check.
+fn decided(exchange: &mut Exchange, decided: Decided) {
+    if let Some(notes) = exchange.notes() {
+        notes.decided(decided);
     }
 }
 
@@ -287,7 +297,12 @@ fn ending_of(status: StatusCode) -> Ending {
 }
 
 /// Checks and charges the plan's limits, wherever their state is kept.
-async fn check(worker: &Worker, active: &Active, plan: &Plan<'_>) -> Checked {
+async fn check(
+    worker: &Worker,
+    active: &Active,
+    exchange: &mut Exchange,
+    plan: &Plan<'_>,
+) -> Checked {
     let gate = &worker.gate;
     let started = clock::monotonic();
     let now = gate.clock.now();
@@ -318,6 +333,9 @@ async fn check(worker: &Worker, active: &Active, plan: &Plan<'_>) -> Checked {
             gate.metrics.redis_answered(took);
         }
         active.metrics.decided(plan, decision, backend, took, now);
+        if let Some(notes) = exchange.notes() {
+            notes.checked(plan, decision, (started, took, backend));
+        }
     }
     checked
 }
@@ -345,7 +363,7 @@ fn unauthorized(worker: &Worker, exchange: &mut Exchange, invalid: Invalid) -> R
 }
 
 fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
-    exchange.answered(refusal.status(), ending_of_refusal(refusal), None);
+    exchange.answered(refusal.status(), refusal.ending(), None);
     reply::refuse(refusal)
 }
 
