@@ -142,9 +142,9 @@ impl<T> Names<T> {
         if self.map.len().saturating_sub(others) < self.bound {
             return true;
         }
-        let is_gone =
-            |(name, kept): &(&Box<str>, &Kept<T>)| !kept.is_in_force && ***name != *NO_RULE;
-        let gone = self.map.iter().find(is_gone).map(|(name, _)| name.clone());
+        let mut entries = self.map.iter();
+        let gone = entries.find(|(name, kept)| !kept.is_in_force && ***name != *NO_RULE);
+        let gone = gone.map(|(name, _)| name.clone());
         gone.is_some_and(|name| self.map.remove(&name).is_some())
     }
 
