@@ -9,6 +9,7 @@ use http::{Method, StatusCode};
 use super::access::{self, Caller};
 use super::answers::{Answer, error_response};
 use super::parameters::{BadParameter, Parameters};
+use super::slow;
 use super::state::AdminState;
 
 /// What every path of the API begins with.
@@ -21,7 +22,11 @@ struct Call {
     answer: fn(&AdminState, &Parameters) -> Result<Answer, BadParameter>,
 }
 
-const CALLS: &[Call] = &[];
+const CALLS: &[Call] = &[Call {
+    path: "/api/v1/slow",
+    parameters: &[],
+    answer: |state, _| Ok(slow::slow_response(state)),
+}];
 
 /// Whether a path is the API's.
 pub fn is_api(path: &str) -> bool {

@@ -10,6 +10,7 @@ pub mod api;
 pub mod health;
 pub mod parameters;
 pub mod server;
+pub mod slow;
 pub mod state;
 
 mod memory;

@@ -8,6 +8,7 @@ mod request;
 
 use std::io::IsTerminal;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::Context;
 use http::header::HOST;
@@ -54,7 +55,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         env: &|name| std::env::var(name).ok(),
     })?;
     let settings = loaded.settings.clone();
-    let gate = Wired::new(loaded, 1, None)?.gate;
+    let gate = Wired::new(loaded, 1, None, Arc::default())?.gate;
     let active = gate.active.load_full();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -151,7 +152,7 @@ async fn ask_database(tollgate: &Idle<'_>, caller: &mut Caller) -> Result<Databa
     if !active.policy.asks_database(credential) {
         return Ok(Database::Answers);
     }
-    let started = subscriptions::start(settings, 1)?;
+    let started = subscriptions::start(settings, 1, &Arc::default())?;
     let asked = caller::ask_database(started.as_deref(), &active.policy, credential).await;
     let database = match asked {
         Some(Bought::Unknown) => Database::Silent,

@@ -16,6 +16,7 @@ use crate::config::compile::LogSettings;
 use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Loaded, load};
 use crate::proxy::connect::Place;
+use crate::proxy::health_check;
 
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
@@ -116,8 +117,9 @@ pub fn serve(
         workers => workers,
     };
     let (running, read) = (loaded.settings.clone(), loaded.read.clone());
-    let bought = subscriptions::start(settings, workers)?;
-    let wired = Wired::new(loaded, workers, bought)?;
+    let slow_calls = Arc::default();
+    let bought = subscriptions::start(settings, workers, &slow_calls)?;
+    let wired = Wired::new(loaded, workers, bought, slow_calls)?;
     let (listeners, with_tls) = tls::equip(sockets, &of_listeners, &wired.gate.metrics)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -184,6 +186,9 @@ async fn fetch_keys(wired: &Wired) {
 
 /// What runs beside the data path.
 fn spawn_background(wired: &Wired) {
+    if let Some(check) = wired.health_check.clone() {
+        tokio::task::spawn_local(health_check::run(Arc::clone(&wired.gate), check));
+    }
     if let Place::Tcp(addresses) = &wired.gate.target.place {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
         tokio::task::spawn_local(async move { addresses.keep_fresh(ttl).await });

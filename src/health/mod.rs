@@ -7,4 +7,7 @@ pub mod breaker;
 pub mod dependency;
 pub mod heartbeat;
 pub mod readiness;
+pub mod recent;
+pub mod shared_breaker;
+pub mod slow;
 pub mod upstream;

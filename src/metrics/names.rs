@@ -178,6 +178,12 @@ declare! {
     DEPENDENCY_HEALTH: Gauge "dependency_health_status" ["dependency"] Count
         "1 healthy, 0.5 degraded, 0 unhealthy; absent where the dependency is not configured."
         "";
+    HEALTHCHECKS: Counter "tollgate_healthcheck_total" ["dependency", "result"] Count
+        "Checks of a dependency that tollgate makes by itself, requests aside."
+        "The upstream is asked where upstream.health_check.path is set, Redis by PING and by a script that writes, the database by its own query or an empty one, jwks by fetching the key set.";
+    HEALTHCHECK_DURATION: Histogram "tollgate_healthcheck_duration_seconds" ["dependency"] Seconds
+        "Time of one check of a dependency, however it ended."
+        "";
     BREAKER_STATE: Gauge "circuit_breaker_state" ["service"] Count
         "0 closed, 1 half-open, 2 open."
         "";

@@ -68,6 +68,7 @@ impl Metrics {
         self.publish_tls(handles);
 
         let mut own = self.histograms(&endpoints, &upstreams);
+        own.push(self.publish_checks());
         own.push(remaining(&tiers, now));
         let mut hash = Family::new(&names::CONFIG_HASH);
         if !config_hash.is_empty() {

@@ -9,6 +9,7 @@ use http::Method;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
+use crate::health::slow::SlowCalls;
 use crate::health::upstream::UpstreamHealth;
 use crate::identity::identifier::Identifier;
 use crate::metrics::policy::PolicyMetrics;
@@ -90,6 +91,8 @@ pub struct Gate {
     pub upstream_series: Arc<UpstreamSeries>,
     /// What they came to.
     pub upstream_health: Arc<UpstreamHealth>,
+    /// Those that were slow, and calls of others that were.
+    pub slow_calls: Arc<SlowCalls>,
     /// Limiter state in memory.
     pub memory: Arc<MemoryStore>,
     /// Limiter state in Redis, if it is configured.

@@ -17,6 +17,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
 use crate::clock;
+use crate::errors::chain;
 use crate::metrics::cells::LevelGuard;
 use crate::metrics::series::{PoolSeries, UpstreamSeries};
 
@@ -276,21 +277,6 @@ impl Pool {
         idle.retain(|entry| !self.timers.is_past(entry.until) && !entry.sender.is_closed());
         self.http2.sweep();
     }
-}
-
-/// An error and what it came from, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let further = error.to_string();
-        if !text.ends_with(&further) {
-            text.push_str(": ");
-            text.push_str(&further);
-        }
-        source = error.source();
-    }
-    text
 }
 
 impl Lease {

@@ -12,17 +12,19 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 
 use crate::clock;
+use crate::health::breaker::Outcome;
 use crate::identity::identifier::Invalid;
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
-use crate::metrics::labels::{Ending, LimiterBackend};
+use crate::metrics::labels::{Ending, LimiterBackend, QueryType};
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan, RuleId};
 use crate::store::{Backend, Checked};
 
 use super::body::ProxyBody;
 use super::caller;
+use super::circuit::{self, Permit};
 use super::exchange::Exchange;
 use super::forward::Call;
 use super::gate::Active;
@@ -51,6 +53,9 @@ pub async fn handle(
     let active = worker.gate.active.load_full();
     let mut exchange = Exchange::begin(&worker, &conn, &active, request.method(), started);
     let present = Present::in_fields(request.headers());
+    if present.names_trace() {
+        exchange.traced(request.headers());
+    }
     let is_grpc = present.is_grpc(request.headers());
     let is_head = *request.method() == Method::HEAD;
     let has_body = !request.body().is_end_stream();
@@ -59,17 +64,20 @@ pub async fn handle(
         Next::Answer(mut response) => {
             // Where a request that was not understood ends is anybody's guess.
             let is_unclear = response.status() == StatusCode::BAD_REQUEST;
-            // A stream of HTTP/2 leaves nothing behind that could be taken for the next request.
-            if !conn.is_stream()
-                && (is_unclear || has_body && !is_forgotten(&mut request, present).await)
-            {
+            if is_unclear || has_body && !is_forgotten(&mut request, &conn, present).await {
                 close_after(&mut response, &conn);
             }
             response
         }
-        Next::Forward { endpoint, mut shown, charged } => {
+        Next::Forward { endpoint, mut shown, charged, permit } => {
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
-            let mut response = match call.forward(request).await {
+            let mut permit = Some(permit);
+            let called = call.forward(request, &mut permit).await;
+            let outcome = called.as_ref().map_or_else(|it| it.outcome, |_| Some(Outcome::Good));
+            if let Some((permit, outcome)) = permit.zip(outcome) {
+                circuit::note(&worker.gate, permit, outcome);
+            }
+            let mut response = match called {
                 Ok((response, took)) => {
                     let ending = ending_of(response.status());
                     exchange.answered(response.status(), ending, Some(took));
@@ -80,7 +88,7 @@ pub async fn handle(
                         shown = charged.and_then(|it| it.give_back(&worker)).or(shown);
                     }
                     let mut response = refused(&mut exchange, failure.refusal);
-                    if has_body && !conn.is_stream() {
+                    if has_body {
                         // How much of it was read is not known here.
                         close_after(&mut response, &conn);
                     }
@@ -105,10 +113,7 @@ pub async fn handle(
     if present.is_cross_origin() {
         headers::expose_to_scripts(response.headers_mut(), worker.gate.settings.fields);
     }
-    if worker.gate.drain.is_draining()
-        && response.status() != StatusCode::SWITCHING_PROTOCOLS
-        && !conn.is_stream()
-    {
+    if worker.gate.drain.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // A next request may be on its way already: it must not take this answer away.
         close_after(&mut response, &conn);
     }
@@ -116,15 +121,22 @@ pub async fn handle(
     Ok(response)
 }
 
-/// Ends the connection with this answer, however much of the request is still to come.
+/// Ends the connection with this answer, however much of the request is still to come. A stream of
+/// HTTP/2 leaves nothing behind that could be taken for the next request.
 fn close_after(response: &mut Response<ProxyBody>, conn: &ConnState) {
+    if conn.is_stream() {
+        return;
+    }
     response.headers_mut().insert(CONNECTION, CLOSE);
     conn.leave_unread();
 }
 
 /// Reads a refused request's body to its end, so that the connection can be kept; gives up on one
 /// that is large or slow, and says so. It must not be what the next request is read from.
-async fn is_forgotten(request: &mut Request<Incoming>, present: Present) -> bool {
+async fn is_forgotten(request: &mut Request<Incoming>, conn: &ConnState, present: Present) -> bool {
+    if conn.is_stream() {
+        return true;
+    }
     let body = request.body_mut();
     // To read a body that is still held back would be to ask for it.
     if present.expects() || body.size_hint().lower() > FORGET_BYTES_MAX {
@@ -155,13 +167,14 @@ enum Next<'a> {
         endpoint: Option<RuleId>,
         shown: Option<(LimitStatus, Timestamp)>,
         charged: Option<Charged<'a>>,
+        permit: Permit,
     },
 }
 
 impl Next<'_> {
     /// It goes to the upstream, and no limit knows of it.
-    fn unlimited(endpoint: Option<RuleId>) -> Self {
-        Next::Forward { endpoint, shown: None, charged: None }
+    fn unlimited(endpoint: Option<RuleId>, permit: Permit) -> Self {
+        Next::Forward { endpoint, shown: None, charged: None, permit }
     }
 }
 
@@ -223,30 +236,34 @@ async fn decide<'a>(
         return Next::Answer(refused(exchange, Refusal::ContentTooLarge));
     }
     let endpoint = plan.endpoint;
-    match plan.disposition {
-        Disposition::Refused => Next::Answer(refused(exchange, Refusal::Forbidden)),
-        Disposition::Exempt => Next::unlimited(endpoint),
-        Disposition::Unlimited => {
-            exchange.evaluated(&plan);
-            Next::unlimited(endpoint)
+    let permit = match plan.disposition {
+        Disposition::Refused => Err(Refusal::Forbidden),
+        // Before the limits: what is not forwarded spends nothing.
+        Disposition::Exempt | Disposition::Unlimited | Disposition::Limited => circuit::ask(gate),
+    };
+    let permit = match permit {
+        Ok(permit) => permit,
+        Err(refusal) => return Next::Answer(refused(exchange, refusal)),
+    };
+    if plan.disposition != Disposition::Exempt {
+        exchange.evaluated(&plan);
+    }
+    if plan.disposition != Disposition::Limited {
+        return Next::unlimited(endpoint, permit);
+    }
+    match check(worker, active, exchange, &plan).await {
+        Checked::FailedOpen => Next::unlimited(endpoint, permit),
+        Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
+        Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
+            let response = denied(worker, &decision);
+            exchange.answered(response.status(), Ending::RateLimited, None);
+            Next::Answer(response)
         }
-        Disposition::Limited => {
-            exchange.evaluated(&plan);
-            match check(worker, active, &plan).await {
-                Checked::FailedOpen => Next::unlimited(endpoint),
-                Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
-                Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
-                    let response = denied(worker, &decision);
-                    exchange.answered(response.status(), Ending::RateLimited, None);
-                    Next::Answer(response)
-                }
-                Checked::Decided { decision, backend } => {
-                    let shown = decision.shown().map(|shown| (*shown, decision.now));
-                    let grant = Grant::new(&decision, plan.scopes().count());
-                    let charged = Some(Charged { plan, grant, backend });
-                    Next::Forward { endpoint, shown, charged }
-                }
-            }
+        Checked::Decided { decision, backend } => {
+            let shown = decision.shown().map(|shown| (*shown, decision.now));
+            let grant = Grant::new(&decision, plan.scopes().count());
+            let charged = Some(Charged { plan, grant, backend });
+            Next::Forward { endpoint, shown, charged, permit }
         }
     }
 }
@@ -256,7 +273,7 @@ fn ending_of(status: StatusCode) -> Ending {
 }
 
 /// Checks and charges the plan's limits, wherever their state is kept.
-async fn check(worker: &Worker, active: &Active, plan: &Plan<'_>) -> Checked {
+async fn check(worker: &Worker, active: &Active, exchange: &Exchange, plan: &Plan<'_>) -> Checked {
     let gate = &worker.gate;
     let started = clock::monotonic();
     let now = gate.clock.now();
@@ -266,17 +283,26 @@ async fn check(worker: &Worker, active: &Active, plan: &Plan<'_>) -> Checked {
             Checked::Decided { decision: gate.memory.check(plan, now), backend: Backend::Memory }
         }
     };
+    let took = clock::monotonic().saturating_duration_since(started);
+    let mut is_answered = false;
     if let Checked::Decided { decision, backend } = &checked {
         let backend = match backend {
             Backend::Memory => LimiterBackend::Memory,
             Backend::Redis => LimiterBackend::Redis,
             Backend::Local => LimiterBackend::Local,
         };
-        let took = clock::monotonic().saturating_duration_since(started);
-        if backend == LimiterBackend::Redis {
+        is_answered = backend == LimiterBackend::Redis;
+        if is_answered {
             gate.metrics.redis_answered(took);
         }
         active.metrics.decided(plan, decision, backend, took, now);
+    }
+    if let Some(redis) = &worker.redis {
+        // What Redis does not answer is decided otherwise as soon as its time is over.
+        let timed_out = !is_answered && took >= redis.shared().settings().timeout;
+        if timed_out || is_answered && gate.metrics.is_redis_slow(took) {
+            exchange.note_slow(QueryType::Redis, took, timed_out);
+        }
     }
     checked
 }
@@ -306,6 +332,7 @@ fn unauthorized(worker: &Worker, exchange: &mut Exchange, invalid: Invalid) -> R
 fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
     let ending = match refusal {
         Refusal::StoreUnavailable => Ending::ProxyError,
+        Refusal::CircuitOpen { .. } => Ending::CircuitOpen,
         Refusal::Unauthorized => Ending::Unauthorized,
         Refusal::UpstreamUnreachable | Refusal::UpstreamBroken => Ending::UpstreamConnect,
         Refusal::ConnectTimeout | Refusal::ResponseTimeout => Ending::UpstreamTimeout,
