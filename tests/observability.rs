@@ -31,6 +31,7 @@ use tollgate::policy::compiled::{Policy, PolicyParts, Rule, Tier};
 use tollgate::policy::identity::{IdentifierType, Identity, IpPrefix, PrefixLengths};
 use tollgate::policy::plan::{Plan, RuleId, Scope, TierId, TierSource};
 use tollgate::store::memory::MemoryStore;
+use tollgate::top::talkers::TopTalkers;
 
 const NOW: Timestamp = Timestamp::from_micros(1_767_225_601_000_000);
 const BUILD: Build = Build { version: "0.1.0", commit: "c0ffee", rustc: "1.95.0" };
@@ -622,6 +623,7 @@ impl Admin {
             })),
             database: None,
             jwks: None,
+            top: Arc::new(TopTalkers::new(2, monotonic())),
             limiter: Box::new(move || LimiterView {
                 mode: MODES[usize::from(mode.load(Ordering::Relaxed))],
                 since: NOW,

@@ -12,5 +12,6 @@ pub mod parameters;
 pub mod server;
 pub mod slow;
 pub mod state;
+pub mod top;
 
 mod memory;

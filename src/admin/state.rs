@@ -13,6 +13,7 @@ use crate::health::readiness::Readiness;
 use crate::health::slow::SlowCalls;
 use crate::health::upstream::UpstreamHealth;
 use crate::metrics::registry::Metrics;
+use crate::top::talkers::TopTalkers;
 
 use super::access::AdminToken;
 
@@ -49,6 +50,8 @@ pub struct AdminState {
     pub database: Option<View<DependencyView>>,
     /// The key sets that are fetched, where there are any; of several, the one that does worst.
     pub jwks: Option<View<DependencyView>>,
+    /// Who asks most.
+    pub top: Arc<TopTalkers>,
     /// How limits are decided.
     pub limiter: View<LimiterView>,
     /// Sets gauges whose sources are asked when somebody looks, such as the size of the store.

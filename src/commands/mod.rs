@@ -56,7 +56,7 @@ enum Command {
     Explain(ExplainArgs),
     /// Print the health of a running tollgate; exit 0 if it serves, 1 if not
     Health(HealthArgs),
-    /// Print the JSON Schema of a file, for editors
+    /// Print the JSON Schema of a file, for editors, or what every metric means
     Schema(SchemaArgs),
 }
 
@@ -214,16 +214,17 @@ Examples:
   tollgate schema config > tollgate.schema.json
   tollgate schema tiers > tiers.schema.json
   tollgate schema keys > keys.schema.json
+  tollgate schema metrics | less
 
 An editor that reads YAML with schemas then needs one comment at the top of the file:
   # yaml-language-server: $schema=./tiers.schema.json")]
 pub struct SchemaArgs {
-    /// Which of the files
+    /// Which of the files; or `metrics`
     #[arg(value_enum, value_name = "FILE")]
     file: SchemaFile,
 }
 
-/// One of the files.
+/// What can be described.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SchemaFile {
     /// tollgate.yaml.
@@ -232,6 +233,8 @@ pub enum SchemaFile {
     Tiers,
     /// The file of API keys.
     Keys,
+    /// Every metric, in Markdown.
+    Metrics,
 }
 
 /// Prints a line of a command's result. Whoever was to read it may be gone (`tollgate check |

@@ -29,6 +29,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const KEYS_AT_START: Duration = Duration::from_secs(3);
 /// How often the store in memory looks for expired state.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
+/// How often the minutes that are over are taken from the workers.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where a running tollgate can be reached.
 #[derive(Clone, Debug)]
@@ -193,6 +195,15 @@ fn spawn_background(wired: &Wired) {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
         tokio::task::spawn_local(async move { addresses.keep_fresh(ttl).await });
     }
+    let top = Arc::clone(&wired.gate.top);
+    tokio::task::spawn_local(async move {
+        let mut interval = tokio::time::interval(COLLECT_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            top.collect(clock::monotonic());
+        }
+    });
     let gate = Arc::clone(&wired.gate);
     tokio::task::spawn_local(async move {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);

@@ -45,6 +45,7 @@ use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
 use crate::subscriptions::Subscriptions;
 use crate::tls::client::ClientTls;
+use crate::top::talkers::TopTalkers;
 
 use super::identity::{Slow, identifier};
 use super::subscriptions;
@@ -103,6 +104,7 @@ impl Wired {
         let upstream_health = Arc::new(upstream_health(upstream.as_ref(), health_check.as_ref()));
         adopt_checks(&metrics, health_check.as_ref(), redis.as_deref(), subscriptions.as_deref());
         let target = target(upstream.as_ref())?;
+        let top = Arc::new(TopTalkers::new(workers, clock::monotonic()));
         let admin = Arc::new(AdminState {
             metrics: Arc::clone(&metrics),
             clock: clock.clone(),
@@ -122,6 +124,7 @@ impl Wired {
                 .clone()
                 .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
             jwks: jwks_view(&identifier),
+            top: Arc::clone(&top),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
@@ -158,6 +161,7 @@ impl Wired {
             memory,
             redis,
             subscriptions,
+            top,
             target,
             exposed: exposed(&settings, &admin),
             untrusted: Once::default(),

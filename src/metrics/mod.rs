@@ -15,6 +15,7 @@ pub mod histogram;
 pub mod identity;
 pub mod labels;
 pub mod names;
+pub mod page;
 pub mod policy;
 pub mod registry;
 pub mod series;

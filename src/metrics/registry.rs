@@ -20,7 +20,7 @@ use super::handles::{Events, Handles, Sums, describe_all, increment, set_all};
 use super::histogram::LIMITER_EDGES;
 use super::labels::{
     Attempt, BreakerState, CutReason, Dependency, FallbackMode, FallbackReason, IdentityError,
-    LimiterBackend, LimiterMode, LookupResult, QueryType, RedisErrorKind, RefusalReason,
+    LimiterBackend, LimiterMode, LookupResult, PoolState, QueryType, RedisErrorKind, RefusalReason,
 };
 use super::names;
 use super::series::{
@@ -258,8 +258,9 @@ impl Metrics {
         self.database_queue.store(figures.queue, Ordering::Relaxed);
         let (handles, events) = (&self.handles, &self.events);
         handles.gauge(&names::DB_QUEUE, &[]).set(figures.queue as f64);
-        for (state, count) in [("active", figures.active), ("idle", figures.idle)] {
-            let labels = [Dependency::Database.as_str(), state];
+        let states = [(PoolState::Active, figures.active), (PoolState::Idle, figures.idle)];
+        for (state, count) in states {
+            let labels = [Dependency::Database.as_str(), state.as_str()];
             handles.gauge(&names::POOL_CONNECTIONS, &labels).set(count as f64);
         }
         for (result, count) in LookupResult::ALL.iter().zip(figures.results) {

@@ -15,7 +15,7 @@ use super::cells::{Level, LevelGuard, PerShard};
 use super::histogram::{HistogramCells, HistogramTotals, REQUEST_EDGES};
 use super::labels::{
     CacheResult, CodeClass, Direction, ErrorType, HandshakeResult, LimitDecision, LimiterBackend,
-    MethodLabel, Outcome,
+    MethodLabel, Outcome, PoolState,
 };
 use super::window::{LatencyRing, SlidingMin};
 
@@ -251,7 +251,10 @@ impl PoolSeries {
 
     /// The label of each state, and how many connections are in it.
     pub fn counts(&self) -> [(&'static str, usize); 2] {
-        [("active", self.active.count()), ("idle", self.idle.count())]
+        [
+            (PoolState::Active.as_str(), self.active.count()),
+            (PoolState::Idle.as_str(), self.idle.count()),
+        ]
     }
 }
 

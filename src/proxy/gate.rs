@@ -19,6 +19,7 @@ use crate::policy::compiled::Policy;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 use crate::subscriptions::Subscriptions;
+use crate::top::talkers::TopTalkers;
 
 use super::address::Once;
 use super::body::ProxyBody;
@@ -99,6 +100,8 @@ pub struct Gate {
     pub redis: Option<Arc<RedisShared>>,
     /// What users have bought, if there is a database to ask.
     pub subscriptions: Option<Arc<Subscriptions>>,
+    /// Who asks most.
+    pub top: Arc<TopTalkers>,
     /// Where the upstream is, and what is spoken there.
     pub target: Target,
     /// Paths that tollgate answers itself on the data port: `server.expose`.

@@ -245,13 +245,17 @@ async fn decide<'a>(
         Ok(permit) => permit,
         Err(refusal) => return Next::Answer(refused(exchange, refusal)),
     };
-    if plan.disposition != Disposition::Exempt {
-        exchange.evaluated(&plan);
-    }
-    if plan.disposition != Disposition::Limited {
+    if plan.disposition == Disposition::Exempt {
         return Next::unlimited(endpoint, permit);
     }
-    match check(worker, active, exchange, &plan).await {
+    exchange.evaluated(&plan);
+    if plan.disposition == Disposition::Unlimited {
+        worker.top.record(&plan.identity, false);
+        return Next::unlimited(endpoint, permit);
+    }
+    let checked = check(worker, active, exchange, &plan).await;
+    worker.top.record(&plan.identity, checked.is_denied());
+    match checked {
         Checked::FailedOpen => Next::unlimited(endpoint, permit),
         Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
         Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::clock;
 use crate::store::redis::RedisStore;
+use crate::top::talkers::Reporter;
 
 use super::connection;
 use super::gate::Gate;
@@ -48,6 +50,8 @@ pub struct Worker {
     pub handshakes: Handshakes,
     /// What it wrote into answers last.
     pub numbers: Numbers,
+    /// Whose requests it has seen.
+    pub top: Reporter,
 }
 
 /// Runs a worker until a drain has ended and its last connection has closed. Blocks its thread.
@@ -86,6 +90,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
         timers,
         handshakes: Handshakes::default(),
         numbers: Numbers::default(),
+        top: Reporter::new(Arc::clone(&gate.top), index),
         gate,
     });
     tokio::task::spawn_local(tick(Rc::clone(&worker), index, beat));
@@ -118,6 +123,7 @@ async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
         interval.tick().await;
         beat(index);
         worker.timers.sweep();
+        worker.top.tick(clock::monotonic());
         if worker.gate.drain.is_draining() && !told_of_drain {
             told_of_drain = true;
             worker.timers.wake_all();

@@ -1,3 +1,5 @@
+//! The law of the breaker, case by case, and against an oracle.
+
 use std::time::Duration;
 
 use proptest::prelude::*;
