@@ -15,7 +15,9 @@ use tollgate::admin::state::AdminState;
 use tollgate::clock::{Clock, monotonic};
 use tollgate::health::breaker::Outcome;
 use tollgate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
+use tollgate::health::detector::{Detector, Queues};
 use tollgate::health::heartbeat::Heartbeats;
+use tollgate::health::loops::Loops;
 use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
@@ -287,6 +289,13 @@ fn the_contract_is_there_before_the_first_request() {
         "response_time_p95_seconds{endpoint=other}",
         "backpressure_db_queue_size{}",
         "backpressure_redis_queue_size{}",
+        "backpressure_event_loop_lag_seconds{}",
+        "backpressure_async_tasks_pending{task_type=connection}",
+        "backpressure_async_tasks_pending{task_type=usage_flush}",
+        "tollgate_runtime_workers_stuck{}",
+        "tollgate_runtime_busy_ratio{worker=1}",
+        "tollgate_runtime_lag_seconds_bucket{le=0.05,worker=control}",
+        "tollgate_upstream_waiting{}",
         "rate_limit_degraded{}",
         "tollgate_limit_decisions_total{decision=block,rule=tier,window=minute}",
         "tollgate_limit_decisions_total{decision=shadow_block,rule=history,window=second}",
@@ -605,6 +614,9 @@ impl Admin {
         let limiter = Arc::new(AtomicU8::new(0));
         let mode = Arc::clone(&limiter);
         let scraped = Arc::clone(&metrics);
+        let heartbeats = Arc::new(Heartbeats::new(2, monotonic()));
+        let loops = Loops::new(metrics.runtime(), 2, monotonic());
+        let (hearts, upstream) = (Arc::clone(&heartbeats), metrics.pool("upstream"));
         let state = Arc::new(AdminState {
             metrics,
             clock: Clock::manual(NOW),
@@ -614,7 +626,8 @@ impl Admin {
             config_hash: parking_lot::RwLock::default(),
             token: None,
             readiness: Arc::new(Readiness::default()),
-            heartbeats: Arc::new(Heartbeats::new(2, monotonic())),
+            detector: Detector::new(loops, hearts, upstream, Queues::default),
+            heartbeats,
             upstream: Arc::new(UpstreamHealth::new(None, Duration::from_secs(60), monotonic())),
             slow_calls: Arc::default(),
             redis: Some(Box::new(|| DependencyView {
@@ -715,7 +728,10 @@ fn health_has_the_promised_shape() {
     assert_eq!((status, &health["status"]), (200, &"healthy".into()));
     assert_eq!(health["backpressure"]["has_backpressure"], false);
     assert_eq!(health["backpressure"]["severity"], "normal");
-    assert!(health["backpressure"]["event_loop_lag_ms"].is_null(), "not measured yet");
+    assert_eq!(health["backpressure"]["event_loop_lag_ms"], 0.0);
+    assert!(health["backpressure"]["db_queue_size"].is_null(), "no database");
+    assert_eq!(health["backpressure"]["workers_stuck"], 0);
+    assert_eq!(health["backpressure"]["async_tasks_pending"], 0);
     assert!(health["memory"]["rss_mb"].as_f64().unwrap() > 0.1);
     assert!(health["memory"]["percent"].as_f64().is_some());
     assert!(health["memory"]["growth_rate_mb_per_sec"].is_null());

@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 
 use crate::clock::{Clock, monotonic};
 use crate::health::dependency::{DependencyView, LimiterView};
+use crate::health::detector::Detector;
 use crate::health::heartbeat::Heartbeats;
 use crate::health::readiness::Readiness;
 use crate::health::slow::SlowCalls;
@@ -38,6 +39,8 @@ pub struct AdminState {
     pub token: Option<AdminToken>,
     /// Bound, draining.
     pub readiness: Arc<Readiness>,
+    /// Whether it keeps up.
+    pub detector: Arc<Detector>,
     /// The workers' hearts.
     pub heartbeats: Arc<Heartbeats>,
     /// What calls to the upstream came to.

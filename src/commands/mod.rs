@@ -13,7 +13,8 @@ pub mod schema;
 pub mod serve;
 mod subscriptions;
 mod tls;
-mod wiring;
+pub mod watchdog;
+pub mod wiring;
 
 use std::fmt;
 use std::io::Write;

@@ -15,11 +15,14 @@ use crate::clock;
 use crate::config::compile::LogSettings;
 use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Loaded, load};
+use crate::health::tasks::{watched, watched_root};
+use crate::metrics::labels::TaskType;
 use crate::proxy::connect::Place;
 use crate::proxy::health_check;
 
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
+use super::watchdog::{self, Watchdog};
 use super::wiring::Wired;
 use super::{Failure, RunArgs, print, reload, reload_files, subscriptions, tls};
 
@@ -127,7 +130,10 @@ pub fn serve(
         .enable_all()
         .build_local(Default::default())
         .context("cannot make the control runtime")?;
-    let end = runtime.block_on(async {
+    wired.gate.loops.sit(wired.gate.loops.control(), runtime.metrics());
+    let _watchdog =
+        Watchdog::start(Arc::clone(&wired.admin.detector)).context("cannot start a thread")?;
+    let end = runtime.block_on(watched_root(async {
         let reloader = reload_files::reloader(&wired, with_tls, running, origin, read);
         let reload = reload::spawn(reloader).context("cannot start a thread")?;
         let mut signals = Signals::new(reload)?;
@@ -138,7 +144,7 @@ pub fn serve(
             .await
             .context("cannot start a thread")?;
         let admin_state = Arc::clone(&wired.admin);
-        tokio::task::spawn_local(async move {
+        background(async move {
             let served =
                 server::serve(admin, admin_state, Timeouts::default(), std::future::pending());
             if let Err(error) = served.await {
@@ -149,7 +155,7 @@ pub fn serve(
         wired.admin.readiness.set_bound();
         announce(&addresses);
         control(&wired, data_path, &mut signals).await
-    });
+    }));
     runtime.shutdown_background();
     Ok(end?)
 }
@@ -176,7 +182,7 @@ async fn fetch_keys(wired: &Wired) {
     let remotes: Vec<_> = wired.gate.identifier.remotes().map(Arc::clone).collect();
     for remote in &remotes {
         let remote = Arc::clone(remote);
-        tokio::task::spawn_local(async move { remote.keep_fresh().await });
+        background(async move { remote.keep_fresh().await });
     }
     let all = async {
         for remote in &remotes {
@@ -189,14 +195,15 @@ async fn fetch_keys(wired: &Wired) {
 /// What runs beside the data path.
 fn spawn_background(wired: &Wired) {
     if let Some(check) = wired.health_check.clone() {
-        tokio::task::spawn_local(health_check::run(Arc::clone(&wired.gate), check));
+        let checks = health_check::run(Arc::clone(&wired.gate), check);
+        tokio::task::spawn_local(watched(TaskType::Healthcheck, checks));
     }
     if let Place::Tcp(addresses) = &wired.gate.target.place {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
-        tokio::task::spawn_local(async move { addresses.keep_fresh(ttl).await });
+        background(async move { addresses.keep_fresh(ttl).await });
     }
     let top = Arc::clone(&wired.gate.top);
-    tokio::task::spawn_local(async move {
+    background(async move {
         let mut interval = tokio::time::interval(COLLECT_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -205,7 +212,7 @@ fn spawn_background(wired: &Wired) {
         }
     });
     let gate = Arc::clone(&wired.gate);
-    tokio::task::spawn_local(async move {
+    background(async move {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         for shard in (0..gate.memory.shards()).cycle() {
@@ -213,6 +220,13 @@ fn spawn_background(wired: &Wired) {
             gate.memory.sweep(gate.clock.now(), shard);
         }
     });
+    let loops = &wired.gate.loops;
+    background(watchdog::sample(Arc::clone(loops), loops.control()));
+}
+
+/// Runs beside everything else on this thread, counted and seen.
+fn background(task: impl Future<Output = ()> + 'static) {
+    tokio::task::spawn_local(watched(TaskType::Background, task));
 }
 
 /// The signals that end tollgate, and the one that has it reload.

@@ -18,7 +18,9 @@ use crate::config::compile_upstream::{HealthCheckSettings, UpstreamSettings};
 use crate::config::load::Loaded;
 use crate::config::url::{UpstreamPlace, UpstreamScheme};
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
+use crate::health::detector::{Detector, Queues};
 use crate::health::heartbeat::Heartbeats;
+use crate::health::loops::Loops;
 use crate::health::readiness::Readiness;
 use crate::health::slow::SlowCalls;
 use crate::health::upstream::{CheckRules, UpstreamHealth};
@@ -104,6 +106,10 @@ impl Wired {
         let upstream_health = Arc::new(upstream_health(upstream.as_ref(), health_check.as_ref()));
         adopt_checks(&metrics, health_check.as_ref(), redis.as_deref(), subscriptions.as_deref());
         let target = target(upstream.as_ref())?;
+        let heartbeats = Arc::new(Heartbeats::new(workers, clock::monotonic()));
+        let loops = Loops::new(metrics.runtime(), workers, clock::monotonic());
+        let detector =
+            detector(&loops, &heartbeats, &metrics, redis.clone(), subscriptions.clone());
         let top = Arc::new(TopTalkers::new(workers, clock::monotonic()));
         let admin = Arc::new(AdminState {
             metrics: Arc::clone(&metrics),
@@ -114,7 +120,8 @@ impl Wired {
             config_hash: RwLock::default(),
             token: settings.admin_token.as_ref().map(|it| AdminToken::new(it.expose())),
             readiness: Arc::new(Readiness::default()),
-            heartbeats: Arc::new(Heartbeats::new(workers, clock::monotonic())),
+            detector: Arc::clone(&detector),
+            heartbeats,
             upstream: Arc::clone(&upstream_health),
             slow_calls: Arc::clone(&slow_calls),
             redis: redis
@@ -129,12 +136,14 @@ impl Wired {
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
                 let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
+                let detector = Arc::clone(&detector);
                 let identifier = Arc::clone(&identifier);
                 let upstream = Arc::clone(&upstream_health);
                 Box::new(move || {
                     let breaker = upstream.breaker();
                     let transitions = BREAKER_STATES.map(|state| breaker.transitions(state));
                     metrics.publish_transitions(Dependency::Upstream, transitions);
+                    detector.observe(clock::monotonic());
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
                     if let Some(redis) = &redis {
@@ -156,6 +165,7 @@ impl Wired {
             clock,
             upstream_series: metrics.upstream("default"),
             metrics,
+            loops,
             upstream_health,
             slow_calls,
             memory,
@@ -261,6 +271,20 @@ fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
         on_failure: settings.on_failure,
         names,
     }
+}
+
+fn detector(
+    loops: &Arc<Loops>,
+    heartbeats: &Arc<Heartbeats>,
+    metrics: &Metrics,
+    redis: Option<Arc<RedisShared>>,
+    subscriptions: Option<Arc<Subscriptions>>,
+) -> Arc<Detector> {
+    let upstream = metrics.pool(Dependency::Upstream.as_str());
+    Detector::new(Arc::clone(loops), Arc::clone(heartbeats), upstream, move || Queues {
+        redis: redis.as_ref().map_or(0, |redis| redis.stats().in_flight()),
+        database: subscriptions.as_ref().map(|it| it.stats().queue()),
+    })
 }
 
 fn redis_view(redis: &RedisShared) -> DependencyView {

@@ -5,9 +5,13 @@
 
 pub mod breaker;
 pub mod dependency;
+pub mod detector;
 pub mod heartbeat;
+pub mod loops;
+pub mod pressure;
 pub mod readiness;
 pub mod recent;
 pub mod shared_breaker;
 pub mod slow;
+pub mod tasks;
 pub mod upstream;

@@ -491,6 +491,27 @@ label! {
 }
 
 label! {
+    /// What a task is for.
+    TaskType {
+        /// A connection: a caller's, or one to the upstream.
+        Connection = "connection",
+        /// A stream of HTTP/2: a caller's, or the part of one to the upstream that sends a body or
+        /// waits for an answer.
+        Request = "request",
+        /// An upgraded connection, a WebSocket or another.
+        Websocket = "websocket",
+        /// What keeps a connection to Redis, and calls for which no request waits any more.
+        Redis = "redis",
+        /// Looks at dependencies.
+        Healthcheck = "healthcheck",
+        /// Writes down what was used.
+        UsageFlush = "usage_flush",
+        /// Timers, the admin port, names, keys, and what else goes on beside requests.
+        Background = "background",
+    }
+}
+
+label! {
     /// What a connection of a pool does.
     PoolState {
         /// It carries a call.

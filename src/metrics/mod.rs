@@ -18,6 +18,7 @@ pub mod names;
 pub mod page;
 pub mod policy;
 pub mod registry;
+pub mod runtime;
 pub mod series;
 pub mod tls;
 pub mod window;

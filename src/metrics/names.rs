@@ -9,7 +9,7 @@ use super::labels::{
     Attempt, BreakerState, CacheResult, CheckResult, CodeClass, CutReason, Dependency, Direction,
     ErrorType, FallbackMode, FallbackReason, HandshakeResult, IdentifierTypes, IdentityError,
     LimitDecision, LimiterBackend, LookupResult, MethodLabel, Outcome, Periods, PoolState,
-    QueryType, RedisErrorKind, RefusalReason, Values,
+    QueryType, RedisErrorKind, RefusalReason, TaskType, Values,
 };
 
 /// What kind of series a metric has.
@@ -247,6 +247,27 @@ declare! {
         "A breaker that flaps is invisible in the gauge; here it is a rate. `to=\"open\"` counts how often it tripped, failed probes included.";
 
     # "Pressure and memory"
+    EVENT_LOOP_LAG: Gauge "backpressure_event_loop_lag_seconds" [] Seconds
+        "Longest time in the last 15 seconds for which any worker's event loop did not come round."
+        "The larger of two: how late a timer of each worker fired (every 50 ms, less the timer's own 2 ms), and how long the poll has lasted that runs now, which a thread beside the workers looks at every 20 ms. A worker that is blocked is seen while it is blocked. Reading it changes nothing: every scraper sees the same peak.";
+    ASYNC_TASKS: Gauge "backpressure_async_tasks_pending" ["task_type": TaskType] Count
+        "Tasks of tollgate's runtimes that have not ended, by what they are for."
+        "connection: one for each connection of a caller and for what drives each to the upstream. request: streams of HTTP/2, either side; a request over HTTP/1.1 is part of its connection's task. websocket: upgraded connections. Tasks that a library starts by itself, as Redis's client does, are not among them.";
+    UPSTREAM_WAITING: Gauge "tollgate_upstream_waiting" [] Count
+        "Requests that wait for a connection to the upstream, or for a stream on one."
+        "A request that finds an idle connection does not wait. More than a few for long: the upstream accepts slowly, or allows fewer streams than there are requests.";
+    POOL_WAIT: Histogram "tollgate_pool_wait_seconds" ["pool"] Seconds
+        "Time for which calls waited for a connection."
+        "Only those that found none idle are counted; for the upstream, to connect is part of it, and one that was not made counts too.";
+    RUNTIME_LAG: Histogram "tollgate_runtime_lag_seconds" ["worker"] Seconds
+        "How late a timer fired that every worker sets each 50 ms, less the timer's own 2 ms."
+        "A worker that hangs adds nothing until it comes round again: the gauges tell of it meanwhile. Worker 'control' is the thread of the admin port, which a scrape itself keeps busy for milliseconds.";
+    WORKERS_STUCK: Gauge "tollgate_runtime_workers_stuck" [] Count
+        "Workers whose present poll has lasted a second or longer, or whose heart has not beaten for 5 seconds."
+        "Their connections stand still; other workers go on.";
+    BUSY_RATIO: Gauge "tollgate_runtime_busy_ratio" ["worker"] Count
+        "Share of the last whole span of 5 seconds that the worker's runtime spent running tasks, 0 to 1."
+        "What is left, the worker waited for something to do. By the clock, not by CPU time: near 1 with little CPU time means that something blocks, or that others use the cores.";
     REDIS_QUEUE: Gauge "backpressure_redis_queue_size" [] Count
         "Calls to Redis that are not answered yet."
         "Submitted on any worker's connection and not answered, at the time of the scrape. Some for each worker are normal under load; a growing number means that Redis or the way to it is slow.";

@@ -39,7 +39,7 @@ const OPEN: &[(&str, &str)] = &[
     ("tier", "tiers of the policy"),
     ("upstream", "names of backends; `default` for the only one"),
     ("version", "what was built"),
-    ("worker", "workers by number, from 0"),
+    ("worker", "workers by number, from 0; `control` for the thread of the admin port"),
 ];
 
 /// Where the values of a label come from that is no closed set.

@@ -23,6 +23,7 @@ use super::labels::{
     LimiterBackend, LimiterMode, LookupResult, PoolState, QueryType, RedisErrorKind, RefusalReason,
 };
 use super::names;
+use super::runtime::RuntimeCells;
 use super::series::{
     EndpointSeries, ListenerSeries, PairSeries, PoolSeries, ProcessCells, ScopeSeries, TierSeries,
     UpstreamSeries,
@@ -88,6 +89,7 @@ pub struct Metrics {
     pub(super) process: PerShard<ProcessCells>,
     pub(super) events: Events,
     in_flight: Level,
+    pub(super) runtime: Arc<RuntimeCells>,
     pub(super) tls: TlsCells,
     redis_queue: AtomicU64,
     database_queue: AtomicU64,
@@ -174,6 +176,7 @@ impl Metrics {
         handles.gauge(&names::BUILD_INFO, &[build.version, build.commit, build.rustc]).set(1.0);
         handles.gauge(&names::DB_QUEUE, &[]).set(0.0);
         handles.gauge(&names::DEGRADED, &[]).set(0.0);
+        handles.gauge(&names::UPSTREAM_WAITING, &[]).set(0.0);
         handles.gauge(&names::CONFIG_LOADED_AT, &[]).set(0.0);
         handles.gauge(&names::CONFIG_RELOAD_OK, &[]).set(1.0);
         handles.gauge(&names::RESTART_PENDING, &[]).set(0.0);
@@ -182,6 +185,7 @@ impl Metrics {
             process: PerShard::new(shards),
             events: Events::new(&handles),
             in_flight: Level::new(shards),
+            runtime: Arc::new(RuntimeCells::new(workers, shards)),
             tls: TlsCells::new(shards),
             redis_queue: AtomicU64::new(0),
             database_queue: AtomicU64::new(0),

@@ -229,12 +229,22 @@ pub struct PoolSeries {
     active: Level,
     /// Those that wait for one.
     idle: Level,
+    /// Calls that wait for a connection.
+    waiting: Level,
+    /// How long those waited that do no more.
+    waits: PerShard<HistogramCells>,
 }
 
 impl PoolSeries {
     /// No connections yet.
     pub fn new(name: &str, shards: usize) -> Self {
-        PoolSeries { name: name.into(), active: Level::new(shards), idle: Level::new(shards) }
+        PoolSeries {
+            name: name.into(),
+            active: Level::new(shards),
+            idle: Level::new(shards),
+            waiting: Level::new(shards),
+            waits: PerShard::new(shards),
+        }
     }
 
     /// A connection carries a call, until the guard is dropped.
@@ -247,6 +257,27 @@ impl PoolSeries {
     #[inline]
     pub fn idle(&self) -> LevelGuard {
         self.idle.enter()
+    }
+
+    /// A call waits for a connection, until the guard is dropped.
+    #[inline]
+    pub fn wait(&self) -> LevelGuard {
+        self.waiting.enter()
+    }
+
+    /// A call has waited for so long.
+    pub fn waited(&self, span: Duration) {
+        self.waits.with_own(|cells| cells.record(REQUEST_EDGES, span));
+    }
+
+    /// Calls that wait for a connection.
+    pub fn waiting(&self) -> usize {
+        self.waiting.count()
+    }
+
+    /// How long calls have waited.
+    pub fn waits(&self) -> HistogramTotals {
+        HistogramTotals::of(self.waits.iter())
     }
 
     /// The label of each state, and how many connections are in it.

@@ -9,6 +9,7 @@ use http::Method;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
+use crate::health::loops::Loops;
 use crate::health::slow::SlowCalls;
 use crate::health::upstream::UpstreamHealth;
 use crate::identity::identifier::Identifier;
@@ -88,6 +89,8 @@ pub struct Gate {
     pub clock: Clock,
     /// The process's metrics.
     pub metrics: Arc<Metrics>,
+    /// The workers' event loops, as they are seen from outside.
+    pub loops: Arc<Loops>,
     /// Calls to the upstream.
     pub upstream_series: Arc<UpstreamSeries>,
     /// What they came to.

@@ -15,7 +15,9 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::health::breaker::Outcome;
+use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
+use crate::metrics::labels::TaskType;
 
 use super::circuit::{self, Permit, STABLE_AFTER};
 use super::gate::Drain;
@@ -52,7 +54,7 @@ pub fn spawn(
 ) {
     let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     let (worker, conn) = (Rc::clone(worker), Arc::clone(conn));
-    tokio::task::spawn_local(async move {
+    let relayed = async move {
         // Held to the end: the connection counts as open, the upstream's is no one else's.
         let Held { lease, guard, mut permit } = held;
         let (_conn, _held) = (conn, (lease, guard));
@@ -87,7 +89,8 @@ pub fn spawn(
         if !has_ended {
             relays.await;
         }
-    });
+    };
+    tokio::task::spawn_local(watched(TaskType::Websocket, relayed));
 }
 
 /// When something last came through, either way, and how it came to an end.
