@@ -196,7 +196,7 @@ pub enum Format {
 #[command(after_help = "\
 Examples:
   tollgate health
-  tollgate health --admin http://127.0.0.1:9900")]
+  tollgate health --admin http://127.0.0.1:9900 --format human")]
 pub struct HealthArgs {
     /// The admin port of the tollgate to ask
     #[arg(
@@ -206,6 +206,9 @@ pub struct HealthArgs {
         default_value = "http://127.0.0.1:9900"
     )]
     admin: String,
+    /// How to print it: as tollgate answers, or in short
+    #[arg(long, value_enum, default_value = "json", env = "TOLLGATE_FORMAT")]
+    format: Format,
 }
 
 /// Options of `tollgate schema`.

@@ -10,6 +10,7 @@ use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::admin::health::observe;
 use crate::admin::server::{self, Timeouts};
 use crate::clock;
 use crate::config::compile::LogSettings;
@@ -32,8 +33,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const KEYS_AT_START: Duration = Duration::from_secs(3);
 /// How often the store in memory looks for expired state.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
-/// How often the minutes that are over are taken from the workers.
-const COLLECT_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the status is noted, and the minutes that are over are taken from the workers.
+const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where a running tollgate can be reached.
 #[derive(Clone, Debug)]
@@ -202,13 +203,14 @@ fn spawn_background(wired: &Wired) {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
         background(async move { addresses.keep_fresh(ttl).await });
     }
-    let top = Arc::clone(&wired.gate.top);
+    let admin = Arc::clone(&wired.admin);
     background(async move {
-        let mut interval = tokio::time::interval(COLLECT_INTERVAL);
+        let mut interval = tokio::time::interval(OBSERVE_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            top.collect(clock::monotonic());
+            observe(&admin);
+            admin.top.collect(clock::monotonic());
         }
     });
     let gate = Arc::clone(&wired.gate);

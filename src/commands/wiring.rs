@@ -132,6 +132,7 @@ impl Wired {
                 .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
             jwks: jwks_view(&identifier),
             top: Arc::clone(&top),
+            history: Mutex::default(),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
