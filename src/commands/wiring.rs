@@ -22,7 +22,6 @@ use crate::health::detector::{Detector, Queues};
 use crate::health::heartbeat::Heartbeats;
 use crate::health::loops::Loops;
 use crate::health::readiness::Readiness;
-use crate::health::slow::SlowCalls;
 use crate::health::upstream::{CheckRules, UpstreamHealth};
 use crate::identity::identifier::Identifier;
 use crate::metrics::labels::{
@@ -50,6 +49,7 @@ use crate::tls::client::ClientTls;
 use crate::top::talkers::TopTalkers;
 
 use super::identity::{Slow, identifier};
+use super::logging::Recorders;
 use super::subscriptions;
 
 /// Digits of the policy's hash that are shown.
@@ -81,9 +81,11 @@ impl Wired {
         loaded: Loaded,
         workers: usize,
         subscriptions: Option<Arc<Subscriptions>>,
-        slow_calls: Arc<SlowCalls>,
+        recorders: Recorders,
     ) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
+        let (access_log, tracer) = (recorders.access_log.clone(), recorders.tracer.clone());
+        let slow_calls = Arc::clone(&recorders.slow_calls);
         let clock = Clock::System;
         let build = Build {
             version: env!("CARGO_PKG_VERSION"),
@@ -144,6 +146,7 @@ impl Wired {
                     let breaker = upstream.breaker();
                     let transitions = BREAKER_STATES.map(|state| breaker.transitions(state));
                     metrics.publish_transitions(Dependency::Upstream, transitions);
+                    recorders.publish(&metrics);
                     detector.observe(clock::monotonic());
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
@@ -176,6 +179,8 @@ impl Wired {
             target,
             exposed: exposed(&settings, &admin),
             untrusted: Once::default(),
+            access_log,
+            tracer,
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
@@ -423,6 +428,6 @@ fn exposed(settings: &Loadable, admin: &Arc<AdminState>) -> Vec<(&'static str, P
 }
 
 /// The name of this replica: the machine's.
-fn instance() -> Box<str> {
+pub fn instance() -> Box<str> {
     rustix::system::uname().nodename().to_string_lossy().into()
 }

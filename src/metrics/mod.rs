@@ -14,6 +14,7 @@ pub mod checks;
 pub mod histogram;
 pub mod identity;
 pub mod labels;
+pub mod logs;
 pub mod names;
 pub mod page;
 pub mod policy;

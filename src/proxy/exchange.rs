@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 
 use crate::clock;
 use crate::health::slow::SlowCall;
@@ -17,6 +17,7 @@ use crate::trace::TraceParent;
 
 use super::gate::Active;
 use super::io::ConnState;
+use super::record::{Ended, Notes};
 use super::worker::Worker;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -60,22 +61,24 @@ struct Facts {
     upstream: Option<Duration>,
     bytes_in: u64,
     bytes_out: u64,
+    /// What the access log and traces want to know besides.
+    notes: Option<Box<Notes>>,
     _in_flight: LevelGuard,
 }
 
 impl Exchange {
     /// Begins with a whole head.
-    pub fn begin(
+    pub fn begin<B>(
         worker: &Rc<Worker>,
         conn: &Arc<ConnState>,
         active: &Arc<Active>,
-        method: &Method,
+        request: &Request<B>,
         started: Instant,
     ) -> Self {
         conn.enter_request();
         let facts = Facts {
             started,
-            method: MethodLabel::of(method),
+            method: MethodLabel::of(request.method()),
             endpoint: None,
             tier: None,
             traceparent: None,
@@ -86,6 +89,7 @@ impl Exchange {
             upstream: None,
             bytes_in: 0,
             bytes_out: 0,
+            notes: worker.recorder.as_ref().and_then(|it| it.begin(request)),
             _in_flight: worker.gate.metrics.request_started(),
         };
         Exchange {
@@ -108,6 +112,9 @@ impl Exchange {
         if let Some(facts) = &mut self.facts {
             facts.endpoint = plan.endpoint;
             facts.tier = Some(plan.tier);
+            if let Some(notes) = &mut facts.notes {
+                notes.planned(plan);
+            }
         }
     }
 
@@ -136,6 +143,11 @@ impl Exchange {
         let gate = &self.worker.gate;
         let call = SlowCall::new(query, gate.clock.now(), took, timed_out);
         gate.slow_calls.note(facts.described(&self.active, call), clock::monotonic());
+    }
+
+    /// What the access log and traces know of it, if they want to.
+    pub fn notes(&mut self) -> Option<&mut Notes> {
+        self.facts.as_mut()?.notes.as_deref_mut()
     }
 
     /// Has nothing told: the request was for tollgate itself.
@@ -186,6 +198,21 @@ impl Exchange {
             };
             gate.slow_calls.note(facts.described(&self.active, call), now);
         }
+        if let (Some(notes), Some(recorder)) = (&facts.notes, &self.worker.recorder) {
+            let ended = Ended {
+                policy: &self.active.policy,
+                conn: &self.conn,
+                started: facts.started,
+                duration,
+                at,
+                endpoint: facts.endpoint,
+                status: facts.status,
+                ending,
+                bytes_in: facts.bytes_in,
+                bytes_out: facts.bytes_out,
+            };
+            recorder.tell(notes, &ended);
+        }
         self.active.metrics.record(&RequestRecord {
             endpoint: facts.endpoint,
             evaluated: facts.evaluated,
@@ -207,12 +234,13 @@ impl Facts {
     fn described(&self, active: &Active, call: SlowCall) -> SlowCall {
         let (endpoint, _) = active.metrics.slow_after(self.endpoint);
         let tier = self.tier.and_then(|tier| active.policy.tiers().get(usize::from(tier.0)));
-        let traceparent = self.traceparent.as_ref();
+        let parent = || TraceParent::parse(self.traceparent.as_ref()?.as_bytes());
+        let trace = self.notes.as_ref().and_then(|notes| notes.trace());
         SlowCall {
             endpoint: Some(endpoint.into()),
             method: Some(self.method),
             tier: tier.map(|tier| tier.name.clone()),
-            trace: traceparent.and_then(|it| Some(TraceParent::parse(it.as_bytes())?.trace)),
+            trace: trace.or_else(|| parent().map(|parent| parent.trace)),
             ..call
         }
     }

@@ -13,9 +13,11 @@ use crate::health::loops::Loops;
 use crate::health::slow::SlowCalls;
 use crate::health::upstream::UpstreamHealth;
 use crate::identity::identifier::Identifier;
+use crate::log::access::AccessLog;
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::Metrics;
 use crate::metrics::series::UpstreamSeries;
+use crate::otlp::export::Tracer;
 use crate::policy::compiled::Policy;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
@@ -111,6 +113,10 @@ pub struct Gate {
     pub exposed: Vec<(&'static str, Page)>,
     /// Whether it was said that a private peer's forwarding fields are not believed.
     pub untrusted: Once,
+    /// Where requests are told of one by one, if they are.
+    pub access_log: Option<AccessLog>,
+    /// Where spans of requests go, if they go anywhere.
+    pub tracer: Option<Tracer>,
     /// Whether tollgate is about to stop.
     pub drain: Drain,
 }

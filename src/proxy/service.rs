@@ -17,6 +17,7 @@ use crate::identity::identifier::Invalid;
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
+use crate::log::access::Decided;
 use crate::metrics::labels::{Ending, LimiterBackend, QueryType};
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan, RuleId};
@@ -51,7 +52,7 @@ pub async fn handle(
 ) -> Result<Response<ProxyBody>, Infallible> {
     let started = clock::monotonic();
     let active = worker.gate.active.load_full();
-    let mut exchange = Exchange::begin(&worker, &conn, &active, request.method(), started);
+    let mut exchange = Exchange::begin(&worker, &conn, &active, &request, started);
     let present = Present::in_fields(request.headers());
     if present.names_trace() {
         exchange.traced(request.headers());
@@ -70,6 +71,9 @@ pub async fn handle(
             response
         }
         Next::Forward { endpoint, mut shown, charged, permit } => {
+            if let Some(notes) = exchange.notes() {
+                notes.asks_upstream(request.headers_mut());
+            }
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
             let mut permit = Some(permit);
             let called = call.forward(request, &mut permit).await;
@@ -80,12 +84,18 @@ pub async fn handle(
             let mut response = match called {
                 Ok((response, took)) => {
                     let ending = ending_of(response.status());
+                    if let Some(notes) = exchange.notes() {
+                        notes.upstream_answered(response.status(), took);
+                    }
                     exchange.answered(response.status(), ending, Some(took));
                     response
                 }
                 Err(failure) => {
                     if !failure.may_have_arrived {
                         shown = charged.and_then(|it| it.give_back(&worker)).or(shown);
+                    }
+                    if let Some(notes) = exchange.notes() {
+                        notes.upstream_failed(shown.as_ref().map(|(shown, _)| shown.remaining));
                     }
                     let mut response = refused(&mut exchange, failure.refusal);
                     if has_body {
@@ -237,7 +247,10 @@ async fn decide<'a>(
     }
     let endpoint = plan.endpoint;
     let permit = match plan.disposition {
-        Disposition::Refused => Err(Refusal::Forbidden),
+        Disposition::Refused => {
+            decided(exchange, Decided::Deny);
+            Err(Refusal::Forbidden)
+        }
         // Before the limits: what is not forwarded spends nothing.
         Disposition::Exempt | Disposition::Unlimited | Disposition::Limited => circuit::ask(gate),
     };
@@ -246,17 +259,22 @@ async fn decide<'a>(
         Err(refusal) => return Next::Answer(refused(exchange, refusal)),
     };
     if plan.disposition == Disposition::Exempt {
+        decided(exchange, Decided::Exempt);
         return Next::unlimited(endpoint, permit);
     }
     exchange.evaluated(&plan);
     if plan.disposition == Disposition::Unlimited {
+        decided(exchange, Decided::Allow);
         worker.top.record(&plan.identity, false);
         return Next::unlimited(endpoint, permit);
     }
     let checked = check(worker, active, exchange, &plan).await;
     worker.top.record(&plan.identity, checked.is_denied());
     match checked {
-        Checked::FailedOpen => Next::unlimited(endpoint, permit),
+        Checked::FailedOpen => {
+            decided(exchange, Decided::Allow);
+            Next::unlimited(endpoint, permit)
+        }
         Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
         Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
             let response = denied(worker, &decision);
@@ -272,12 +290,24 @@ async fn decide<'a>(
     }
 }
 
+/// Notes what was decided where there was no limit to check.
+fn decided(exchange: &mut Exchange, decided: Decided) {
+    if let Some(notes) = exchange.notes() {
+        notes.decided(decided);
+    }
+}
+
 fn ending_of(status: StatusCode) -> Ending {
     if status.is_server_error() { Ending::Upstream5xx } else { Ending::Answered }
 }
 
 /// Checks and charges the plan's limits, wherever their state is kept.
-async fn check(worker: &Worker, active: &Active, exchange: &Exchange, plan: &Plan<'_>) -> Checked {
+async fn check(
+    worker: &Worker,
+    active: &Active,
+    exchange: &mut Exchange,
+    plan: &Plan<'_>,
+) -> Checked {
     let gate = &worker.gate;
     let started = clock::monotonic();
     let now = gate.clock.now();
@@ -300,6 +330,9 @@ async fn check(worker: &Worker, active: &Active, exchange: &Exchange, plan: &Pla
             gate.metrics.redis_answered(took);
         }
         active.metrics.decided(plan, decision, backend, took, now);
+        if let Some(notes) = exchange.notes() {
+            notes.checked(plan, decision, (started, took, backend));
+        }
     }
     if let Some(redis) = &worker.redis {
         // What Redis does not answer is decided otherwise as soon as its time is over.
