@@ -10,6 +10,7 @@
 //! Nothing here reads a clock: the time is an argument.
 
 pub mod cells;
+pub mod checks;
 pub mod edge_labels;
 pub mod histogram;
 pub mod identity;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::limiter::time::{Micros, Timestamp};
 use crate::policy::compiled::NO_RULE;
 
+use super::checks::CheckCells;
 use super::series::{
     EndpointSeries, ListenerSeries, PairSeries, PoolSeries, ScopeSeries, TierSeries, UpstreamSeries,
 };
@@ -32,6 +33,8 @@ pub(super) struct Named {
     pub(super) upstreams: Names<UpstreamSeries>,
     pub(super) pools: Names<PoolSeries>,
     pub(super) listeners: Names<ListenerSeries>,
+    /// By the index of the dependency.
+    pub(super) checks: BTreeMap<usize, Arc<CheckCells>>,
     pub(super) config_hash: Box<str>,
 }
 
@@ -46,6 +49,7 @@ impl Default for Named {
             upstreams: Names::new(PEERS_MAX),
             pools: Names::new(PEERS_MAX),
             listeners: Names::new(PEERS_MAX),
+            checks: BTreeMap::new(),
             config_hash: Box::default(),
         }
     }

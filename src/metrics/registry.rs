@@ -168,9 +168,15 @@ impl Metrics {
     #[inline]
     pub fn redis_answered(&self, took: Duration) {
         self.process.with_own(|cells| cells.redis.record(LIMITER_EDGES, took));
-        if took > self.redis_slow {
+        if self.is_redis_slow(took) {
             self.slow_query(QueryType::Redis);
         }
+    }
+
+    /// Whether a check that took so long counts as slow.
+    #[inline]
+    pub fn is_redis_slow(&self, took: Duration) -> bool {
+        took > self.redis_slow
     }
 
     /// Checks that wait for Redis, as last published.
@@ -220,7 +226,8 @@ impl Metrics {
         self.publish_transitions(Dependency::Database, figures.transitions);
     }
 
-    fn publish_transitions(&self, service: Dependency, totals: [u64; BreakerState::COUNT]) {
+    /// Takes over how often a circuit breaker came to each state.
+    pub fn publish_transitions(&self, service: Dependency, totals: [u64; BreakerState::COUNT]) {
         for (to, count) in BreakerState::ALL.iter().zip(totals) {
             let labels = [service.as_str(), to.as_str()];
             self.handles.counter(&names::BREAKER_TRANSITIONS, &labels).absolute(count);

@@ -61,6 +61,7 @@ impl Metrics {
 
         let mut own = self.policy_families((&endpoints, &tiers), (&pairs, &scopes), now);
         own.extend(self.histograms(&upstreams));
+        own.push(self.publish_checks());
         own.extend(self.histograms_of_pressure(&pools));
         own.push(self.publish_tunnels(handles));
         let mut alone = Family::new(&names::OVER_ADMISSION);

@@ -12,19 +12,21 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 
 use crate::clock;
+use crate::health::breaker::Outcome;
 use crate::identity::identifier::Invalid;
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::log::access::Decided;
 use crate::metrics::edge_labels::TunnelEvent;
-use crate::metrics::labels::{Ending, LimiterBackend};
+use crate::metrics::labels::{Ending, LimiterBackend, QueryType};
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan, RuleId};
 use crate::store::{Backend, Checked};
 
 use super::body::ProxyBody;
 use super::caller;
+use super::circuit::{self, Permit};
 use super::exchange::Exchange;
 use super::forward::Call;
 use super::gate::Active;
@@ -53,6 +55,9 @@ pub async fn handle(
     let active = worker.gate.active.load_full();
     let mut exchange = Exchange::begin(&worker, &conn, &active, &request, started);
     let present = Present::in_fields(request.headers());
+    if present.names_trace() {
+        exchange.traced(request.headers());
+    }
     let is_grpc = present.is_grpc(request.headers());
     let is_head = *request.method() == Method::HEAD;
     let has_body = !request.body().is_end_stream();
@@ -61,20 +66,23 @@ pub async fn handle(
         Next::Answer(mut response) => {
             // Where a request that was not understood ends is anybody's guess.
             let is_unclear = response.status() == StatusCode::BAD_REQUEST;
-            // A stream of HTTP/2 leaves nothing behind that could be taken for the next request.
-            if !conn.is_stream()
-                && (is_unclear || has_body && !is_forgotten(&mut request, present).await)
-            {
+            if is_unclear || has_body && !is_forgotten(&mut request, &conn, present).await {
                 close_after(&mut response, &conn);
             }
             response
         }
-        Next::Forward { endpoint, mut shown, charged } => {
+        Next::Forward { endpoint, mut shown, charged, permit } => {
             if let Some(notes) = exchange.notes() {
                 notes.asks_upstream(request.headers_mut());
             }
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
-            let mut response = match call.forward(request).await {
+            let mut permit = Some(permit);
+            let called = call.forward(request, &mut permit).await;
+            let outcome = called.as_ref().map_or_else(|it| it.outcome, |_| Some(Outcome::Good));
+            if let Some((permit, outcome)) = permit.zip(outcome) {
+                circuit::note(&worker.gate, permit, outcome);
+            }
+            let mut response = match called {
                 Ok((response, took)) => {
                     let ending = ending_of(response.status());
                     if let Some(notes) = exchange.notes() {
@@ -94,7 +102,7 @@ pub async fn handle(
                     let refusal = failure.refusal;
                     exchange.unanswered(refusal.status(), refusal.ending());
                     let mut response = reply::refuse(refusal);
-                    if has_body && !conn.is_stream() {
+                    if has_body {
                         // How much of it was read is not known here.
                         close_after(&mut response, &conn);
                     }
@@ -119,10 +127,7 @@ pub async fn handle(
     if present.is_cross_origin() {
         headers::expose_to_scripts(response.headers_mut(), worker.gate.settings.fields);
     }
-    if worker.gate.drain.is_draining()
-        && response.status() != StatusCode::SWITCHING_PROTOCOLS
-        && !conn.is_stream()
-    {
+    if worker.gate.drain.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // A next request may be on its way already: it must not take this answer away.
         close_after(&mut response, &conn);
     }
@@ -130,15 +135,22 @@ pub async fn handle(
     Ok(response)
 }
 
-/// Ends the connection with this answer, however much of the request is still to come.
+/// Ends the connection with this answer, however much of the request is still to come. A stream of
+/// HTTP/2 leaves nothing behind that could be taken for the next request.
 fn close_after(response: &mut Response<ProxyBody>, conn: &ConnState) {
+    if conn.is_stream() {
+        return;
+    }
     response.headers_mut().insert(CONNECTION, CLOSE);
     conn.leave_unread();
 }
 
 /// Reads a refused request's body to its end, so that the connection can be kept; gives up on one
 /// that is large or slow, and says so. It must not be what the next request is read from.
-async fn is_forgotten(request: &mut Request<Incoming>, present: Present) -> bool {
+async fn is_forgotten(request: &mut Request<Incoming>, conn: &ConnState, present: Present) -> bool {
+    if conn.is_stream() {
+        return true;
+    }
     let body = request.body_mut();
     // To read a body that is still held back would be to ask for it.
     if present.expects() || body.size_hint().lower() > FORGET_BYTES_MAX {
@@ -169,13 +181,14 @@ enum Next<'a> {
         endpoint: Option<RuleId>,
         shown: Option<(LimitStatus, Timestamp)>,
         charged: Option<Charged<'a>>,
+        permit: Permit,
     },
 }
 
 impl Next<'_> {
     /// It goes to the upstream, and no limit knows of it.
-    fn unlimited(endpoint: Option<RuleId>) -> Self {
-        Next::Forward { endpoint, shown: None, charged: None }
+    fn unlimited(endpoint: Option<RuleId>, permit: Permit) -> Self {
+        Next::Forward { endpoint, shown: None, charged: None, permit }
     }
 }
 
@@ -238,49 +251,52 @@ async fn decide<'a>(
         return Next::Answer(refused(exchange, Refusal::ContentTooLarge));
     }
     let endpoint = plan.endpoint;
-    match plan.disposition {
+    let permit = match plan.disposition {
         Disposition::Refused => {
             decided(exchange, Decided::Deny);
-            Next::Answer(refused(exchange, Refusal::Forbidden))
+            Err(Refusal::Forbidden)
         }
-        Disposition::Exempt => {
-            decided(exchange, Decided::Exempt);
-            Next::unlimited(endpoint)
-        }
-        Disposition::Unlimited => {
+        // Before the limits: what is not forwarded spends nothing.
+        Disposition::Exempt | Disposition::Unlimited | Disposition::Limited => circuit::ask(gate),
+    };
+    let permit = match permit {
+        Ok(permit) => permit,
+        Err(refusal) => return Next::Answer(refused(exchange, refusal)),
+    };
+    if plan.disposition == Disposition::Exempt {
+        decided(exchange, Decided::Exempt);
+        return Next::unlimited(endpoint, permit);
+    }
+    exchange.evaluated(&plan);
+    if plan.disposition == Disposition::Unlimited {
+        decided(exchange, Decided::Allow);
+        exchange.spent(plan.cost);
+        worker.top.record(&plan.identity, false);
+        return Next::unlimited(endpoint, permit);
+    }
+    let checked = check(worker, active, exchange, &plan).await;
+    worker.top.record(&plan.identity, checked.is_denied());
+    match checked {
+        Checked::FailedOpen => {
             decided(exchange, Decided::Allow);
-            exchange.evaluated(&plan);
             exchange.spent(plan.cost);
-            worker.top.record(&plan.identity, false);
-            Next::unlimited(endpoint)
+            Next::unlimited(endpoint, permit)
         }
-        Disposition::Limited => {
-            exchange.evaluated(&plan);
-            let checked = check(worker, active, exchange, &plan).await;
-            worker.top.record(&plan.identity, checked.is_denied());
-            match checked {
-                Checked::FailedOpen => {
-                    decided(exchange, Decided::Allow);
-                    exchange.spent(plan.cost);
-                    Next::unlimited(endpoint)
-                }
-                Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
-                Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
-                    if headers::wanted_upgrade(request, present).is_some() {
-                        gate.metrics.tunnel_event(TunnelEvent::RefusedLimit);
-                    }
-                    let response = denied(worker, &decision);
-                    exchange.answered(response.status(), Ending::RateLimited, None);
-                    Next::Answer(response)
-                }
-                Checked::Decided { decision, backend } => {
-                    exchange.spent(plan.cost);
-                    let shown = decision.shown().map(|shown| (*shown, decision.now));
-                    let grant = Grant::new(&decision, plan.scopes().count());
-                    let charged = Some(Charged { plan, grant, backend });
-                    Next::Forward { endpoint, shown, charged }
-                }
+        Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
+        Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
+            if headers::wanted_upgrade(request, present).is_some() {
+                gate.metrics.tunnel_event(TunnelEvent::RefusedLimit);
             }
+            let response = denied(worker, &decision);
+            exchange.answered(response.status(), Ending::RateLimited, None);
+            Next::Answer(response)
+        }
+        Checked::Decided { decision, backend } => {
+            exchange.spent(plan.cost);
+            let shown = decision.shown().map(|shown| (*shown, decision.now));
+            let grant = Grant::new(&decision, plan.scopes().count());
+            let charged = Some(Charged { plan, grant, backend });
+            Next::Forward { endpoint, shown, charged, permit }
         }
     }
 }
@@ -312,29 +328,31 @@ async fn check(
             Checked::Decided { decision: gate.memory.check(plan, now), backend: Backend::Memory }
         }
     };
-    let is_alone = match &checked {
-        Checked::Decided { decision, backend: Backend::Local } => {
-            decision.verdict == Verdict::Allow
-        }
-        Checked::Decided { .. } | Checked::FailedClosed => false,
-        Checked::FailedOpen => true,
-    };
-    if is_alone {
+    let took = clock::monotonic().saturating_duration_since(started);
+    if checked.is_alone() {
         gate.metrics.admitted_alone(now);
     }
+    let mut is_answered = false;
     if let Checked::Decided { decision, backend } = &checked {
         let backend = match backend {
             Backend::Memory => LimiterBackend::Memory,
             Backend::Redis => LimiterBackend::Redis,
             Backend::Local => LimiterBackend::Local,
         };
-        let took = clock::monotonic().saturating_duration_since(started);
-        if backend == LimiterBackend::Redis {
+        is_answered = backend == LimiterBackend::Redis;
+        if is_answered {
             gate.metrics.redis_answered(took);
         }
         active.metrics.decided(plan, decision, backend, took, now);
         if let Some(notes) = exchange.notes() {
             notes.checked(plan, decision, (started, took, backend));
+        }
+    }
+    if let Some(redis) = &worker.redis {
+        // What Redis does not answer is decided otherwise as soon as its time is over.
+        let timed_out = !is_answered && took >= redis.shared().settings().timeout;
+        if timed_out || is_answered && gate.metrics.is_redis_slow(took) {
+            exchange.note_slow(QueryType::Redis, took, timed_out);
         }
     }
     checked

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,11 +15,13 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::clock;
+use crate::health::breaker::Outcome;
 use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
 use crate::metrics::edge_labels::TunnelEvent;
 use crate::metrics::labels::{Direction, TaskType};
 
+use super::circuit::{self, Permit, STABLE_AFTER};
 use super::gate::Drain;
 use super::io::ConnState;
 use super::pool::Lease;
@@ -27,8 +30,25 @@ use super::worker::Worker;
 
 /// Bytes read at a time, in each direction.
 const CHUNK: usize = 16 * 1024;
+/// RFC 6455 §5.5.1.
+const OPCODE_CLOSE: u8 = 0x8;
+/// RFC 6455 §5.2: the last of the opcodes that carry messages.
+const OPCODE_BINARY: u8 = 0x2;
+/// RFC 6455 §5.2: the last frame of a message.
+const FIN: u8 = 0x80;
 /// How long both sides have to let the upgrade happen once it is agreed.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// What a tunnel has for itself.
+#[derive(Debug)]
+pub struct Held {
+    /// Its connection to the upstream.
+    pub lease: Lease,
+    /// Counts it among those that are open.
+    pub guard: Option<LevelGuard>,
+    /// What lets it be told how the call went.
+    pub permit: Option<Permit>,
+}
 
 /// Relays between the two sides once both have switched protocols. Runs until the tunnel ends.
 pub fn spawn(
@@ -36,7 +56,7 @@ pub fn spawn(
     conn: &Arc<ConnState>,
     (downstream, upstream): (OnUpgrade, OnUpgrade),
     protocol: &HeaderValue,
-    held: (Lease, Option<LevelGuard>),
+    held: Held,
 ) {
     let counted = Counted {
         worker: Rc::clone(worker),
@@ -47,7 +67,8 @@ pub fn spawn(
     let (worker, conn) = (Rc::clone(worker), Arc::clone(conn));
     let relayed = async move {
         // Held to the end: the connection counts as open, the upstream's is no one else's.
-        let (_conn, _held) = (conn, held);
+        let Held { lease, guard, mut permit } = held;
+        let (_conn, _held) = (conn, (lease, guard));
         let both = async {
             let downstream = downstream.await.map_err(|_| TunnelEvent::CloseClient)?;
             let upstream = upstream.await.map_err(|_| TunnelEvent::CloseUpstream)?;
@@ -59,17 +80,32 @@ pub fn spawn(
             Err(event) => return counted.ended_by(event),
         };
         let idle_timeout = worker.gate.settings.tunnel_idle_timeout;
-        let last = Cell::new(worker.timers.now());
-        let activity = Activity { counted: &counted, timers: &worker.timers, last };
+        let activity = Activity {
+            counted: &counted,
+            timers: &worker.timers,
+            last: Cell::new(worker.timers.now()),
+            is_websocket,
+            said_goodbye: Cell::new(false),
+            first_end: Cell::new(None),
+        };
         let (down_read, down_write) = tokio::io::split(TokioIo::new(downstream));
         let (up_read, up_write) = tokio::io::split(TokioIo::new(upstream));
         let drain = is_websocket.then_some(&worker.gate.drain);
         let to_downstream = relay(up_read, down_write, &activity, drain, Side::Server);
         let to_upstream = relay(down_read, up_write, &activity, drain, Side::Client);
-        tokio::select! {
-            // An error on either way ends both; a clean end of one leaves the other open.
-            _ = async { tokio::try_join!(to_downstream, to_upstream) } => {}
-            () = activity.silence(idle_timeout) => counted.ended_by(TunnelEvent::IdleTimeout),
+        let mut relays = pin!(async {
+            tokio::select! {
+                // An error on either way ends both; a clean end of one leaves the other open.
+                _ = async { tokio::try_join!(to_downstream, to_upstream) } => {}
+                () = activity.silence(idle_timeout) => counted.ended_by(TunnelEvent::IdleTimeout),
+            }
+        });
+        let has_ended = tokio::time::timeout(STABLE_AFTER, relays.as_mut()).await.is_ok();
+        if let (Some(permit), Some(outcome)) = (permit.take(), activity.outcome(has_ended)) {
+            circuit::note(&worker.gate, permit, outcome);
+        }
+        if !has_ended {
+            relays.await;
         }
     };
     tokio::task::spawn_local(watched(TaskType::Websocket, relayed));
@@ -97,16 +133,45 @@ impl Drop for Counted {
     }
 }
 
-/// When something last came through, either way.
+/// When something last came through, either way, and how it came to an end.
 struct Activity<'a> {
     counted: &'a Counted,
     timers: &'a Timers,
     last: Cell<Tick>,
+    is_websocket: bool,
+    /// Whether either side has sent a Close frame (RFC 6455 §5.5.1).
+    said_goodbye: Cell<bool>,
+    /// Who ended it first, and whether by a clean end of the connection.
+    first_end: Cell<Option<(Side, bool)>>,
 }
 
 impl Activity<'_> {
     fn note(&self) {
         self.last.set(self.timers.now());
+    }
+
+    /// Notes that this side has ended its connection, or that it broke.
+    fn ended(&self, side: Side, is_clean: bool) {
+        self.counted.ended_by(side.closing());
+        if self.first_end.get().is_none() {
+            self.first_end.set(Some((side, is_clean)));
+        }
+    }
+
+    /// What it says of the upstream: that it took the upgrade says nothing, for it may drop the
+    /// connection at once.
+    fn outcome(&self, has_ended: bool) -> Option<Outcome> {
+        match self.first_end.get() {
+            _ if self.said_goodbye.get() => Some(Outcome::Good),
+            None if has_ended => None,
+            None => Some(Outcome::Good),
+            Some((Side::Server, is_clean)) => {
+                // A WebSocket that ends without a word has broken off (§7.1.5).
+                let is_good = is_clean && !self.is_websocket;
+                Some(if is_good { Outcome::Good } else { Outcome::Bad })
+            }
+            Some((Side::Client, _)) => None,
+        }
     }
 
     /// Ends once nothing has come through for `limit`; never, if that is zero.
@@ -140,18 +205,18 @@ impl Side {
         }
     }
 
-    fn other(self) -> Side {
-        match self {
-            Side::Client => Side::Server,
-            Side::Server => Side::Client,
-        }
-    }
-
     /// What it is called when this side ends it.
     fn closing(self) -> TunnelEvent {
         match self {
             Side::Client => TunnelEvent::CloseClient,
             Side::Server => TunnelEvent::CloseUpstream,
+        }
+    }
+
+    fn other(self) -> Side {
+        match self {
+            Side::Client => Side::Server,
+            Side::Server => Side::Client,
         }
     }
 }
@@ -172,10 +237,9 @@ async fn relay(
         }
     });
     let mut is_leaving = false;
-    let counted = activity.counted;
     loop {
         if is_leaving && frames.is_between() {
-            counted.ended_by(TunnelEvent::Drain);
+            activity.counted.ended_by(TunnelEvent::Drain);
             // Between two frames: say goodbye in the peer's own terms (RFC 6455 §7.4.1).
             to.write_all(&going_away(side)).await?;
             return to.shutdown().await;
@@ -187,11 +251,11 @@ async fn relay(
                 continue;
             }
             count = from.read(&mut buffer) => {
-                count.inspect_err(|_| counted.ended_by(side.closing()))?
+                count.inspect_err(|_| activity.ended(side, false))?
             }
         };
         let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
-            counted.ended_by(side.closing());
+            activity.ended(side, true);
             // It may have ended because it was told of the drain first.
             if drain.is_some_and(Drain::is_draining) && frames.is_between() {
                 to.write_all(&going_away(side)).await?;
@@ -200,17 +264,19 @@ async fn relay(
         };
         activity.note();
         if drain.is_some() {
-            let passed = frames.feed(bytes);
-            counted.worker.gate.metrics.tunnel_messages(side.direction(), passed.messages);
-            if passed.has_closed {
-                counted.ended_by(side.closing());
+            let messages = frames.feed(bytes);
+            let metrics = &activity.counted.worker.gate.metrics;
+            metrics.tunnel_messages(side.direction(), messages);
+            if frames.said_goodbye {
+                activity.counted.ended_by(side.closing());
+                activity.said_goodbye.set(true);
             }
         }
-        let written = async {
+        let passed_on = async {
             to.write_all(bytes).await?;
             to.flush().await
         };
-        written.await.inspect_err(|_| counted.ended_by(side.other().closing()))?;
+        passed_on.await.inspect_err(|_: &io::Error| activity.ended(side.other(), false))?;
         activity.note();
     }
 }
@@ -229,21 +295,14 @@ fn going_away(side: Side) -> Vec<u8> {
     }
 }
 
-/// What some bytes of a connection brought to an end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Passed {
-    /// Text and binary messages.
-    messages: u64,
-    /// Whether a Close frame was among it.
-    has_closed: bool,
-}
-
 /// Follows WebSocket frames just far enough to know where one ends (RFC 6455 §5.2), and what it is.
 #[derive(Debug, Default)]
 struct FrameTracker {
     head: [u8; 14],
     head_bytes: usize,
     payload_left: u64,
+    /// Whether a Close frame has begun.
+    said_goodbye: bool,
 }
 
 impl FrameTracker {
@@ -251,8 +310,9 @@ impl FrameTracker {
         self.head_bytes == 0 && self.payload_left == 0
     }
 
-    fn feed(&mut self, mut bytes: &[u8]) -> Passed {
-        let mut passed = Passed::default();
+    /// Goes on by so much, and says how many messages had their last frame begun in it.
+    fn feed(&mut self, mut bytes: &[u8]) -> u64 {
+        let mut messages: u64 = 0;
         while let Some((first, rest)) = bytes.split_first() {
             if self.payload_left > 0 {
                 let skipped = usize::try_from(self.payload_left).unwrap_or(usize::MAX);
@@ -264,21 +324,20 @@ impl FrameTracker {
             if let Some(place) = self.head.get_mut(self.head_bytes) {
                 *place = *first;
             }
+            let is_close = self.head_bytes == 0 && *first & 0x0f == OPCODE_CLOSE;
+            self.said_goodbye |= is_close;
             self.head_bytes = self.head_bytes.saturating_add(1);
             bytes = rest;
             if let Some(payload) = self.payload_length() {
                 self.payload_left = payload;
                 self.head_bytes = 0;
                 let [kind, ..] = self.head;
-                match (kind & 0x0f, kind & 0x80 != 0) {
-                    // Text, binary, or what goes on with one: with FIN, it is the last.
-                    (0..=2, true) => passed.messages = passed.messages.saturating_add(1),
-                    (8, _) => passed.has_closed = true,
-                    _ => {}
-                }
+                // Text, binary, or what goes on with one; with FIN, it is the last.
+                let is_last = kind & FIN != 0 && kind & 0x0f <= OPCODE_BINARY;
+                messages = messages.saturating_add(u64::from(is_last));
             }
         }
-        passed
+        messages
     }
 
     /// The payload's length, once the head is whole.
@@ -343,13 +402,8 @@ mod tests {
         ];
         for chunk in [1, 2, 3, 100] {
             let mut tracker = FrameTracker::default();
-            let mut all = Passed::default();
-            for part in frames.concat().chunks(chunk) {
-                let passed = tracker.feed(part);
-                all.messages += passed.messages;
-                all.has_closed |= passed.has_closed;
-            }
-            assert_eq!(all, Passed { messages: 3, has_closed: true }, "in pieces of {chunk}");
+            let messages: u64 = frames.concat().chunks(chunk).map(|it| tracker.feed(it)).sum();
+            assert_eq!((messages, tracker.said_goodbye), (3, true), "in pieces of {chunk}");
         }
     }
 
