@@ -12,5 +12,6 @@ pub mod policy;
 pub mod proxy;
 pub mod store;
 pub mod subscriptions;
+pub mod sys;
 pub mod tls;
 pub mod trace;

@@ -7,5 +7,3 @@
 pub mod answers;
 pub mod server;
 pub mod state;
-
-mod memory;

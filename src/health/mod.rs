@@ -6,5 +6,7 @@
 pub mod breaker;
 pub mod dependency;
 pub mod heartbeat;
+pub mod memory;
 pub mod readiness;
+pub mod trend;
 pub mod upstream;
