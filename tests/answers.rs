@@ -162,6 +162,32 @@ fn a_rule_comes_on_top_and_is_all_or_nothing() {
     );
 }
 
+/// A name with slashes in it is one segment to a backend, or two or three: each depth has a rule
+/// here, so that the path meets more of them than most ever will. It is no attack, and passes.
+#[test]
+fn a_path_that_is_many_endpoints_is_counted_for_each_and_not_refused() {
+    let backend = Backend::ok();
+    let tiers = tier("per_minute: 100")
+        + "endpoints:
+  - { name: one, path: '/{x}', limits: { any: { per_minute: 3 } } }
+  - { name: two, path: '/{x}/{y}', limits: { any: { per_minute: 8 } } }
+  - { name: three, path: '/{x}/{y}/{z}', limits: { any: { per_minute: 7 } } }
+";
+    let tollgate = in_front_of(&backend, &tiers);
+    // Not decoded, decoded once, decoded twice.
+    let name = "/a%2Fb%252Fc";
+    assert_eq!(shown(&tollgate.get(name)), (3, 2));
+    // Each has been charged for it.
+    assert_eq!(shown(&tollgate.get("/q/q")), (8, 6));
+    assert_eq!(shown(&tollgate.get("/q/q/q")), (7, 5));
+    assert_eq!(shown(&tollgate.get("/q")), (3, 1));
+    assert_eq!(shown(&tollgate.get(name)), (3, 0));
+    let refused = tollgate.get(name);
+    assert_eq!((refused.status, shown(&refused)), (429, (3, 0)));
+    // The refusal has spent nothing of the others.
+    assert_eq!(shown(&tollgate.get("/q/q")), (8, 4));
+}
+
 #[test]
 fn shadow_reports_and_never_refuses() {
     let backend = Backend::ok();

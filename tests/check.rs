@@ -267,7 +267,7 @@ fn no_secret_is_ever_shown() {
 // ------------------------------------------------------------------ warnings against the limiter
 
 #[derive(Clone, Default)]
-struct Pure([State; 1]);
+struct Pure([State; 2]);
 
 impl States for Pure {
     fn state(&mut self, index: usize) -> &mut State {

@@ -609,6 +609,7 @@ impl Admin {
             version: "0.1.0",
             instance: "a".into(),
             config_hash: parking_lot::RwLock::default(),
+            token: None,
             readiness: Arc::new(Readiness::default()),
             heartbeats: Arc::new(Heartbeats::new(2, monotonic())),
             upstream: Arc::new(UpstreamHealth::default()),

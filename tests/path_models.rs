@@ -74,6 +74,7 @@ fn no_honest_link_is_refused() {
         "/...",
         // An address as the name of something, where each depth has a rule.
         "/a%2F%2Fb",
+        "/a%2Fb%252Fc",
         "/https%3A%2F%2Fa.example%2Fb%2F%2Fc%2F..%2F",
     ] {
         assert!(!targets::models::is_to_be_refused(path.as_bytes()), "{path}");

@@ -4,6 +4,10 @@
 //! all that it may look at; the answers are plain functions of it, so that the data port can give
 //! the same ones.
 
+pub mod access;
 pub mod answers;
+pub mod api;
+pub mod health;
+pub mod parameters;
 pub mod server;
 pub mod state;

@@ -19,9 +19,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::answers::{
-    Answer, error_response, health_response, livez_response, metrics_response, readyz_response,
-};
+use super::access::{Caller, is_loopback};
+use super::answers::{Answer, error_response, livez_response, metrics_response, readyz_response};
+use super::api;
+use super::health::health_response;
 use super::state::AdminState;
 
 /// Connections served at once; further ones wait in the kernel's backlog.
@@ -87,8 +88,10 @@ pub async fn serve(
 }
 
 async fn serve_connection(stream: TcpStream, state: Arc<AdminState>, timeouts: Timeouts) {
+    let both_ends = [stream.peer_addr(), stream.local_addr()];
+    let is_local = both_ends.into_iter().all(|it| it.is_ok_and(|it| is_loopback(it.ip())));
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = respond(&state, &request);
+        let response = respond(&state, &request, is_local);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -100,19 +103,20 @@ async fn serve_connection(stream: TcpStream, state: Arc<AdminState>, timeouts: T
     let _ = tokio::time::timeout(timeouts.whole, connection).await;
 }
 
-fn respond<B>(state: &AdminState, request: &Request<B>) -> Response<Full<bytes::Bytes>> {
-    let path: fn(&AdminState) -> Answer = match request.uri().path() {
-        "/metrics" => metrics_response,
-        "/health" => health_response,
-        "/livez" => livez_response,
-        "/readyz" => readyz_response,
-        _ => |_| error_response(StatusCode::NOT_FOUND, "Not found"),
-    };
-    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-    let answer = if is_read {
-        path(state)
+fn respond<B>(
+    state: &AdminState,
+    request: &Request<B>,
+    is_local: bool,
+) -> Response<Full<bytes::Bytes>> {
+    let path = request.uri().path();
+    let answer = if api::is_api(path) {
+        let caller = Caller { is_local, uri: request.uri(), fields: request.headers() };
+        api::respond(state, request.method(), caller)
+    } else if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let answer = error_response(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
+        answer.with_field(ALLOW, HeaderValue::from_static("GET, HEAD"))
     } else {
-        error_response(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed")
+        open_page(path)(state)
     };
     let mut response = Response::new(Full::new(answer.body));
     *response.status_mut() = answer.status;
@@ -120,8 +124,19 @@ fn respond<B>(state: &AdminState, request: &Request<B>) -> Response<Full<bytes::
     fields.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
     fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     fields.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if !is_read {
-        fields.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    if let Some((name, value)) = answer.field {
+        fields.insert(name, value);
     }
     response
+}
+
+/// What is answered to everybody.
+fn open_page(path: &str) -> fn(&AdminState) -> Answer {
+    match path {
+        "/metrics" => metrics_response,
+        "/health" => health_response,
+        "/livez" => livez_response,
+        "/readyz" => readyz_response,
+        _ => |_| error_response(StatusCode::NOT_FOUND, "Not found"),
+    }
 }

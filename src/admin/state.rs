@@ -13,6 +13,8 @@ use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
 use crate::metrics::registry::Metrics;
 
+use super::access::AdminToken;
+
 /// A question that another module answers: what it knows at this moment.
 pub type View<T> = Box<dyn Fn() -> T + Send + Sync>;
 
@@ -30,6 +32,8 @@ pub struct AdminState {
     pub instance: Box<str>,
     /// Hash of the configuration in force; a reload replaces it.
     pub config_hash: RwLock<Box<str>>,
+    /// What `/api` asks for; without one it answers on loopback alone.
+    pub token: Option<AdminToken>,
     /// Bound, draining.
     pub readiness: Arc<Readiness>,
     /// The workers' hearts.

@@ -8,7 +8,9 @@ use arc_swap::ArcSwap;
 use http::{HeaderValue, Response};
 use parking_lot::{Mutex, RwLock};
 
-use crate::admin::answers::{Answer, health_response, metrics_response};
+use crate::admin::access::AdminToken;
+use crate::admin::answers::{Answer, metrics_response};
+use crate::admin::health::health_response;
 use crate::admin::state::{AdminState, View};
 use crate::clock::{self, Clock};
 use crate::config::compile::{RedisSettings as LoadedRedis, ResetForm, Settings as Loadable};
@@ -96,6 +98,7 @@ impl Wired {
             version: build.version,
             instance: instance(),
             config_hash: RwLock::default(),
+            token: settings.admin_token.as_ref().map(|it| AdminToken::new(it.expose())),
             readiness: Arc::new(Readiness::default()),
             heartbeats: Arc::new(Heartbeats::new(workers, clock::monotonic())),
             upstream: Arc::clone(&upstream_health),

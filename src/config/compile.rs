@@ -15,7 +15,7 @@ use crate::policy::compiled::FailureMode;
 use super::compile_identity::{IdentitySettings, identity};
 use super::compile_listeners::{ListenerSettings, listeners};
 use super::compile_lookup::{LookupSettings, lookup};
-use super::compile_secret::identity_secret;
+use super::compile_secret::{admin_token, identity_secret};
 use super::compile_upstream::{UpstreamNeed, UpstreamSettings, upstream};
 use super::report::{Path, Problem, Report, nearest};
 use super::schema::{
@@ -46,6 +46,8 @@ pub struct Settings {
     pub server: ServerSettings,
     /// Where operators ask.
     pub admin_listen: SocketAddr,
+    /// What they have to know to be answered under `/api`.
+    pub admin_token: Option<Redacted>,
     /// The backend; `None` only where none was required.
     pub upstream: Option<UpstreamSettings>,
     /// Shared state; `None`: in memory.
@@ -157,6 +159,7 @@ pub fn settings(
         let problem = Problem::new(format!("{admin_listen} is the data port's"));
         report.value(config_path!["admin", "listen"], problem.expected("another address"));
     }
+    let admin_token = admin_token(config.admin.token_file.as_deref(), read_secret, report);
     let slow = &config.slow_thresholds;
     let slow_upstream =
         positive(config_path!["slow_thresholds", "upstream"], slow.upstream, report);
@@ -182,6 +185,7 @@ pub fn settings(
     Settings {
         server,
         admin_listen,
+        admin_token,
         upstream,
         redis,
         lookup,

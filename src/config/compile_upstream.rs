@@ -1,6 +1,5 @@
 //! `upstream` to settings that cannot be wrong: where the backend is, and how it is spoken to.
 
-use std::path::Path as FilePath;
 use std::time::Duration;
 
 use crate::config_path;
@@ -8,7 +7,7 @@ use crate::tls::client::{ClientIdentity, ClientSettings, server_name};
 use crate::tls::roots::Roots;
 
 use super::compile::positive;
-use super::load;
+use super::load::read_pem;
 use super::report::{Path, Problem, Report};
 use super::schema::{Upstream, UpstreamTls};
 use super::url::{self, UpstreamPlace, UpstreamScheme, UpstreamUrl, quoted};
@@ -99,7 +98,7 @@ fn tls(
     let roots = match &tls.ca {
         None => Roots::System,
         Some(file) => {
-            let read = read_file(file).and_then(|pem| Roots::from_pem(&pem));
+            let read = read_pem(file).and_then(|pem| Roots::from_pem(&pem));
             wanted(file, read, at("ca"), "certificates of authorities, in PEM", report)?
         }
     };
@@ -155,10 +154,10 @@ fn identity(tls: &UpstreamTls, report: &mut Report<'_>) -> Option<ClientIdentity
         }
         (None, None) => return None,
     };
-    let chain = read_file(cert).and_then(|pem| ClientIdentity::chain(&pem));
+    let chain = read_pem(cert).and_then(|pem| ClientIdentity::chain(&pem));
     let chain = wanted(cert, chain, at("client_cert"), "a certificate, in PEM", report);
     let expected = "the private key of upstream.tls.client_cert, in PEM";
-    let key_bytes = wanted(key, read_file(key), at("client_key"), expected, report);
+    let key_bytes = wanted(key, read_pem(key), at("client_key"), expected, report);
     let identity = ClientIdentity::new(chain?, &key_bytes?)
         .and_then(|identity| identity.check().map(|()| identity));
     wanted(key, identity, at("client_key"), expected, report)
@@ -191,8 +190,4 @@ fn wanted<T>(
         report.value(path, Problem::new(format!("{file}: {reason}")).expected(expected));
     })
     .ok()
-}
-
-fn read_file(file: &str) -> Result<Vec<u8>, String> {
-    Ok(load::read_file(FilePath::new(file))?)
 }

@@ -193,7 +193,8 @@ pub enum Exposed {
 pub struct Admin {
     /// Address and port.
     pub listen: String,
-    /// A file that holds the token of `/api/…`.
+    /// A file that holds the token of `/api/…`; null: only this machine's own callers are
+    /// answered.
     pub token_file: Option<String>,
 }
 

@@ -27,7 +27,6 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
     only_default!(report, config_path![], config, default;
         server.proxy_protocol,
         server.max_connections_per_ip,
-        admin.token_file,
         upstream.urls,
         upstream.health_check.path,
         upstream.health_check.interval,

@@ -1,0 +1,232 @@
+//! `/health`: one summary of this process and of all that it depends on.
+//!
+//! The sections are built one by one, each from the module that knows; this file owns what they are
+//! called and the verdict over all of them.
+
+use std::fmt::Write;
+use std::time::{Duration, UNIX_EPOCH};
+
+use http::StatusCode;
+use serde::Serialize;
+
+use crate::clock::monotonic;
+use crate::health::dependency::{DependencyStatus, DependencyView};
+use crate::limiter::time::Timestamp;
+use crate::metrics::labels::{BreakerState, LimiterMode};
+
+use super::answers::{Answer, json, unready};
+use super::memory;
+use super::state::AdminState;
+
+const NOT_CONFIGURED: &str = "not_configured";
+/// Calls to Redis under way above which the store is said to hold requests up.
+const REDIS_QUEUE_WARNING: u64 = 1_000;
+const MEBIBYTE: f64 = 1_048_576.0;
+
+/// `/health`: 200 for healthy and degraded, 503 when tollgate cannot serve.
+pub fn health_response(state: &AdminState) -> Answer {
+    // Where nobody scrapes, nobody else asks the stores for what they have counted.
+    (state.before_scrape)();
+    let views = Views::of(state);
+    let limiter = (state.limiter)();
+    let status = status(state, &views, limiter.mode);
+    let config_hash = state.config_hash.read().clone();
+    let health = Health {
+        status: status.as_str(),
+        version: state.version,
+        uptime_seconds: monotonic().saturating_duration_since(state.started).as_secs(),
+        instance: &state.instance,
+        config_hash: &config_hash,
+        backpressure: backpressure(state),
+        memory: memory_of_process(),
+        dependencies: dependencies(&views),
+        circuit_breakers: breakers(&views),
+        rate_limiter: RateLimiter {
+            mode: limiter.mode.as_str(),
+            since: rfc3339(limiter.since),
+            algorithm: "multi-window",
+        },
+    };
+    let code = match status {
+        DependencyStatus::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
+        DependencyStatus::Healthy | DependencyStatus::Degraded => StatusCode::OK,
+    };
+    json(code, &health)
+}
+
+/// The dependencies as they are seen now; `None` is one that is not configured.
+struct Views {
+    database: Option<DependencyView>,
+    jwks: Option<DependencyView>,
+    redis: Option<DependencyView>,
+    upstream: DependencyView,
+}
+
+impl Views {
+    fn of(state: &AdminState) -> Self {
+        Views {
+            database: state.database.as_ref().map(|view| view()),
+            jwks: state.jwks.as_ref().map(|view| view()),
+            redis: state.redis.as_ref().map(|view| view()),
+            upstream: state.upstream_view(),
+        }
+    }
+
+    fn configured(&self) -> impl Iterator<Item = DependencyView> {
+        [self.database, self.jwks, self.redis, Some(self.upstream)].into_iter().flatten()
+    }
+}
+
+/// A backend that is gone does not make tollgate unhealthy: restarting tollgate, which is what
+/// orchestrators do to the unhealthy, would help nobody.
+fn status(state: &AdminState, views: &Views, mode: LimiterMode) -> DependencyStatus {
+    if unready(state).is_some() || !state.heartbeats.is_alive(monotonic()) {
+        return DependencyStatus::Unhealthy;
+    }
+    let impaired = |view: DependencyView| {
+        view.status != DependencyStatus::Healthy
+            || view.breaker.is_some_and(|breaker| breaker != BreakerState::Closed)
+    };
+    if mode != LimiterMode::Exact || views.configured().any(impaired) {
+        DependencyStatus::Degraded
+    } else {
+        DependencyStatus::Healthy
+    }
+}
+
+fn backpressure(state: &AdminState) -> Backpressure {
+    let redis_queue = state.metrics.redis_queue();
+    let has_backpressure = redis_queue >= REDIS_QUEUE_WARNING;
+    Backpressure {
+        has_backpressure,
+        severity: if has_backpressure { "warning" } else { "normal" },
+        event_loop_lag_ms: None,
+        db_queue_size: state.metrics.database_queue(),
+        redis_queue_size: redis_queue,
+        async_tasks_pending: None,
+        requests_in_flight: state.metrics.requests_in_flight(),
+        workers_stuck: state.heartbeats.stopped(monotonic()),
+    }
+}
+
+fn memory_of_process() -> Memory {
+    let rss = metrics_process::collector::collect().resident_memory_bytes;
+    Memory {
+        rss_mb: rss.map(|rss| rounded(rss as f64 / MEBIBYTE, 10.0)),
+        percent: rss.zip(memory::limit_bytes()).and_then(|(rss, limit)| {
+            (limit > 0).then(|| rounded(rss as f64 * 100.0 / limit as f64, 100.0))
+        }),
+        growth_rate_mb_per_sec: None,
+    }
+}
+
+fn dependencies(views: &Views) -> Dependencies {
+    let written =
+        |view: Option<DependencyView>| view.map_or(NOT_CONFIGURED, |it| it.status.as_str());
+    Dependencies {
+        database: written(views.database),
+        jwks: written(views.jwks),
+        redis: written(views.redis),
+        upstream: written(Some(views.upstream)),
+    }
+}
+
+fn breakers(views: &Views) -> Breakers {
+    let written = |view: Option<DependencyView>| view?.breaker.map(BreakerState::as_str);
+    Breakers {
+        database: written(views.database),
+        jwks: written(views.jwks),
+        redis: written(views.redis),
+        upstream: written(Some(views.upstream)),
+    }
+}
+
+fn rounded(value: f64, steps: f64) -> f64 {
+    (value * steps).round() / steps
+}
+
+/// A time in UTC, to the second; nothing beyond the year 9999, which only a broken clock shows.
+fn rfc3339(at: Timestamp) -> String {
+    let seconds = Duration::from_secs(at.as_micros() / 1_000_000);
+    let mut text = String::new();
+    let _ = write!(text, "{}", humantime::format_rfc3339_seconds(UNIX_EPOCH + seconds));
+    text
+}
+
+/// `null` is what is not measured yet.
+#[derive(Serialize)]
+struct Health<'a> {
+    status: &'static str,
+    version: &'static str,
+    uptime_seconds: u64,
+    instance: &'a str,
+    config_hash: &'a str,
+    backpressure: Backpressure,
+    memory: Memory,
+    dependencies: Dependencies,
+    circuit_breakers: Breakers,
+    rate_limiter: RateLimiter,
+}
+
+#[derive(Serialize)]
+struct Backpressure {
+    has_backpressure: bool,
+    severity: &'static str,
+    event_loop_lag_ms: Option<f64>,
+    db_queue_size: u64,
+    redis_queue_size: u64,
+    async_tasks_pending: Option<usize>,
+    requests_in_flight: usize,
+    workers_stuck: usize,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    rss_mb: Option<f64>,
+    percent: Option<f64>,
+    growth_rate_mb_per_sec: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Dependencies {
+    database: &'static str,
+    jwks: &'static str,
+    redis: &'static str,
+    upstream: &'static str,
+}
+
+#[derive(Serialize)]
+struct Breakers {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jwks: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct RateLimiter {
+    mode: &'static str,
+    since: String,
+    algorithm: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        let check = |seconds: u64, expected: &str| {
+            assert_eq!(rfc3339(Timestamp::from_micros(seconds * 1_000_000)), expected);
+        };
+        check(0, "1970-01-01T00:00:00Z");
+        check(951_782_399, "2000-02-28T23:59:59Z");
+        check(951_782_400, "2000-02-29T00:00:00Z");
+        check(1_767_225_661, "2026-01-01T00:01:01Z");
+        check(4_107_542_400, "2100-03-01T00:00:00Z");
+    }
+}
