@@ -15,6 +15,7 @@ use tollgate::admin::state::AdminState;
 use tollgate::clock::{Clock, monotonic};
 use tollgate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use tollgate::health::heartbeat::Heartbeats;
+use tollgate::health::memory::{Growth, MemoryView, Verdict};
 use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
@@ -619,6 +620,12 @@ impl Admin {
             })),
             database: None,
             jwks: None,
+            memory: Box::new(|| MemoryView {
+                resident: Some(300 << 20),
+                limit: Some(1 << 30),
+                allocated: Some(200 << 20),
+                growth: Growth { bytes_per_second: 20.0 * 1024.0, verdict: Verdict::Growing },
+            }),
             limiter: Box::new(move || LimiterView {
                 mode: MODES[usize::from(mode.load(Ordering::Relaxed))],
                 since: NOW,
@@ -702,9 +709,16 @@ fn health_has_the_promised_shape() {
     assert_eq!(health["backpressure"]["has_backpressure"], false);
     assert_eq!(health["backpressure"]["severity"], "normal");
     assert!(health["backpressure"]["event_loop_lag_ms"].is_null(), "not measured yet");
-    assert!(health["memory"]["rss_mb"].as_f64().unwrap() > 0.1);
-    assert!(health["memory"]["percent"].as_f64().is_some());
-    assert!(health["memory"]["growth_rate_mb_per_sec"].is_null());
+    let memory = serde_json::json!(
+        {
+            "rss_mb": 300.0,
+            "percent": 29.3,
+            "growth_rate_mb_per_sec": 0.01953,
+            "verdict": "growing",
+            "allocated_mb": 200.0,
+        }
+    );
+    assert_eq!(health["memory"], memory);
     let dependencies = serde_json::json!(
         {
             "database": "not_configured",

@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 use crate::clock::Clock;
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use crate::health::heartbeat::Heartbeats;
+use crate::health::memory::MemoryView;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
 use crate::metrics::registry::Metrics;
@@ -46,6 +47,8 @@ pub struct AdminState {
     pub database: Option<View<DependencyView>>,
     /// The key sets that are fetched, where there are any; of several, the one that does worst.
     pub jwks: Option<View<DependencyView>>,
+    /// The process's memory.
+    pub memory: View<MemoryView>,
     /// How limits are decided.
     pub limiter: View<LimiterView>,
     /// Sets gauges whose sources are asked when somebody looks, such as the size of the store.

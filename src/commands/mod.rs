@@ -6,6 +6,7 @@ pub mod example_backend;
 pub mod explain;
 pub mod health;
 mod identity;
+mod memory;
 pub mod reload;
 pub mod reload_files;
 pub mod run;

@@ -20,7 +20,7 @@ use crate::proxy::connect::Place;
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::wiring::Wired;
-use super::{Failure, RunArgs, print, reload, reload_files, subscriptions, tls};
+use super::{Failure, RunArgs, memory, print, reload, reload_files, subscriptions, tls};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
@@ -28,6 +28,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const KEYS_AT_START: Duration = Duration::from_secs(3);
 /// How often the store in memory looks for expired state.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
+/// How long one round over it takes at the least: a small one need not be looked at all the time.
+const SWEEP_ROUND: Duration = Duration::from_secs(1);
 
 /// Where a running tollgate can be reached.
 #[derive(Clone, Debug)]
@@ -188,9 +190,12 @@ fn spawn_background(wired: &Wired) {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
         tokio::task::spawn_local(async move { addresses.keep_fresh(ttl).await });
     }
+    let (watch, metrics) = (Arc::clone(&wired.memory_watch), Arc::clone(&wired.gate.metrics));
+    tokio::task::spawn_local(memory::watch(watch, metrics));
     let gate = Arc::clone(&wired.gate);
     tokio::task::spawn_local(async move {
-        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        let shards = u32::try_from(gate.memory.shards()).unwrap_or(u32::MAX).max(1);
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL.max(SWEEP_ROUND / shards));
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         for shard in (0..gate.memory.shards()).cycle() {
             interval.tick().await;

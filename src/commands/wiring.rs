@@ -19,6 +19,7 @@ use crate::config::load::Loaded;
 use crate::config::url::{UpstreamPlace, UpstreamScheme};
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use crate::health::heartbeat::Heartbeats;
+use crate::health::memory::Schedule;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
 use crate::identity::identifier::Identifier;
@@ -45,6 +46,7 @@ use crate::subscriptions::Subscriptions;
 use crate::tls::client::ClientTls;
 
 use super::identity::identifier;
+use super::memory::{self, SharedWatch};
 use super::subscriptions;
 
 /// Digits of the policy's hash that are shown.
@@ -60,6 +62,8 @@ pub struct Wired {
     pub admin: Arc<AdminState>,
     /// How long the upstream's addresses hold.
     pub dns_ttl: Duration,
+    /// Where the process's memory goes.
+    pub memory_watch: Arc<SharedWatch>,
 }
 
 impl Wired {
@@ -88,6 +92,7 @@ impl Wired {
             .redis
             .as_ref()
             .map(|it| Arc::new(RedisShared::new(redis_settings(it), Arc::clone(&memory))));
+        let memory_watch = Arc::new(SharedWatch::new(Schedule::default()));
         let upstream_health = Arc::new(UpstreamHealth::default());
         let upstream = settings.upstream.clone();
         let target = target(upstream.as_ref())?;
@@ -109,12 +114,18 @@ impl Wired {
                 .clone()
                 .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
             jwks: jwks_view(&identifier),
+            memory: {
+                let watch = Arc::clone(&memory_watch);
+                Box::new(move || watch.view())
+            },
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
                 let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
-                let identifier = Arc::clone(&identifier);
+                let (identifier, watch) = (Arc::clone(&identifier), Arc::clone(&memory_watch));
                 Box::new(move || {
+                    let bought = subscriptions.as_deref();
+                    memory::publish(&metrics, &watch, &memory, &identifier, bought);
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
                     if let Some(redis) = &redis {
@@ -146,7 +157,7 @@ impl Wired {
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
-        Ok(Wired { gate, admin, dns_ttl })
+        Ok(Wired { gate, admin, dns_ttl, memory_watch })
     }
 }
 

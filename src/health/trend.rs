@@ -24,14 +24,16 @@ impl Trend {
     pub fn of(points: &[Point]) -> Option<Self> {
         let ((first, _), (last, _)) = (points.first()?, points.last()?);
         let (mut slopes, mut direction) = (Vec::with_capacity(pairs(points.len())), 0_i64);
-        for (index, (at, value)) in points.iter().enumerate() {
-            for (later_at, later_value) in points.iter().skip(index.saturating_add(1)) {
+        let mut left = points;
+        while let Some(((at, value), later)) = left.split_first() {
+            for (later_at, later_value) in later {
                 let (time, change) = (later_at - at, later_value - value);
                 if time > 0.0 {
                     slopes.push(change / time);
                     direction += i64::from(change > 0.0) - i64::from(change < 0.0);
                 }
             }
+            left = later;
         }
         let count = slopes.len();
         Some(Trend {

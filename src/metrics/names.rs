@@ -194,10 +194,28 @@ declare! {
         "";
     RSS: Gauge "memory_rss_bytes" [] Bytes
         "Resident memory."
-        "";
+        "Field 2 of /proc/self/statm. Holds free pages that the allocator keeps for a while: what the program itself holds is memory_allocator_bytes{kind=\"allocated\"}.";
     VMS: Gauge "memory_vms_bytes" [] Bytes
         "Virtual memory: address space, not use."
-        "";
+        "Field 1 of /proc/self/statm. The allocator keeps address space on purpose: nothing to alert on.";
+    MEMORY_LIMIT: Gauge "memory_limit_bytes" [] Bytes
+        "Memory that this process may use: the lowest limit of its control groups, else the machine's memory; 0 where neither is known."
+        "Control groups of version 1 and 2, its own and all above. Read anew with every scrape.";
+    ALLOCATOR: Gauge "memory_allocator_bytes" ["kind"] Bytes
+        "The allocator's own account; all 0 where the allocator is not jemalloc."
+        "allocated: asked for and not given back. active: pages that hold any of it. resident: those, the allocator's books, and free pages not given back yet. mapped: address space in use. retained: address space kept for later. metadata: the books. resident far above allocated is fragmentation, or a burst just past, and no leak.";
+    OBJECTS: Gauge "memory_objects_count" ["type"] Count
+        "Live objects that the program counts itself; not a census of the heap."
+        "connections: open ones of callers. requests: unfinished ones. buffers: of 16 KiB, two for each upgraded connection; those of plain connections are inside of the HTTP library and not counted. local_cache_entries: identities of the store in memory, tokens and subscriptions that are remembered. leases: parts of a quota held to spend without asking Redis; 0, since none are taken. jwks_keys: of key sets that were fetched. metric_series: those of this answer. websocket_tunnels: upgraded connections.";
+    GC_COLLECTIONS: Counter "memory_gc_collections_total" ["generation"] Count
+        "Reclaim runs. Generation 0: rounds of the sweep over the store in memory; 1: the allocator's purges of dirty pages; 2: of muzzy pages."
+        "There is no garbage collector: these three take back what is no longer used. A round goes over the whole store and takes a second at the least. Purges are as jemalloc counts them, over all arenas; muzzy ones only happen where its muzzy_decay_ms is above 0, which it is not by itself.";
+    GC_COLLECTED: Counter "memory_gc_collected_total" ["generation"] Count
+        "What those runs reclaimed. Generation 0: expired entries of the store in memory; 1: dirty pages; 2: muzzy pages. The unit differs."
+        "Entries that an insertion freed in passing count too.";
+    MEMORY_GROWTH: Gauge "memory_growth_rate_bytes_per_second" [] Bytes
+        "Growth of resident and swapped memory over the last hour, by a robust slope; 0 until an hour was watched, below 0 where it shrinks."
+        "The median of the slopes between any two of 120 medians of a minute (Theil and Sen), found anew every 5 minutes, the first time 70 minutes after the start. docs/memory.md tells a leak from a warm-up.";
 
     // The process and its signals.
     BUILD_INFO: Gauge "tollgate_build_info" ["version", "commit", "rustc"] Count

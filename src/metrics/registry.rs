@@ -21,6 +21,7 @@ use super::labels::{
     Attempt, BreakerState, CutReason, Dependency, FallbackMode, FallbackReason, IdentityError,
     LimiterBackend, LimiterMode, LookupResult, QueryType, RedisErrorKind, RefusalReason,
 };
+use super::memory::MemoryCells;
 use super::names;
 use super::series::{
     EndpointSeries, ListenerSeries, PairSeries, PoolSeries, ProcessCells, ScopeSeries, TierSeries,
@@ -88,6 +89,7 @@ pub struct Metrics {
     pub(super) events: Events,
     in_flight: Level,
     pub(super) tls: TlsCells,
+    pub(super) memory: MemoryCells,
     redis_queue: AtomicU64,
     database_queue: AtomicU64,
     redis_slow: Duration,
@@ -179,6 +181,7 @@ impl Metrics {
             events: Events::new(&handles),
             in_flight: Level::new(shards),
             tls: TlsCells::new(shards),
+            memory: MemoryCells::new(shards),
             redis_queue: AtomicU64::new(0),
             database_queue: AtomicU64::new(0),
             redis_slow,

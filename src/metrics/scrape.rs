@@ -66,6 +66,8 @@ impl Metrics {
         }
         self.publish_process(handles);
         self.publish_tls(handles);
+        self.publish_memory();
+        let objects = self.objects(&endpoints, &listeners);
 
         let mut own = self.histograms(&endpoints, &upstreams);
         own.push(remaining(&tiers, now));
@@ -75,7 +77,7 @@ impl Metrics {
         }
         own.push(hash);
         own.push(publish_system(handles));
-        assemble(&self.exporter.render(), &own, &names::SERIES)
+        assemble(&self.exporter.render(), &own, objects)
     }
 
     fn publish_process(&self, handles: &Handles) {
@@ -206,8 +208,6 @@ fn publish_system(handles: &Handles) -> Family {
         (&names::PROCESS_VMS, process.virtual_memory_bytes),
         (&names::PROCESS_VMS_MAX, process.virtual_memory_max_bytes),
         (&names::PROCESS_THREADS, process.threads),
-        (&names::RSS, process.resident_memory_bytes),
-        (&names::VMS, process.virtual_memory_bytes),
     ];
     for (desc, value) in gauges {
         if let Some(value) = value {

@@ -117,10 +117,10 @@ mod tests {
         write("memory/c/d/memory.limit_in_bytes", "700\n");
         write("memory/memory.limit_in_bytes", "9223372036854771712\n");
         assert_eq!(limits("0::/a/b\n"), [5000]);
-        assert_eq!(limits("0::/\n"), []);
+        assert_eq!(limits("0::/\n"), [0; 0]);
         let with_both = "5:cpu,memory:/c/d\n1:name=systemd:/c\n0::/\n";
         assert_eq!(limits(with_both), [700, 9_223_372_036_854_771_712]);
         assert_eq!(limits("4:memory:/of/the/host"), [9_223_372_036_854_771_712]);
-        assert_eq!(limits("7:cpuset:/c/d\nnonsense\n"), []);
+        assert_eq!(limits("7:cpuset:/c/d\nnonsense\n"), [0; 0]);
     }
 }
