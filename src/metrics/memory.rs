@@ -62,14 +62,16 @@ impl Metrics {
     /// What can be read now of the process and its allocator.
     pub(super) fn publish_memory(&self) {
         let handles = &self.handles;
-        let process = memory::read().unwrap_or_default();
-        let gauges = [
-            (&names::RSS, process.resident),
-            (&names::VMS, process.virtual_size),
-            (&names::MEMORY_LIMIT, memory::limit_bytes().unwrap_or(0)),
-        ];
-        for (desc, value) in gauges {
-            handles.gauge(desc, &[]).set(value as f64);
+        let limit = memory::limit_bytes().unwrap_or(0);
+        handles.gauge(&names::MEMORY_LIMIT, &[]).set(limit as f64);
+        if let Some(process) = memory::read() {
+            // One reading under both names, so that they never contradict each other.
+            for desc in [&names::RSS, &names::PROCESS_RSS] {
+                handles.gauge(desc, &[]).set(process.resident as f64);
+            }
+            for desc in [&names::VMS, &names::PROCESS_VMS] {
+                handles.gauge(desc, &[]).set(process.virtual_size as f64);
+            }
         }
         let figures = allocator::read().unwrap_or_default();
         let kinds = [

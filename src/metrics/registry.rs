@@ -171,6 +171,9 @@ impl Metrics {
         let handles = Handles::new(recorder);
         handles.gauge(&names::BUILD_INFO, &[build.version, build.commit, build.rustc]).set(1.0);
         handles.gauge(&names::DB_QUEUE, &[]).set(0.0);
+        for desc in [&names::RSS, &names::VMS, &names::MEMORY_GROWTH] {
+            handles.gauge(desc, &[]).set(0.0);
+        }
         handles.gauge(&names::DEGRADED, &[]).set(0.0);
         handles.gauge(&names::CONFIG_LOADED_AT, &[]).set(0.0);
         handles.gauge(&names::CONFIG_RELOAD_OK, &[]).set(1.0);

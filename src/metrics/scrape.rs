@@ -66,7 +66,6 @@ impl Metrics {
         }
         self.publish_process(handles);
         self.publish_tls(handles);
-        self.publish_memory();
         let objects = self.objects(&endpoints, &listeners);
 
         let mut own = self.histograms(&endpoints, &upstreams);
@@ -77,6 +76,7 @@ impl Metrics {
         }
         own.push(hash);
         own.push(publish_system(handles));
+        self.publish_memory();
         assemble(&self.exporter.render(), &own, objects)
     }
 
