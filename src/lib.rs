@@ -14,4 +14,5 @@ pub mod store;
 pub mod subscriptions;
 pub mod sys;
 pub mod tls;
+pub mod top;
 pub mod trace;

@@ -118,3 +118,147 @@ fn a_token_that_cannot_be_used_keeps_it_from_starting() {
     refused(Some("s3cret\nand another"), "not one word of visible ASCII, expected a token");
     refused(Some("s3cret\u{e9}"), "not one word of visible ASCII, expected a token");
 }
+
+/// What `top` lists: who, how often, and how much less it may be.
+fn listed(tollgate: &Tollgate, query: &str) -> (String, Vec<(String, u64, u64)>) {
+    let answer = get(tollgate, &format!("/api/v1/top{query}"));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let top: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(top.as_object().unwrap().len(), 2, "{top}");
+    let items = top["items"].as_array().unwrap().iter().map(|item| {
+        assert_eq!(item.as_object().unwrap().len(), 3, "{item}");
+        let number = |key: &str| item[key].as_u64().unwrap();
+        (item["identity"].as_str().unwrap().to_owned(), number("count"), number("error"))
+    });
+    (top["window"].as_str().unwrap().to_owned(), items.collect())
+}
+
+#[test]
+fn top_lists_who_asks_most_and_who_is_refused_most() {
+    let backend = Backend::ok();
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .config("server: { workers: 2, trusted_proxies: [127.0.0.0/8] }")
+        .tiers(
+            "tiers: { free: { per_hour: 20 }, staff: {} }\n\
+                default_tier: free\n\
+                networks: { 10.0.0.0/8: staff }\n\
+                identities: { 'ip:192.0.2.1': deny }\n\
+                endpoints: [{ name: open, path: /open, exempt: true }]\n",
+        )
+        .run();
+    assert_eq!(listed(&tollgate, ""), ("5m".to_owned(), Vec::new()));
+
+    // A crowd of 200, the first of whom comes 60 times, the second 30 times, the third 20 times.
+    let mut sent: Vec<(String, u64)> = Vec::new();
+    let mut refused: Vec<(String, u64)> = Vec::new();
+    let mut clients: Vec<Client> = (0..8).map(|_| tollgate.connect()).collect();
+    for place in 1..=200_u64 {
+        // IPv6 callers are folded to what one customer has.
+        let (address, identity) = match place % 3 {
+            0 => (
+                format!("2001:db8:{place:x}:1::{place:x}"),
+                format!("ip:2001:db8:{place:x}:1::/64"),
+            ),
+            _ => (format!("198.51.100.{place}"), format!("ip:198.51.100.{place}")),
+        };
+        let request = format!("GET / HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: {address}\r\n\r\n");
+        let count = 60 / place;
+        for turn in 0..usize::try_from(count).unwrap() {
+            let status = clients[turn % 8].send(&request).answer().status;
+            assert!(matches!(status, 200 | 429), "{status}");
+            if status == 429 {
+                match refused.last_mut() {
+                    Some((last, count)) if *last == identity => *count += 1,
+                    _ => refused.push((identity.clone(), 1)),
+                }
+            }
+        }
+        sent.extend((count > 0).then_some((identity, count)));
+    }
+    let exact = |expected: &[(String, u64)]| -> Vec<(String, u64, u64)> {
+        let mut expected = expected.to_vec();
+        expected.sort_by_key(|(identity, count)| (std::cmp::Reverse(*count), identity.clone()));
+        expected.into_iter().map(|(identity, count)| (identity, count, 0)).collect()
+    };
+    assert_eq!(refused.iter().map(|it| it.1).collect::<Vec<_>>(), [40, 10]);
+    let (sent, refused) = (exact(&sent), exact(&refused));
+    // Not sixty of them: fewer than there are counters, so that all are exact.
+    assert_eq!(listed(&tollgate, "?by=requests&limit=100"), ("5m".to_owned(), sent.clone()));
+    assert_eq!(listed(&tollgate, "?by=requests&limit=3").1, sent[..3]);
+    assert_eq!(listed(&tollgate, "?by=requests").1, sent[..20]);
+    assert_eq!(listed(&tollgate, ""), ("5m".to_owned(), refused.clone()));
+    assert_eq!(listed(&tollgate, "?by=blocked&window=1h&limit=20"), ("60m".to_owned(), refused));
+
+    // Without limits is evaluated all the same; exempt and denied callers are not.
+    for (address, path) in [("10.1.2.3", "/"), ("10.1.2.4", "/open"), ("192.0.2.1", "/")] {
+        let fields = format!("Host: test\r\nX-Forwarded-For: {address}\r\n");
+        clients[0].send(format!("GET {path} HTTP/1.1\r\n{fields}\r\n")).answer();
+    }
+    let (_, all) = listed(&tollgate, "?by=requests&limit=100");
+    assert_eq!(all.len(), sent.len() + 1);
+    assert!(all.contains(&("ip:10.1.2.3".to_owned(), 1, 0)), "{all:?}");
+}
+
+#[test]
+fn top_is_bounded_whoever_comes() {
+    let backend = Backend::ok();
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .config("server: { workers: 2, trusted_proxies: [127.0.0.0/8] }")
+        .tiers("default_tier: none\ntiers: { none: {} }")
+        .run();
+    let mut clients: Vec<Client> = (0..2).map(|_| tollgate.connect()).collect();
+    let mut ask = |count: u32, from: u32| {
+        for number in from..from + count {
+            let [_, b, c, d] = number.to_be_bytes();
+            // Every fourth is of the same caller.
+            let address = if number % 4 == 0 { [203, 0, 113, 7] } else { [10, b, c, d] };
+            let address = std::net::Ipv4Addr::from(address);
+            let fields = format!("Host: test\r\nX-Forwarded-For: {address}\r\n");
+            let client = &mut clients[usize::from(number % 8 < 4)];
+            client.send(format!("GET / HTTP/1.1\r\n{fields}\r\n"));
+            assert_eq!(client.answer().status, 200);
+        }
+    };
+    ask(3_000, 0);
+    let (_, top) = listed(&tollgate, "?by=requests&limit=100");
+    assert_eq!(top.len(), 100);
+    assert_eq!(
+        (top[0].0.as_str(), top[0].1 - top[0].2 <= 750, top[0].1 >= 750),
+        ("ip:203.0.113.7", true, true)
+    );
+    // No more than a hundredth of what each worker has seen in a minute; it may have been two.
+    assert!(top.iter().all(|(_, count, error)| *error <= 30 && error <= count), "{top:?}");
+}
+
+#[test]
+fn a_call_says_what_it_understands() {
+    let backend = Backend::ok();
+    let tollgate = Tollgate::in_front_of(backend.address);
+    let window = "expected whole minutes from 1m to 60m";
+    for (query, message) in [
+        ("by=both", "by: both, expected blocked or requests"),
+        ("by=", "by: empty, expected blocked or requests"),
+        ("window=5", &format!("window: 5, {window}")),
+        ("window=2h", &format!("window: 2h, {window}")),
+        ("window=90s", &format!("window: 90s, {window}")),
+        ("limit=0", "limit: 0, expected a number from 1 to 100"),
+        ("limit=101", "limit: 101, expected a number from 1 to 100"),
+        ("limit=ten", "limit: ten, expected a number from 1 to 100"),
+        ("limit=1&limit=2", "limit: given twice, expected once"),
+        ("n=1", "n: unknown parameter, expected one of by, window, limit"),
+        ("by=%zz", "%zz: not UTF-8 in percent-encoding"),
+    ] {
+        let answer = get(&tollgate, &format!("/api/v1/top?{query}"));
+        assert_eq!(error(&answer), (400, message.to_owned()), "{query}");
+    }
+    assert_eq!(get(&tollgate, "/api/v1/top?by=%62locked&&").status, 200);
+    assert_eq!(get(&tollgate, "/api/v1/top/").status, 404);
+    let fields = format!("Host: {}\r\n", tollgate.admin);
+    let answer = ask(&tollgate, "DELETE /api/v1/top", &fields);
+    assert_eq!(error(&answer), (405, "Method not allowed".to_owned()));
+    assert_eq!(answer.field("allow"), Some("GET, HEAD"));
+    let answer = ask(&tollgate, "HEAD /api/v1/top", &fields);
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
+}

@@ -14,7 +14,9 @@ use tollgate::admin::server::{Timeouts, serve};
 use tollgate::admin::state::AdminState;
 use tollgate::clock::{Clock, monotonic};
 use tollgate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
+use tollgate::health::detector::{Detector, Queues};
 use tollgate::health::heartbeat::Heartbeats;
+use tollgate::health::loops::Loops;
 use tollgate::health::memory::{Growth, MemoryView, Verdict};
 use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
@@ -31,6 +33,7 @@ use tollgate::policy::compiled::{Policy, PolicyParts, Rule, Tier};
 use tollgate::policy::identity::{IdentifierType, Identity, IpPrefix, PrefixLengths};
 use tollgate::policy::plan::{Plan, RuleId, Scope, TierId, TierSource};
 use tollgate::store::memory::MemoryStore;
+use tollgate::top::talkers::TopTalkers;
 
 const NOW: Timestamp = Timestamp::from_micros(1_767_225_601_000_000);
 const BUILD: Build = Build { version: "0.1.0", commit: "c0ffee", rustc: "1.95.0" };
@@ -285,6 +288,13 @@ fn the_contract_is_there_before_the_first_request() {
         "response_time_p95_seconds{endpoint=other}",
         "backpressure_db_queue_size{}",
         "backpressure_redis_queue_size{}",
+        "backpressure_event_loop_lag_seconds{}",
+        "backpressure_async_tasks_pending{task_type=connection}",
+        "backpressure_async_tasks_pending{task_type=usage_flush}",
+        "tollgate_runtime_workers_stuck{}",
+        "tollgate_runtime_busy_ratio{worker=1}",
+        "tollgate_runtime_lag_seconds_bucket{le=0.05,worker=control}",
+        "tollgate_upstream_waiting{}",
         "rate_limit_degraded{}",
         "tollgate_limit_decisions_total{decision=block,rule=tier,window=minute}",
         "tollgate_limit_decisions_total{decision=shadow_block,rule=history,window=second}",
@@ -603,6 +613,9 @@ impl Admin {
         let limiter = Arc::new(AtomicU8::new(0));
         let mode = Arc::clone(&limiter);
         let scraped = Arc::clone(&metrics);
+        let heartbeats = Arc::new(Heartbeats::new(2, monotonic()));
+        let loops = Loops::new(metrics.runtime(), 2, monotonic());
+        let (hearts, upstream) = (Arc::clone(&heartbeats), metrics.pool("upstream"));
         let state = Arc::new(AdminState {
             metrics,
             clock: Clock::manual(NOW),
@@ -612,7 +625,8 @@ impl Admin {
             config_hash: parking_lot::RwLock::default(),
             token: None,
             readiness: Arc::new(Readiness::default()),
-            heartbeats: Arc::new(Heartbeats::new(2, monotonic())),
+            detector: Detector::new(loops, hearts, upstream, Queues::default),
+            heartbeats,
             upstream: Arc::new(UpstreamHealth::default()),
             redis: Some(Box::new(|| DependencyView {
                 status: DependencyStatus::Healthy,
@@ -626,6 +640,7 @@ impl Admin {
                 allocated: Some(200 << 20),
                 growth: Growth { bytes_per_second: 20.0 * 1024.0, verdict: Verdict::Growing },
             }),
+            top: Arc::new(TopTalkers::new(2, monotonic())),
             limiter: Box::new(move || LimiterView {
                 mode: MODES[usize::from(mode.load(Ordering::Relaxed))],
                 since: NOW,
@@ -708,7 +723,10 @@ fn health_has_the_promised_shape() {
     assert_eq!((status, &health["status"]), (200, &"healthy".into()));
     assert_eq!(health["backpressure"]["has_backpressure"], false);
     assert_eq!(health["backpressure"]["severity"], "normal");
-    assert!(health["backpressure"]["event_loop_lag_ms"].is_null(), "not measured yet");
+    assert_eq!(health["backpressure"]["event_loop_lag_ms"], 0.0);
+    assert!(health["backpressure"]["db_queue_size"].is_null(), "no database");
+    assert_eq!(health["backpressure"]["workers_stuck"], 0);
+    assert_eq!(health["backpressure"]["async_tasks_pending"], 0);
     let memory = serde_json::json!(
         {
             "rss_mb": 300.0,

@@ -25,6 +25,7 @@ const RANKS: &[(&str, u8)] = &[
     ("trace", 1),
     ("metrics", 2),
     ("health", 3),
+    ("top", 3),
     ("store", 4),
     ("identity", 4),
     ("subscriptions", 4),

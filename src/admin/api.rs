@@ -10,6 +10,7 @@ use super::access::{self, Caller};
 use super::answers::{Answer, error_response};
 use super::parameters::{BadParameter, Parameters};
 use super::state::AdminState;
+use super::top;
 
 /// What every path of the API begins with.
 pub const PREFIX: &str = "/api";
@@ -21,7 +22,8 @@ struct Call {
     answer: fn(&AdminState, &Parameters) -> Result<Answer, BadParameter>,
 }
 
-const CALLS: &[Call] = &[];
+const CALLS: &[Call] =
+    &[Call { path: "/api/v1/top", parameters: top::PARAMETERS, answer: top::top }];
 
 /// Whether a path is the API's.
 pub fn is_api(path: &str) -> bool {

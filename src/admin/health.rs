@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::clock::monotonic;
 use crate::health::dependency::{DependencyStatus, DependencyView};
+use crate::health::pressure::Severity;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, LimiterMode};
 
@@ -18,8 +19,6 @@ use super::answers::{Answer, json, unready};
 use super::state::AdminState;
 
 const NOT_CONFIGURED: &str = "not_configured";
-/// Calls to Redis under way above which the store is said to hold requests up.
-const REDIS_QUEUE_WARNING: u64 = 1_000;
 const MEBIBYTE: f64 = 1_048_576.0;
 
 /// `/health`: 200 for healthy and degraded, 503 when tollgate cannot serve.
@@ -94,17 +93,17 @@ fn status(state: &AdminState, views: &Views, mode: LimiterMode) -> DependencySta
 }
 
 fn backpressure(state: &AdminState) -> Backpressure {
-    let redis_queue = state.metrics.redis_queue();
-    let has_backpressure = redis_queue >= REDIS_QUEUE_WARNING;
+    let report = state.detector.observe(monotonic());
     Backpressure {
-        has_backpressure,
-        severity: if has_backpressure { "warning" } else { "normal" },
-        event_loop_lag_ms: None,
-        db_queue_size: state.metrics.database_queue(),
-        redis_queue_size: redis_queue,
-        async_tasks_pending: None,
+        has_backpressure: report.severity > Severity::Normal,
+        severity: report.severity.as_str(),
+        event_loop_lag_ms: rounded(report.lag.as_secs_f64() * 1e3, 10.0),
+        db_queue_size: report.queues.database,
+        redis_queue_size: report.queues.redis,
+        upstream_waiting: report.upstream_waiting,
+        async_tasks_pending: report.tasks,
         requests_in_flight: state.metrics.requests_in_flight(),
-        workers_stuck: state.heartbeats.stopped(monotonic()),
+        workers_stuck: report.workers_stuck,
     }
 }
 
@@ -175,10 +174,12 @@ struct Health<'a> {
 struct Backpressure {
     has_backpressure: bool,
     severity: &'static str,
-    event_loop_lag_ms: Option<f64>,
-    db_queue_size: u64,
+    event_loop_lag_ms: f64,
+    /// `null` where no database is configured, which `dependencies` says too.
+    db_queue_size: Option<u64>,
     redis_queue_size: u64,
-    async_tasks_pending: Option<usize>,
+    upstream_waiting: usize,
+    async_tasks_pending: usize,
     requests_in_flight: usize,
     workers_stuck: usize,
 }

@@ -11,3 +11,4 @@ pub mod health;
 pub mod parameters;
 pub mod server;
 pub mod state;
+pub mod top;

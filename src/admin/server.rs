@@ -19,6 +19,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::health::tasks::watched;
+use crate::metrics::labels::TaskType;
+
 use super::access::{Caller, is_loopback};
 use super::answers::{Answer, error_response, livez_response, metrics_response, readyz_response};
 use super::api;
@@ -67,10 +70,10 @@ pub async fn serve(
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let state = Arc::clone(&state);
-                    connections.spawn(async move {
+                    connections.spawn(watched(TaskType::Background, async move {
                         let _permit = permit;
                         serve_connection(stream, state, timeouts).await;
-                    });
+                    }));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the admin listener did not accept a connection");

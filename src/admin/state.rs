@@ -8,11 +8,13 @@ use parking_lot::RwLock;
 
 use crate::clock::Clock;
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
+use crate::health::detector::Detector;
 use crate::health::heartbeat::Heartbeats;
 use crate::health::memory::MemoryView;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
 use crate::metrics::registry::Metrics;
+use crate::top::talkers::TopTalkers;
 
 use super::access::AdminToken;
 
@@ -37,6 +39,8 @@ pub struct AdminState {
     pub token: Option<AdminToken>,
     /// Bound, draining.
     pub readiness: Arc<Readiness>,
+    /// Whether it keeps up.
+    pub detector: Arc<Detector>,
     /// The workers' hearts.
     pub heartbeats: Arc<Heartbeats>,
     /// What calls to the upstream came to.
@@ -49,6 +53,8 @@ pub struct AdminState {
     pub jwks: Option<View<DependencyView>>,
     /// The process's memory.
     pub memory: View<MemoryView>,
+    /// Who asks most.
+    pub top: Arc<TopTalkers>,
     /// How limits are decided.
     pub limiter: View<LimiterView>,
     /// Sets gauges whose sources are asked when somebody looks, such as the size of the store.

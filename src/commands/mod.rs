@@ -14,7 +14,8 @@ pub mod schema;
 pub mod serve;
 mod subscriptions;
 mod tls;
-mod wiring;
+pub mod watchdog;
+pub mod wiring;
 
 use std::fmt;
 use std::io::Write;
@@ -57,7 +58,7 @@ enum Command {
     Explain(ExplainArgs),
     /// Print the health of a running tollgate; exit 0 if it serves, 1 if not
     Health(HealthArgs),
-    /// Print the JSON Schema of a file, for editors
+    /// Print the JSON Schema of a file, for editors, or what every metric means
     Schema(SchemaArgs),
 }
 
@@ -215,16 +216,17 @@ Examples:
   tollgate schema config > tollgate.schema.json
   tollgate schema tiers > tiers.schema.json
   tollgate schema keys > keys.schema.json
+  tollgate schema metrics | less
 
 An editor that reads YAML with schemas then needs one comment at the top of the file:
   # yaml-language-server: $schema=./tiers.schema.json")]
 pub struct SchemaArgs {
-    /// Which of the files
+    /// Which of the files; or `metrics`
     #[arg(value_enum, value_name = "FILE")]
     file: SchemaFile,
 }
 
-/// One of the files.
+/// What can be described.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SchemaFile {
     /// tollgate.yaml.
@@ -233,6 +235,8 @@ pub enum SchemaFile {
     Tiers,
     /// The file of API keys.
     Keys,
+    /// Every metric, in Markdown.
+    Metrics,
 }
 
 /// Prints a line of a command's result. Whoever was to read it may be gone (`tollgate check |

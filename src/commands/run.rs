@@ -15,10 +15,13 @@ use crate::clock;
 use crate::config::compile::LogSettings;
 use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Loaded, load};
+use crate::health::tasks::{watched, watched_root};
+use crate::metrics::labels::TaskType;
 use crate::proxy::connect::Place;
 
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
+use super::watchdog::{self, Watchdog};
 use super::wiring::Wired;
 use super::{Failure, RunArgs, memory, print, reload, reload_files, subscriptions, tls};
 
@@ -30,6 +33,8 @@ const KEYS_AT_START: Duration = Duration::from_secs(3);
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 /// How long one round over it takes at the least: a small one need not be looked at all the time.
 const SWEEP_ROUND: Duration = Duration::from_secs(1);
+/// How often the minutes that are over are taken from the workers.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where a running tollgate can be reached.
 #[derive(Clone, Debug)]
@@ -125,7 +130,10 @@ pub fn serve(
         .enable_all()
         .build_local(Default::default())
         .context("cannot make the control runtime")?;
-    let end = runtime.block_on(async {
+    wired.gate.loops.sit(wired.gate.loops.control(), runtime.metrics());
+    let _watchdog =
+        Watchdog::start(Arc::clone(&wired.admin.detector)).context("cannot start a thread")?;
+    let end = runtime.block_on(watched_root(async {
         let reloader = reload_files::reloader(&wired, with_tls, running, origin, read);
         let reload = reload::spawn(reloader).context("cannot start a thread")?;
         let mut signals = Signals::new(reload)?;
@@ -136,7 +144,7 @@ pub fn serve(
             .await
             .context("cannot start a thread")?;
         let admin_state = Arc::clone(&wired.admin);
-        tokio::task::spawn_local(async move {
+        background(async move {
             let served =
                 server::serve(admin, admin_state, Timeouts::default(), std::future::pending());
             if let Err(error) = served.await {
@@ -147,7 +155,7 @@ pub fn serve(
         wired.admin.readiness.set_bound();
         announce(&addresses);
         control(&wired, data_path, &mut signals).await
-    });
+    }));
     runtime.shutdown_background();
     Ok(end?)
 }
@@ -174,7 +182,7 @@ async fn fetch_keys(wired: &Wired) {
     let remotes: Vec<_> = wired.gate.identifier.remotes().map(Arc::clone).collect();
     for remote in &remotes {
         let remote = Arc::clone(remote);
-        tokio::task::spawn_local(async move { remote.keep_fresh().await });
+        background(async move { remote.keep_fresh().await });
     }
     let all = async {
         for remote in &remotes {
@@ -188,12 +196,21 @@ async fn fetch_keys(wired: &Wired) {
 fn spawn_background(wired: &Wired) {
     if let Place::Tcp(addresses) = &wired.gate.target.place {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
-        tokio::task::spawn_local(async move { addresses.keep_fresh(ttl).await });
+        background(async move { addresses.keep_fresh(ttl).await });
     }
     let (watch, metrics) = (Arc::clone(&wired.memory_watch), Arc::clone(&wired.gate.metrics));
-    tokio::task::spawn_local(memory::watch(watch, metrics));
+    background(memory::watch(watch, metrics));
+    let top = Arc::clone(&wired.gate.top);
+    background(async move {
+        let mut interval = tokio::time::interval(COLLECT_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            top.collect(clock::monotonic());
+        }
+    });
     let gate = Arc::clone(&wired.gate);
-    tokio::task::spawn_local(async move {
+    background(async move {
         let shards = u32::try_from(gate.memory.shards()).unwrap_or(u32::MAX).max(1);
         let mut interval = tokio::time::interval(SWEEP_INTERVAL.max(SWEEP_ROUND / shards));
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -202,6 +219,13 @@ fn spawn_background(wired: &Wired) {
             gate.memory.sweep(gate.clock.now(), shard);
         }
     });
+    let loops = &wired.gate.loops;
+    background(watchdog::sample(Arc::clone(loops), loops.control()));
+}
+
+/// Runs beside everything else on this thread, counted and seen.
+fn background(task: impl Future<Output = ()> + 'static) {
+    tokio::task::spawn_local(watched(TaskType::Background, task));
 }
 
 /// The signals that end tollgate, and the one that has it reload.

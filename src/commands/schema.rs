@@ -1,6 +1,7 @@
-//! `tollgate schema`: the JSON Schema of each file, for editors.
+//! `tollgate schema`: the JSON Schema of each file, for editors, and the page of all metrics.
 
 use crate::config::json_schema::{of_config, of_keys, of_tiers};
+use crate::metrics::page::page;
 
 use super::{SchemaArgs, SchemaFile, print};
 
@@ -10,6 +11,7 @@ pub fn schema(args: &SchemaArgs) {
         SchemaFile::Config => of_config(),
         SchemaFile::Tiers => of_tiers(),
         SchemaFile::Keys => of_keys(),
+        SchemaFile::Metrics => return print(page().trim_end()),
     };
     print(format_args!("{schema:#}"));
 }

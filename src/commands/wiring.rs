@@ -18,13 +18,15 @@ use crate::config::compile_upstream::UpstreamSettings;
 use crate::config::load::Loaded;
 use crate::config::url::{UpstreamPlace, UpstreamScheme};
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
+use crate::health::detector::{Detector, Queues};
 use crate::health::heartbeat::Heartbeats;
+use crate::health::loops::Loops;
 use crate::health::memory::Schedule;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
 use crate::identity::identifier::Identifier;
 use crate::metrics::labels::{
-    BreakerState, FallbackMode, FallbackReason, LimiterMode, RedisErrorKind,
+    BreakerState, Dependency, FallbackMode, FallbackReason, LimiterMode, RedisErrorKind,
 };
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::{Build, Metrics, RedisFigures};
@@ -44,6 +46,7 @@ use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::{Reason, RedisStats};
 use crate::subscriptions::Subscriptions;
 use crate::tls::client::ClientTls;
+use crate::top::talkers::TopTalkers;
 
 use super::identity::identifier;
 use super::memory::{self, SharedWatch};
@@ -96,6 +99,11 @@ impl Wired {
         let upstream_health = Arc::new(UpstreamHealth::default());
         let upstream = settings.upstream.clone();
         let target = target(upstream.as_ref())?;
+        let heartbeats = Arc::new(Heartbeats::new(workers, clock::monotonic()));
+        let loops = Loops::new(metrics.runtime(), workers, clock::monotonic());
+        let detector =
+            detector(&loops, &heartbeats, &metrics, redis.clone(), subscriptions.clone());
+        let top = Arc::new(TopTalkers::new(workers, clock::monotonic()));
         let admin = Arc::new(AdminState {
             metrics: Arc::clone(&metrics),
             clock: clock.clone(),
@@ -105,7 +113,8 @@ impl Wired {
             config_hash: RwLock::default(),
             token: settings.admin_token.as_ref().map(|it| AdminToken::new(it.expose())),
             readiness: Arc::new(Readiness::default()),
-            heartbeats: Arc::new(Heartbeats::new(workers, clock::monotonic())),
+            detector: Arc::clone(&detector),
+            heartbeats,
             upstream: Arc::clone(&upstream_health),
             redis: redis
                 .clone()
@@ -118,12 +127,15 @@ impl Wired {
                 let watch = Arc::clone(&memory_watch);
                 Box::new(move || watch.view())
             },
+            top: Arc::clone(&top),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
                 let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
                 let (identifier, watch) = (Arc::clone(&identifier), Arc::clone(&memory_watch));
+                let detector = Arc::clone(&detector);
                 Box::new(move || {
+                    detector.observe(clock::monotonic());
                     let bought = subscriptions.as_deref();
                     memory::publish(&metrics, &watch, &memory, &identifier, bought);
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
@@ -147,10 +159,12 @@ impl Wired {
             clock,
             upstream_series: metrics.upstream("default"),
             metrics,
+            loops,
             upstream_health,
             memory,
             redis,
             subscriptions,
+            top,
             target,
             exposed: exposed(&settings, &admin),
             untrusted: Once::default(),
@@ -217,6 +231,20 @@ fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
         on_failure: settings.on_failure,
         names,
     }
+}
+
+fn detector(
+    loops: &Arc<Loops>,
+    heartbeats: &Arc<Heartbeats>,
+    metrics: &Metrics,
+    redis: Option<Arc<RedisShared>>,
+    subscriptions: Option<Arc<Subscriptions>>,
+) -> Arc<Detector> {
+    let upstream = metrics.pool(Dependency::Upstream.as_str());
+    Detector::new(Arc::clone(loops), Arc::clone(heartbeats), upstream, move || Queues {
+        redis: redis.as_ref().map_or(0, |redis| redis.stats().in_flight()),
+        database: subscriptions.as_ref().map(|it| it.stats().queue()),
+    })
 }
 
 fn redis_view(redis: &RedisShared) -> DependencyView {

@@ -31,10 +31,15 @@ impl Heartbeats {
 
     /// Workers whose heart has stopped.
     pub fn stopped(&self, now: Instant) -> usize {
+        (0..self.beats.len()).filter(|worker| self.has_stopped(*worker, now)).count()
+    }
+
+    /// Whether the heart of this worker has stopped.
+    pub fn has_stopped(&self, worker: usize, now: Instant) -> bool {
         let now = self.millis(now);
         let limit = u64::try_from(STOPPED_AFTER.as_millis()).unwrap_or(u64::MAX);
         let age = |beat: &AtomicU64| now.saturating_sub(beat.load(Ordering::Relaxed));
-        self.beats.iter().filter(|beat| age(beat) >= limit).count()
+        self.beats.get(worker).is_some_and(|beat| age(beat) >= limit)
     }
 
     /// Whether any worker's heart beats. Without workers there is none that could have stopped.

@@ -5,8 +5,12 @@
 
 pub mod breaker;
 pub mod dependency;
+pub mod detector;
 pub mod heartbeat;
+pub mod loops;
 pub mod memory;
+pub mod pressure;
 pub mod readiness;
+pub mod tasks;
 pub mod trend;
 pub mod upstream;

@@ -136,7 +136,8 @@ mod tests {
         objects.sample(&["requests"], 7);
         let text = assemble(exporter, &[own, empty], objects);
         let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-        let objects = |kind: &str, count| format!("{}{{type=\"{kind}\"}} {count}", names::OBJECTS.name);
+        let objects =
+            |kind: &str, count| format!("{}{{type=\"{kind}\"}} {count}", names::OBJECTS.name);
         let expected = [
             "b{l=\"1\"} 1",
             "b{l=\"2\"} 1",

@@ -87,7 +87,7 @@ impl HistogramCells {
 }
 
 /// A histogram added up over shards.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct HistogramTotals {
     buckets: [u64; EDGES_MAX + 1],
     sum_nanos: u64,

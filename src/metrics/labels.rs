@@ -2,12 +2,48 @@
 
 use http::Method;
 
+use crate::limiter::quota::Period;
+use crate::policy::identity::IdentifierType;
+
+/// The values that a label may have, each with what it says; empty where they are not a closed set.
+pub type Values = &'static [(&'static str, &'static str)];
+
+/// Kinds of identities.
+#[derive(Clone, Copy, Debug)]
+pub struct IdentifierTypes;
+
+impl IdentifierTypes {
+    /// Every value, and what it says.
+    pub const VALUES: Values = &[
+        (IdentifierType::Ip.as_str(), "An address, or the prefix that it belongs to."),
+        (IdentifierType::User.as_str(), "A user of a verified token or certificate."),
+        (IdentifierType::Key.as_str(), "The id of an API key."),
+    ];
+}
+
+/// Windows of limits.
+#[derive(Clone, Copy, Debug)]
+pub struct Periods;
+
+impl Periods {
+    /// Every value, and what it says.
+    pub const VALUES: Values = &[
+        (Period::Second.as_str(), "A token bucket: `per_second`, with its `burst`."),
+        (Period::Minute.as_str(), "A sliding window of 60 seconds."),
+        (Period::Hour.as_str(), "A sliding window of 60 minutes."),
+    ];
+}
+
 macro_rules! label {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
+    (
+        $(#[$doc:meta])* $name:ident {
+            $($(#[doc = $text_of:literal])+ $variant:ident = $text:literal,)*
+        }
+    ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name {
-            $($(#[$variant_doc])* $variant,)*
+            $($(#[doc = $text_of])+ $variant,)*
         }
 
         impl $name {
@@ -15,6 +51,8 @@ macro_rules! label {
             pub const ALL: &[$name] = &[$($name::$variant),*];
             /// How many there are.
             pub const COUNT: usize = $name::ALL.len();
+            /// Every value, and what it says.
+            pub const VALUES: Values = &[$(($text, concat!($($text_of),+))),*];
 
             /// As the label says it.
             pub const fn as_str(self) -> &'static str {
@@ -434,6 +472,37 @@ label! {
         Ok = "ok",
         /// It did not.
         Error = "error",
+    }
+}
+
+label! {
+    /// What a task is for.
+    TaskType {
+        /// A connection: a caller's, or one to the upstream.
+        Connection = "connection",
+        /// A stream of HTTP/2: a caller's, or the part of one to the upstream that sends a body or
+        /// waits for an answer.
+        Request = "request",
+        /// An upgraded connection, a WebSocket or another.
+        Websocket = "websocket",
+        /// What keeps a connection to Redis, and calls for which no request waits any more.
+        Redis = "redis",
+        /// Looks at dependencies.
+        Healthcheck = "healthcheck",
+        /// Writes down what was used.
+        UsageFlush = "usage_flush",
+        /// Timers, the admin port, names, keys, and what else goes on beside requests.
+        Background = "background",
+    }
+}
+
+label! {
+    /// What a connection of a pool does.
+    PoolState {
+        /// It carries a call.
+        Active = "active",
+        /// It waits for one.
+        Idle = "idle",
     }
 }
 

@@ -5,6 +5,13 @@
 
 use metrics::Unit;
 
+use super::labels::{
+    AllocatorKind, Attempt, BreakerState, CacheResult, CodeClass, CutReason, Dependency, Direction,
+    ErrorType, FallbackMode, FallbackReason, Generation, HandshakeResult, IdentifierTypes,
+    IdentityError, LimitDecision, LimiterBackend, LookupResult, MethodLabel, ObjectType, Outcome,
+    Periods, PoolState, QueryType, RedisErrorKind, RefusalReason, TaskType, Values,
+};
+
 /// What kind of series a metric has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -23,8 +30,12 @@ pub struct Desc {
     pub name: &'static str,
     /// Its type.
     pub kind: Kind,
+    /// What it is grouped under in the documentation.
+    pub group: &'static str,
     /// Its labels, in the order in which values are given.
     pub labels: &'static [&'static str],
+    /// For each label the values that it may have; none where configuration names them.
+    pub values: &'static [Values],
     /// What one unit of its value is.
     pub unit: Unit,
     /// One sentence or two for whoever meets it in a dashboard.
@@ -34,236 +45,301 @@ pub struct Desc {
     pub meaning: &'static str,
 }
 
+/// The names that will never change: dashboards and alerts may rely on them, whatever the version.
+pub const CORE: [&str; 20] = [
+    "backpressure_async_tasks_pending",
+    "backpressure_db_queue_size",
+    "backpressure_event_loop_lag_seconds",
+    "backpressure_redis_queue_size",
+    "circuit_breaker_state",
+    "dependency_health_status",
+    "error_rate_total",
+    "memory_gc_collected_total",
+    "memory_gc_collections_total",
+    "memory_growth_rate_bytes_per_second",
+    "memory_objects_count",
+    "memory_rss_bytes",
+    "memory_vms_bytes",
+    "query_timeout_count_total",
+    "rate_limit_blocks_total",
+    "rate_limit_hits_total",
+    "rate_limit_remaining_requests",
+    "response_time_p95_seconds",
+    "slow_query_count_total",
+    "websocket_connections_active",
+];
+
+macro_rules! values {
+    () => {
+        &[]
+    };
+    ($set:ident) => {
+        $set::VALUES
+    };
+}
+
+/// A label whose values are a closed set is followed by the set's name.
 macro_rules! declare {
-    ($($constant:ident: $kind:ident $name:literal [$($label:literal),*] $unit:ident $help:literal $meaning:literal;)*) => {
+    ($(
+        # $group:literal
         $(
+            $constant:ident: $kind:ident $name:literal
+                [$($label:literal $(: $set:ident)?),*] $unit:ident
+                $help:literal
+                $meaning:literal;
+        )*
+    )*) => {
+        $($(
             #[doc = $help]
             pub const $constant: Desc = Desc {
                 name: $name,
                 kind: Kind::$kind,
+                group: $group,
                 labels: &[$($label),*],
+                values: &[$(values!($($set)?)),*],
                 unit: Unit::$unit,
                 help: $help,
                 meaning: $meaning,
             };
-        )*
+        )*)*
         /// Every metric, in the order of declaration.
-        pub const ALL: &[Desc] = &[$($constant),*];
+        pub const ALL: &[Desc] = &[$($($constant),*),*];
     };
 }
 
 declare! {
-    // Limits.
-    HITS: Counter "rate_limit_hits_total" ["identifier_type", "tier", "endpoint"] Count
+    # "Limits"
+    HITS: Counter "rate_limit_hits_total" ["identifier_type": IdentifierTypes, "tier", "endpoint"] Count
         "Requests evaluated against limits, allowed and blocked alike; exempt ones are not counted."
-        "";
-    BLOCKS: Counter "rate_limit_blocks_total" ["identifier_type", "tier", "endpoint"] Count
+        "Counted when the request is over, under the rule that names it; a limit of several periods counts once. The ratio of blocks to hits lies between 0 and 1. An allowed request that the upstream then fails is in here, and so is what the failure modes `open` and `closed` decided. Not the traffic: exempt requests, and those refused before the limits (malformed, denied, a credential that is rejected), are in tollgate_requests_total alone.";
+    BLOCKS: Counter "rate_limit_blocks_total" ["identifier_type": IdentifierTypes, "tier", "endpoint"] Count
         "Requests answered 429; what a limit in shadow mode would have refused is not counted."
-        "";
-    REMAINING: Gauge "rate_limit_remaining_requests" ["identifier_type", "tier"] Count
+        "A part of the hits. One request is blocked once, however many limits refused it; which they were is in tollgate_limit_decisions_total.";
+    REMAINING: Gauge "rate_limit_remaining_requests" ["identifier_type": IdentifierTypes, "tier"] Count
         "Lowest remaining quota told to any identity in the last 60 seconds; while none was seen, the tier's own limit."
-        "";
-    LIMIT_DECISIONS: Counter "tollgate_limit_decisions_total" ["rule", "window", "decision"] Count
+        "A minimum over identities, because there is no such thing as the remaining quota of all: of each decision, the limit that the answer speaks of (the tightest), in a window that slides in steps of 10 seconds. 0 says that at least one identity of the tier was out of requests. No reading resets it, so all scrapers see the same low. It says nothing of how many identities are short: tollgate_remaining_ratio does.";
+    LIMIT_DECISIONS: Counter "tollgate_limit_decisions_total" ["rule", "window": Periods, "decision": LimitDecision] Count
         "Verdicts of single limits: one request meets several. Rule 'tier' is the tier's own."
-        "";
+        "One increment for each limit of each request: a tier with three windows makes three. Good for finding out which limit is too tight, and what a rule in shadow mode would do. A rule's own limits stand beside the tier's under the rule's name.";
     DEGRADED: Gauge "rate_limit_degraded" [] Count
         "How limits are decided now: 0 exact, 1 local, 2 open, 3 closed."
-        "";
-    LIMITER_FALLBACK: Counter "tollgate_limiter_fallback_total" ["mode", "reason"] Count
+        "Seen by this process at the time of the scrape: 0 means that the configured store, Redis or memory, answers. Any other value is the failure mode of the file that holds while Redis does not answer; a tier or rule with an `on_failure` of its own may differ.";
+    LIMITER_FALLBACK: Counter "tollgate_limiter_fallback_total" ["mode": FallbackMode, "reason": FallbackReason] Count
         "Requests decided by the failure mode because the store did not answer."
-        "";
-    LIMITER_DURATION: Histogram "tollgate_limiter_duration_seconds" ["backend"] Seconds
+        "Each is one request whose limits were not exact. Moves only with Redis configured. A timeout counts here once for the request, and in tollgate_redis_errors_total once for the call.";
+    LIMITER_DURATION: Histogram "tollgate_limiter_duration_seconds" ["backend": LimiterBackend] Seconds
         "Time to check all limits of one request."
-        "";
+        "From the plan being made to the decision being there, all limits of a request together, taken around the call on the worker that serves it: with Redis it includes the wait for its answer, with memory it is less than a microsecond or two. Requests without limits are not in it.";
     STORE_IDENTITIES: Gauge "tollgate_store_identities" [] Count
         "Identities whose state the store in memory holds."
-        "";
+        "Entries of the table in memory, bounded by `store.memory.max_identities`; with Redis it holds only what the mode `local` needs. State that has run out is swept away a shard at a time, so it falls some seconds after the traffic.";
     STORE_EVICTIONS: Counter "tollgate_store_evictions_total" [] Count
         "Identities that the store in memory forgot before their time because it was full."
-        "";
-    IDENTITY_ERRORS: Counter "tollgate_identity_errors_total" ["reason"] Count
+        "Should stand still: whoever is forgotten starts again with a full quota. A rise means that more identities are alive than `store.memory.max_identities` has room for, or that somebody makes identities up.";
+    IDENTITY_ERRORS: Counter "tollgate_identity_errors_total" ["reason": IdentityError] Count
         "Credentials and forwarding fields that were not believed."
-        "";
+        "A sign of attack, or of a mistake in the configuration (a key set that lacks a key, a proxy that is not in `server.trusted_proxies`). One request may count under two reasons. Whether such requests are refused is `on_invalid`'s matter; here they count either way.";
 
-    TOKEN_CACHE: Counter "tollgate_token_cache_lookups_total" ["result"] Count
+    TOKEN_CACHE: Counter "tollgate_token_cache_lookups_total" ["result": CacheResult] Count
         "Tokens that were known already (hit), and those whose signature had to be checked (miss)."
-        "";
+        "Moves with every token that is looked at. A miss costs the check of a signature, so a falling share of hits costs CPU. Tokens that are turned away before that (not a token at all, throttled) are in neither.";
     TOKEN_CACHE_ENTRIES: Gauge "tollgate_token_cache_entries" [] Count
         "Tokens whose verdict is remembered."
-        "";
-    JWKS_FETCHES: Counter "tollgate_jwks_fetches_total" ["result"] Count
+        "Of all workers together; taken at the scrape. Bounded, and not a count of users: one user may have many tokens.";
+    JWKS_FETCHES: Counter "tollgate_jwks_fetches_total" ["result": Attempt] Count
         "Fetches of key sets."
-        "";
+        "One for each attempt on each configured URL, absent where none is. An error leaves the keys that were there in force, so a few of them are harmless and a standing rate is not.";
     JWKS_KEYS: Gauge "tollgate_jwks_keys" [] Count
         "Keys of the set that was fetched last."
-        "";
+        "After a failed fetch it stays what it was. 0 means that no token of this issuer can be verified.";
 
-    // Requests.
-    REQUESTS: Counter "tollgate_requests_total" ["endpoint", "method", "code_class", "outcome"] Count
+    # "Requests"
+    REQUESTS: Counter "tollgate_requests_total" ["endpoint", "method": MethodLabel, "code_class": CodeClass, "outcome": Outcome] Count
         "Requests by how they ended; code_class 'none' means that no answer was begun."
-        "";
-    REQUEST_DURATION: Histogram "tollgate_request_duration_seconds" ["endpoint", "outcome"] Seconds
+        "Every request with a head that could be read, once, when its answer is over. `outcome` tells whose doing the end was: use it for error budgets, and `code_class` for what callers saw. Methods that callers make up are `OTHER`. Series of combinations that are usual are there from the start, rarer ones from the first such request on; see above. Not in it: requests for tollgate's own pages on the data port, and what the parser refused before there was a request.";
+    REQUEST_DURATION: Histogram "tollgate_request_duration_seconds" ["endpoint", "outcome": Outcome] Seconds
         "From the request's head to the end of its answer; for an upgrade, to its 101."
-        "";
+        "What a caller waits, the network aside: the time in which the caller reads slowly is in it, and so is the upstream's. Requests that end as `allowed` and `limited` are there from the start for every endpoint, the other outcomes once they happen.";
     OVERHEAD: Histogram "tollgate_overhead_seconds" [] Seconds
         "Time a request spent in tollgate itself, waiting for the upstream and for bodies excluded."
-        "";
+        "The whole time to the head of the answer less the wait for the upstream. It holds the check of the limits, a wait for Redis or the database included, and time in which the worker was busy with others. Its p99 is the promise of the product.";
     P95: Gauge "response_time_p95_seconds" ["endpoint"] Seconds
         "95th percentile of this process's response times over the last 60 seconds, within 5 percent; 0 while there were none. Not to be averaged."
-        "";
-    ERRORS: Counter "error_rate_total" ["error_type", "endpoint"] Count
+        "From buckets that are 9 % apart, over six slots of ten seconds. For people and for alerts on one process (`max by (endpoint)`). What cannot be done with it is any arithmetic over processes: for that there is tollgate_request_duration_seconds.";
+    ERRORS: Counter "error_rate_total" ["error_type": ErrorType, "endpoint"] Count
         "Errors by type, as a count: take its rate. rate_limited and client_abort are no faults of the service."
-        "";
+        "Each request counts at most once, by its end; a credential that was passed over under `on_invalid: ip` counts as auth_invalid although the request goes on. What the upstream answered with 4xx, and malformed requests, are no errors here.";
     IN_FLIGHT: Gauge "tollgate_requests_in_flight" [] Count
         "Requests whose answer is not finished."
-        "";
-    BYTES: Counter "tollgate_bytes_total" ["direction"] Bytes
+        "Of all workers, at the time of the scrape. Rises with load and with a slow upstream. Upgraded connections are not in it once they are upgraded.";
+    BYTES: Counter "tollgate_bytes_total" ["direction": Direction] Bytes
         "Body bytes received from callers (in) and sent to them (out)."
-        "";
+        "Bodies only, as they pass; no heads, no chunk framing, nothing of upgraded connections, and not the cost of TLS. Counted when the request is over, so that a long download appears at its end.";
     WEBSOCKETS: Gauge "websocket_connections_active" ["endpoint"] Count
         "Upgraded connections that are open."
-        "";
+        "From the upstream's 101 to the end of the tunnel, whatever protocol was upgraded to. The upgrade itself is a request and counted as such, with the time to its 101: an open tunnel is not a slow request.";
 
-    // Connections.
+    # "Connections"
     CONNECTIONS_ACTIVE: Gauge "tollgate_connections_active" ["listener"] Count
         "Open connections from callers."
-        "";
+        "TCP connections, those of HTTP/2 with many requests at a time as one; idle ones and tunnels included.";
     CONNECTIONS: Counter "tollgate_connections_total" ["listener"] Count
         "Connections accepted."
-        "";
-    CONNECTIONS_REFUSED: Counter "tollgate_connections_refused_total" ["reason"] Count
+        "Those that were handed to a worker. Together with tollgate_requests_total it says how well callers reuse connections.";
+    CONNECTIONS_REFUSED: Counter "tollgate_connections_refused_total" ["reason": RefusalReason] Count
         "Connections closed unread because a bound was reached."
-        "";
-    HTTP2_CUT: Counter "tollgate_http2_connections_cut_total" ["reason"] Count
+        "The caller saw its connection closed without an answer. Any rate says that a bound of the configuration or of the system is too low for the traffic, or is doing its work against a flood.";
+    HTTP2_CUT: Counter "tollgate_http2_connections_cut_total" ["reason": CutReason] Count
         "Connections of HTTP/2 that were cut for what their client sent, or did not read."
-        "";
-    TLS_HANDSHAKES: Counter "tollgate_tls_handshakes_total" ["result"] Count
+        "Should stand still. Floods are attacks; the other reasons may be clients on bad networks.";
+    TLS_HANDSHAKES: Counter "tollgate_tls_handshakes_total" ["result": HandshakeResult] Count
         "TLS handshakes with callers by how they ended; 'evicted' made room for newer ones. Absent without TLS."
-        "";
+        "Each handshake counts once, at its end. Resumed ones are `ok` as well.";
     TLS_HANDSHAKES_IN_PROGRESS: Gauge "tollgate_tls_handshakes_in_progress" [] Count
         "TLS handshakes with callers that are under way."
-        "";
+        "Rises when handshakes come faster than they are made, or when clients open connections and say nothing.";
     TLS_CERTIFICATE_EXPIRY: Gauge "tollgate_tls_certificate_expiry_days" ["listener"] Count
         "Days until the certificate that the listener shows expires; below 0 once it has."
-        "";
+        "From the certificate that is in force now, which a reload changes; absent on listeners without TLS.";
 
-    // Upstream, Redis, database.
+    # "Upstream, Redis, database"
     UPSTREAM_DURATION: Histogram "tollgate_upstream_duration_seconds" ["upstream"] Seconds
         "Time to the head of the upstream's answer."
-        "";
+        "From sending the request to the head of the answer, on a connection that is there already or opened for it. What fails before a head comes is not in it: see error_rate_total.";
     UPSTREAM_CONNECT: Histogram "tollgate_upstream_connect_seconds" ["upstream"] Seconds
         "Time to open a connection to the upstream."
-        "";
-    POOL_CONNECTIONS: Gauge "tollgate_pool_connections" ["pool", "state"] Count
+        "TCP and TLS together. Moves only where no idle connection was at hand, so its count against that of the requests says how well the pool works.";
+    POOL_CONNECTIONS: Gauge "tollgate_pool_connections" ["pool", "state": PoolState] Count
         "Connections that tollgate keeps, in use and idle."
-        "";
-    SLOW_QUERIES: Counter "slow_query_count_total" ["query_type"] Count
+        "At the time of the scrape, over all workers. `upstream`: `active` ones carry a request, `idle` ones wait for one. `database`: as its pool says.";
+    SLOW_QUERIES: Counter "slow_query_count_total" ["query_type": QueryType] Count
         "Calls that took longer than their threshold."
-        "";
-    QUERY_TIMEOUTS: Counter "query_timeout_count_total" ["query_type"] Count
+        "The thresholds are those of `slow_thresholds`. upstream: time to the head of the answer, against the rule's own `slow_threshold` where it has one; redis: one check; database and jwks: one look-up, one fetch. What does not answer at all is in query_timeout_count_total.";
+    QUERY_TIMEOUTS: Counter "query_timeout_count_total" ["query_type": QueryType] Count
         "Calls cut off by their deadline."
-        "";
+        "Each call that tollgate gave up. upstream: connect and response timeouts, and bodies that stalled; for redis the request is then decided by the failure mode, for the database by the tier that is known.";
     REDIS_DURATION: Histogram "tollgate_redis_duration_seconds" [] Seconds
         "Time of one check that Redis answered."
-        "";
-    REDIS_ERRORS: Counter "tollgate_redis_errors_total" ["kind"] Count
+        "Round trip of one check as the worker sees it, queueing in the client and in the worker included. Calls without an answer are not in it.";
+    REDIS_ERRORS: Counter "tollgate_redis_errors_total" ["kind": RedisErrorKind] Count
         "Calls to Redis that failed."
-        "";
+        "By call. `noscript` after a restart of Redis is harmless, once for each worker; `readonly` says that a demoted primary was met.";
     REDIS_RECONNECTS: Counter "tollgate_redis_reconnects_total" [] Count
         "Connections to Redis that had to be made anew."
-        "";
-    LOOKUPS: Counter "tollgate_subscription_lookups_total" ["result"] Count
+        "Each worker has a connection of its own. The first ones of the start do not count.";
+    LOOKUPS: Counter "tollgate_subscription_lookups_total" ["result": LookupResult] Count
         "Requests that asked what their user has bought, by how they came to know or not to know it."
-        "";
-    DEPENDENCY_HEALTH: Gauge "dependency_health_status" ["dependency"] Count
+        "One for each request whose user may have a subscription. `hit` and `stale` cost nothing; the others wait for the database or go on without it.";
+    DEPENDENCY_HEALTH: Gauge "dependency_health_status" ["dependency": Dependency] Count
         "1 healthy, 0.5 degraded, 0 unhealthy; absent where the dependency is not configured."
-        "";
-    BREAKER_STATE: Gauge "circuit_breaker_state" ["service"] Count
+        "As `/health` says it. upstream: failures in a row without an answer, any answer heals; redis: connections and the circuit breaker; database and jwks: their last answers. A scrape sees a state, not what happened in between: for that there are the counters.";
+    BREAKER_STATE: Gauge "circuit_breaker_state" ["service": Dependency] Count
         "0 closed, 1 half-open, 2 open."
-        "";
-    BREAKER_TRANSITIONS: Counter "tollgate_circuit_breaker_transitions_total" ["service", "to"] Count
+        "Ordered by severity, so that `max by (service)` finds the worst replica. Absent where the service is not configured.";
+    BREAKER_TRANSITIONS: Counter "tollgate_circuit_breaker_transitions_total" ["service": Dependency, "to": BreakerState] Count
         "Changes of a circuit breaker's state."
-        "";
+        "A breaker that flaps is invisible in the gauge; here it is a rate. `to=\"open\"` counts how often it tripped, failed probes included.";
 
-    // Pressure and memory.
+    # "Pressure and memory"
+    EVENT_LOOP_LAG: Gauge "backpressure_event_loop_lag_seconds" [] Seconds
+        "Longest time in the last 15 seconds for which any worker's event loop did not come round."
+        "The larger of two: how late a timer of each worker fired (every 50 ms, less the timer's own 2 ms), and how long the poll has lasted that runs now, which a thread beside the workers looks at every 20 ms. A worker that is blocked is seen while it is blocked. Reading it changes nothing: every scraper sees the same peak.";
+    ASYNC_TASKS: Gauge "backpressure_async_tasks_pending" ["task_type": TaskType] Count
+        "Tasks of tollgate's runtimes that have not ended, by what they are for."
+        "connection: one for each connection of a caller and for what drives each to the upstream. request: streams of HTTP/2, either side; a request over HTTP/1.1 is part of its connection's task. websocket: upgraded connections. Tasks that a library starts by itself, as Redis's client does, are not among them.";
+    UPSTREAM_WAITING: Gauge "tollgate_upstream_waiting" [] Count
+        "Requests that wait for a connection to the upstream, or for a stream on one."
+        "A request that finds an idle connection does not wait. More than a few for long: the upstream accepts slowly, or allows fewer streams than there are requests.";
+    POOL_WAIT: Histogram "tollgate_pool_wait_seconds" ["pool"] Seconds
+        "Time for which calls waited for a connection."
+        "Only those that found none idle are counted; for the upstream, to connect is part of it, and one that was not made counts too.";
+    RUNTIME_LAG: Histogram "tollgate_runtime_lag_seconds" ["worker"] Seconds
+        "How late a timer fired that every worker sets each 50 ms, less the timer's own 2 ms."
+        "A worker that hangs adds nothing until it comes round again: the gauges tell of it meanwhile. Worker 'control' is the thread of the admin port, which a scrape itself keeps busy for milliseconds.";
+    WORKERS_STUCK: Gauge "tollgate_runtime_workers_stuck" [] Count
+        "Workers whose present poll has lasted a second or longer, or whose heart has not beaten for 5 seconds."
+        "Their connections stand still; other workers go on.";
+    BUSY_RATIO: Gauge "tollgate_runtime_busy_ratio" ["worker"] Count
+        "Share of the last whole span of 5 seconds that the worker's runtime spent running tasks, 0 to 1."
+        "What is left, the worker waited for something to do. By the clock, not by CPU time: near 1 with little CPU time means that something blocks, or that others use the cores.";
     REDIS_QUEUE: Gauge "backpressure_redis_queue_size" [] Count
         "Calls to Redis that are not answered yet."
-        "";
+        "Submitted on any worker's connection and not answered, at the time of the scrape. Some for each worker are normal under load; a growing number means that Redis or the way to it is slow.";
     DB_QUEUE: Gauge "backpressure_db_queue_size" [] Count
         "Look-ups that wait for a database connection; 0 where no database is configured."
-        "";
+        "Look-ups beyond the pool's connections. Should be 0 nearly always: requests wait for it.";
     RSS: Gauge "memory_rss_bytes" [] Bytes
         "Resident memory."
-        "Field 2 of /proc/self/statm. Holds free pages that the allocator keeps for a while: what the program itself holds is memory_allocator_bytes{kind=\"allocated\"}.";
+        "Field 2 of /proc/self/statm, at the time of the scrape: what the machine is short of when it is short. The allocator keeps free pages for a while, so it need not fall when the traffic does; what the program itself holds is memory_allocator_bytes{kind=\"allocated\"}.";
     VMS: Gauge "memory_vms_bytes" [] Bytes
         "Virtual memory: address space, not use."
-        "Field 1 of /proc/self/statm. The allocator keeps address space on purpose: nothing to alert on.";
+        "Field 1 of /proc/self/statm. Large by design (the allocator reserves address space), and no reason for an alert.";
     MEMORY_LIMIT: Gauge "memory_limit_bytes" [] Bytes
         "Memory that this process may use: the lowest limit of its control groups, else the machine's memory; 0 where neither is known."
         "Control groups of version 1 and 2, its own and all above. Read anew with every scrape.";
-    ALLOCATOR: Gauge "memory_allocator_bytes" ["kind"] Bytes
+    ALLOCATOR: Gauge "memory_allocator_bytes" ["kind": AllocatorKind] Bytes
         "The allocator's own account; all 0 where the allocator is not jemalloc."
-        "allocated: asked for and not given back. active: pages that hold any of it. resident: those, the allocator's books, and free pages not given back yet. mapped: address space in use. retained: address space kept for later. metadata: the books. resident far above allocated is fragmentation, or a burst just past, and no leak.";
-    OBJECTS: Gauge "memory_objects_count" ["type"] Count
+        "Added up over all arenas for each scrape. resident far above allocated is fragmentation, or a burst just past, and no leak.";
+    OBJECTS: Gauge "memory_objects_count" ["type": ObjectType] Count
         "Live objects that the program counts itself; not a census of the heap."
-        "connections: open ones of callers. requests: unfinished ones. buffers: of 16 KiB, two for each upgraded connection; those of plain connections are inside of the HTTP library and not counted. local_cache_entries: identities of the store in memory, tokens and subscriptions that are remembered. leases: parts of a quota held to spend without asking Redis; 0, since none are taken. jwks_keys: of key sets that were fetched. metric_series: those of this answer. websocket_tunnels: upgraded connections.";
-    GC_COLLECTIONS: Counter "memory_gc_collections_total" ["generation"] Count
+        "Taken at the scrape. Whatever rises here beside memory_rss_bytes tells what the memory is for. Buffers inside of the HTTP library are not counted; two of 16 KiB for each upgraded connection are. Leases are 0: every check asks its store.";
+    GC_COLLECTIONS: Counter "memory_gc_collections_total" ["generation": Generation] Count
         "Reclaim runs. Generation 0: rounds of the sweep over the store in memory; 1: the allocator's purges of dirty pages; 2: of muzzy pages."
         "There is no garbage collector: these three take back what is no longer used. A round goes over the whole store and takes a second at the least. Purges are as jemalloc counts them, over all arenas; muzzy ones only happen where its muzzy_decay_ms is above 0, which it is not by itself.";
-    GC_COLLECTED: Counter "memory_gc_collected_total" ["generation"] Count
+    GC_COLLECTED: Counter "memory_gc_collected_total" ["generation": Generation] Count
         "What those runs reclaimed. Generation 0: expired entries of the store in memory; 1: dirty pages; 2: muzzy pages. The unit differs."
         "Entries that an insertion freed in passing count too.";
     MEMORY_GROWTH: Gauge "memory_growth_rate_bytes_per_second" [] Bytes
         "Growth of resident and swapped memory over the last hour, by a robust slope; 0 until an hour was watched, below 0 where it shrinks."
         "The median of the slopes between any two of 120 medians of a minute (Theil and Sen), found anew every 5 minutes, the first time 70 minutes after the start. docs/memory.md tells a leak from a warm-up.";
 
-    // The process and its signals.
+    # "The process and its signals"
     BUILD_INFO: Gauge "tollgate_build_info" ["version", "commit", "rustc"] Count
         "Always 1; the labels say what is running."
-        "";
+        "Multiply by it to get the version beside another metric.";
     CONFIG_HASH: Gauge "tollgate_config_hash_info" ["hash"] Count
         "Always 1; the label changes with the configuration in force."
-        "";
-    CONFIG_RELOADS: Counter "tollgate_config_reloads_total" ["result"] Count
+        "The first digits of the hash of the policy in force, as in `/health`. Two replicas with different hashes run different policies.";
+    CONFIG_RELOADS: Counter "tollgate_config_reloads_total" ["result": Attempt] Count
         "Reloads of the policy and other watched files; after an error what ran before goes on. The start is not counted."
-        "";
+        "Moves when a watched file changes and at SIGHUP. `error` means that the new file was refused; the log says why.";
     CONFIG_LOADED_AT: Gauge "tollgate_config_last_reload_success_timestamp_seconds" [] Seconds
         "Unix time of the last reload that took effect; before the first, of the start."
-        "";
+        "`time()` less this is the age of the policy in force. `changes()` of it marks reloads in a dashboard.";
     CONFIG_RELOAD_OK: Gauge "tollgate_config_last_reload_successful" [] Count
         "1 while every watched file is in force as it stands, 0 while one of them was refused."
-        "";
+        "The thing to alert on: it stays 0 until the mistake is corrected, where a rate of errors would be forgotten.";
     RESTART_PENDING: Gauge "tollgate_config_restart_pending" [] Count
         "1 while tollgate.yaml differs from what runs, which takes a restart; else 0."
-        "";
+        "Only the policy and files like keys and certificates are reloaded; what else changes waits for a restart.";
     SERIES: Gauge "tollgate_metric_series" [] Count
         "Series in this very answer."
-        "";
+        "Buckets, sums and counts of histograms count as series each, as Prometheus stores them. For planning its memory; it is bounded by the configuration and never by what callers send.";
     SERIES_DROPPED: Counter "tollgate_metric_series_dropped_total" ["metric"] Count
         "Label values folded into 'other' because the bound of distinct ones was reached."
-        "";
+        "0 but for configurations with more than 200 rules: the rules beyond are counted together, in every metric that has the label.";
     PROCESS_CPU: Counter "process_cpu_seconds_total" [] Seconds
         "User and system CPU time."
-        "";
+        "From the operating system; `rate()` of it is the number of cores in use.";
     PROCESS_START: Gauge "process_start_time_seconds" [] Seconds
         "Unix time at which the process started."
-        "";
+        "A change is a restart.";
     PROCESS_FDS: Gauge "process_open_fds" [] Count
         "Open file descriptors."
-        "";
+        "Each connection needs one, each request to the upstream another. Alert on its share of process_max_fds.";
     PROCESS_FDS_MAX: Gauge "process_max_fds" [] Count
         "Most file descriptors that may be open."
-        "";
+        "The soft limit, which tollgate raises to the hard one at its start.";
     PROCESS_RSS: Gauge "process_resident_memory_bytes" [] Bytes
         "Resident memory, by its conventional name."
-        "";
+        "The same number as memory_rss_bytes.";
     PROCESS_VMS: Gauge "process_virtual_memory_bytes" [] Bytes
         "Virtual memory, by its conventional name."
-        "";
+        "The same number as memory_vms_bytes.";
     PROCESS_VMS_MAX: Gauge "process_virtual_memory_max_bytes" [] Bytes
         "Most virtual memory there may be; 0 where there is no limit."
-        "";
+        "The limit of the operating system (`ulimit -v`), not the machine's memory.";
     PROCESS_THREADS: Gauge "process_threads" [] Count
         "Threads of the operating system."
-        "";
+        "Fixed after the start but for the few helpers of file and name look-ups: workers, the acceptor, and the control thread.";
 }

@@ -19,10 +19,11 @@ use super::handles::{Events, Handles, Sums, describe_all, increment, set_all};
 use super::histogram::LIMITER_EDGES;
 use super::labels::{
     Attempt, BreakerState, CutReason, Dependency, FallbackMode, FallbackReason, IdentityError,
-    LimiterBackend, LimiterMode, LookupResult, QueryType, RedisErrorKind, RefusalReason,
+    LimiterBackend, LimiterMode, LookupResult, PoolState, QueryType, RedisErrorKind, RefusalReason,
 };
 use super::memory::MemoryCells;
 use super::names;
+use super::runtime::RuntimeCells;
 use super::series::{
     EndpointSeries, ListenerSeries, PairSeries, PoolSeries, ProcessCells, ScopeSeries, TierSeries,
     UpstreamSeries,
@@ -88,6 +89,7 @@ pub struct Metrics {
     pub(super) process: PerShard<ProcessCells>,
     pub(super) events: Events,
     in_flight: Level,
+    pub(super) runtime: Arc<RuntimeCells>,
     pub(super) tls: TlsCells,
     pub(super) memory: MemoryCells,
     redis_queue: AtomicU64,
@@ -175,6 +177,7 @@ impl Metrics {
             handles.gauge(desc, &[]).set(0.0);
         }
         handles.gauge(&names::DEGRADED, &[]).set(0.0);
+        handles.gauge(&names::UPSTREAM_WAITING, &[]).set(0.0);
         handles.gauge(&names::CONFIG_LOADED_AT, &[]).set(0.0);
         handles.gauge(&names::CONFIG_RELOAD_OK, &[]).set(1.0);
         handles.gauge(&names::RESTART_PENDING, &[]).set(0.0);
@@ -183,6 +186,7 @@ impl Metrics {
             process: PerShard::new(shards),
             events: Events::new(&handles),
             in_flight: Level::new(shards),
+            runtime: Arc::new(RuntimeCells::new(workers, shards)),
             tls: TlsCells::new(shards),
             memory: MemoryCells::new(shards),
             redis_queue: AtomicU64::new(0),
@@ -254,8 +258,9 @@ impl Metrics {
         self.database_queue.store(figures.queue, Ordering::Relaxed);
         let (handles, events) = (&self.handles, &self.events);
         handles.gauge(&names::DB_QUEUE, &[]).set(figures.queue as f64);
-        for (state, count) in [("active", figures.active), ("idle", figures.idle)] {
-            let labels = [Dependency::Database.as_str(), state];
+        let states = [(PoolState::Active, figures.active), (PoolState::Idle, figures.idle)];
+        for (state, count) in states {
+            let labels = [Dependency::Database.as_str(), state.as_str()];
             handles.gauge(&names::POOL_CONNECTIONS, &labels).set(count as f64);
         }
         for (result, count) in LookupResult::ALL.iter().zip(figures.results) {

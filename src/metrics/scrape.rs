@@ -54,6 +54,8 @@ impl Metrics {
                 handles.gauge(&names::POOL_CONNECTIONS, &[&pool.name, state]).set(count as f64);
             }
         }
+        let waiting: usize = pools.iter().map(|pool| pool.waiting()).sum();
+        handles.gauge(&names::UPSTREAM_WAITING, &[]).set(waiting as f64);
         for listener in &listeners {
             let labels = [&*listener.name];
             let active = listener.active.count() as f64;
@@ -67,8 +69,10 @@ impl Metrics {
         self.publish_process(handles);
         self.publish_tls(handles);
         let objects = self.objects(&endpoints, &listeners);
+        self.publish_runtime(handles);
 
         let mut own = self.histograms(&endpoints, &upstreams);
+        own.extend(self.histograms_of_pressure(&pools));
         own.push(remaining(&tiers, now));
         let mut hash = Family::new(&names::CONFIG_HASH);
         if !config_hash.is_empty() {

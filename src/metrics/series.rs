@@ -15,7 +15,7 @@ use super::cells::{Level, LevelGuard, PerShard};
 use super::histogram::{HistogramCells, HistogramTotals, REQUEST_EDGES};
 use super::labels::{
     CacheResult, CodeClass, Direction, ErrorType, HandshakeResult, LimitDecision, LimiterBackend,
-    MethodLabel, Outcome,
+    MethodLabel, Outcome, PoolState,
 };
 use super::window::{LatencyRing, SlidingMin};
 
@@ -229,12 +229,22 @@ pub struct PoolSeries {
     active: Level,
     /// Those that wait for one.
     idle: Level,
+    /// Calls that wait for a connection.
+    waiting: Level,
+    /// How long those waited that do no more.
+    waits: PerShard<HistogramCells>,
 }
 
 impl PoolSeries {
     /// No connections yet.
     pub fn new(name: &str, shards: usize) -> Self {
-        PoolSeries { name: name.into(), active: Level::new(shards), idle: Level::new(shards) }
+        PoolSeries {
+            name: name.into(),
+            active: Level::new(shards),
+            idle: Level::new(shards),
+            waiting: Level::new(shards),
+            waits: PerShard::new(shards),
+        }
     }
 
     /// A connection carries a call, until the guard is dropped.
@@ -249,9 +259,33 @@ impl PoolSeries {
         self.idle.enter()
     }
 
+    /// A call waits for a connection, until the guard is dropped.
+    #[inline]
+    pub fn wait(&self) -> LevelGuard {
+        self.waiting.enter()
+    }
+
+    /// A call has waited for so long.
+    pub fn waited(&self, span: Duration) {
+        self.waits.with_own(|cells| cells.record(REQUEST_EDGES, span));
+    }
+
+    /// Calls that wait for a connection.
+    pub fn waiting(&self) -> usize {
+        self.waiting.count()
+    }
+
+    /// How long calls have waited.
+    pub fn waits(&self) -> HistogramTotals {
+        HistogramTotals::of(self.waits.iter())
+    }
+
     /// The label of each state, and how many connections are in it.
     pub fn counts(&self) -> [(&'static str, usize); 2] {
-        [("active", self.active.count()), ("idle", self.idle.count())]
+        [
+            (PoolState::Active.as_str(), self.active.count()),
+            (PoolState::Idle.as_str(), self.idle.count()),
+        ]
     }
 }
 

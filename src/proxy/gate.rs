@@ -9,6 +9,7 @@ use http::Method;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
+use crate::health::loops::Loops;
 use crate::health::upstream::UpstreamHealth;
 use crate::identity::identifier::Identifier;
 use crate::metrics::policy::PolicyMetrics;
@@ -18,6 +19,7 @@ use crate::policy::compiled::Policy;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 use crate::subscriptions::Subscriptions;
+use crate::top::talkers::TopTalkers;
 
 use super::address::Once;
 use super::body::ProxyBody;
@@ -86,6 +88,8 @@ pub struct Gate {
     pub clock: Clock,
     /// The process's metrics.
     pub metrics: Arc<Metrics>,
+    /// The workers' event loops, as they are seen from outside.
+    pub loops: Arc<Loops>,
     /// Calls to the upstream.
     pub upstream_series: Arc<UpstreamSeries>,
     /// What they came to.
@@ -96,6 +100,8 @@ pub struct Gate {
     pub redis: Option<Arc<RedisShared>>,
     /// What users have bought, if there is a database to ask.
     pub subscriptions: Option<Arc<Subscriptions>>,
+    /// Who asks most.
+    pub top: Arc<TopTalkers>,
     /// Where the upstream is, and what is spoken there.
     pub target: Target,
     /// Paths that tollgate answers itself on the data port: `server.expose`.

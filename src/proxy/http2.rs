@@ -19,7 +19,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use crate::metrics::labels::CutReason;
+use crate::health::tasks::watched;
+use crate::metrics::labels::{CutReason, TaskType};
 
 use super::connection::linger;
 use super::frames::{FrameWatch, head_due};
@@ -195,7 +196,7 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
         // hyper asks for a task right after it called the service.
         let Some(conn) = link.begun.take() else { return };
         let open = OpenStream::new(link);
-        tokio::task::spawn_local(async move {
+        let served = async move {
             let _open = open;
             let mut stream = pin!(stream);
             poll_fn(|cx| {
@@ -207,7 +208,8 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
                 }
             })
             .await;
-        });
+        };
+        tokio::task::spawn_local(watched(TaskType::Request, served));
     }
 }
 

@@ -19,7 +19,9 @@ use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 
+use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
+use crate::metrics::labels::TaskType;
 use crate::metrics::series::PoolSeries;
 
 use super::body::UploadBody;
@@ -196,7 +198,8 @@ impl Connections {
             .handshake(TokioIo::new(UpstreamIo(Arc::clone(&socket))))
             .await
             .map_err(io::Error::other)?;
-        tokio::task::spawn_local(drive(connection, Rc::clone(self), Rc::clone(&driver)));
+        let driving = drive(connection, Rc::clone(self), Rc::clone(&driver));
+        tokio::task::spawn_local(watched(TaskType::Connection, driving));
         let shared = Rc::new(Connection {
             sender: RefCell::new(Some(sender)),
             socket,
@@ -399,7 +402,7 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
             // The connection's own task: whenever something has arrived, the upstream may allow
             // more streams or fewer, or none at all any more.
             let driver = Rc::clone(&self.driver);
-            tokio::task::spawn_local(async move {
+            let whole = async move {
                 let mut future = pin!(future);
                 poll_fn(|cx| {
                     let polled = future.as_mut().poll(cx);
@@ -409,14 +412,16 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
                     polled
                 })
                 .await;
-            });
+            };
+            tokio::task::spawn_local(watched(TaskType::Connection, whole));
             return;
         }
         match self.driver.begun.take() {
             Some(stream) => {
-                tokio::task::spawn_local(UntilOver { future: Some(Box::pin(future)), stream })
+                let sent = UntilOver { future: Some(Box::pin(future)), stream };
+                tokio::task::spawn_local(watched(TaskType::Request, sent))
             }
-            None => tokio::task::spawn_local(future),
+            None => tokio::task::spawn_local(watched(TaskType::Request, future)),
         };
     }
 }

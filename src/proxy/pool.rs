@@ -17,7 +17,9 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
 use crate::clock;
+use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
+use crate::metrics::labels::TaskType;
 use crate::metrics::series::{PoolSeries, UpstreamSeries};
 
 use super::body::UploadBody;
@@ -185,6 +187,7 @@ impl Pool {
     /// # Errors
     /// No address took it, or none in time; or what did is not the upstream.
     pub async fn connect(self: &Rc<Self>, needs: Needs) -> Result<Lease, ConnectError> {
+        let _waiting = Wait::begin(&self.signals.pool);
         let deadline = clock::monotonic() + self.settings.connect_timeout;
         // Boxed, so that not every request is as large as a handshake.
         let connecting = Box::pin(self.acquire(needs, deadline));
@@ -241,7 +244,7 @@ impl Pool {
             .await
             .map_err(|error| ConnectError::Unreachable(io::Error::other(error)))?;
         // Its errors reach the exchange through `sender` and the body.
-        tokio::task::spawn_local(async move { connection.with_upgrades().await.ok() });
+        tokio::task::spawn_local(watched(TaskType::Connection, connection.with_upgrades()));
         Ok(self.lend(sender, socket, false))
     }
 
@@ -291,6 +294,26 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         source = error.source();
     }
     text
+}
+
+/// A request that has to wait for its connection.
+struct Wait<'a> {
+    pool: &'a PoolSeries,
+    since: Instant,
+    _counted: LevelGuard,
+}
+
+impl<'a> Wait<'a> {
+    fn begin(pool: &'a PoolSeries) -> Self {
+        Wait { pool, since: clock::monotonic(), _counted: pool.wait() }
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        // Whoever went away meanwhile has waited too.
+        self.pool.waited(clock::monotonic().saturating_duration_since(self.since));
+    }
 }
 
 impl Lease {

@@ -228,11 +228,14 @@ async fn decide<'a>(
         Disposition::Exempt => Next::unlimited(endpoint),
         Disposition::Unlimited => {
             exchange.evaluated(&plan);
+            worker.top.record(&plan.identity, false);
             Next::unlimited(endpoint)
         }
         Disposition::Limited => {
             exchange.evaluated(&plan);
-            match check(worker, active, &plan).await {
+            let checked = check(worker, active, &plan).await;
+            worker.top.record(&plan.identity, checked.is_denied());
+            match checked {
                 Checked::FailedOpen => Next::unlimited(endpoint),
                 Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
                 Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {

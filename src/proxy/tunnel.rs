@@ -13,7 +13,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
+use crate::metrics::labels::TaskType;
 
 use super::gate::Drain;
 use super::io::ConnState;
@@ -36,7 +38,7 @@ pub fn spawn(
 ) {
     let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     let (worker, conn) = (Rc::clone(worker), Arc::clone(conn));
-    tokio::task::spawn_local(async move {
+    let relayed = async move {
         // Held to the end: the connection counts as open, the upstream's is no one else's.
         let (_conn, _held) = (conn, held);
         let both = async { tokio::try_join!(downstream, upstream) };
@@ -57,7 +59,8 @@ pub fn spawn(
             _ = async { tokio::try_join!(to_downstream, to_upstream) } => {}
             () = activity.silence(idle_timeout) => {}
         }
-    });
+    };
+    tokio::task::spawn_local(watched(TaskType::Websocket, relayed));
 }
 
 /// When something last came through, either way.

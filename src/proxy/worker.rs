@@ -9,7 +9,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::clock;
+use crate::health::tasks::{watched, watched_root};
+use crate::metrics::labels::{Dependency, TaskType};
 use crate::store::redis::RedisStore;
+use crate::top::talkers::Reporter;
 
 use super::connection;
 use super::gate::Gate;
@@ -48,6 +52,8 @@ pub struct Worker {
     pub handshakes: Handshakes,
     /// What it wrote into answers last.
     pub numbers: Numbers,
+    /// Whose requests it has seen.
+    pub top: Reporter,
 }
 
 /// Runs a worker until a drain has ended and its last connection has closed. Blocks its thread.
@@ -63,7 +69,8 @@ pub fn run(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(Default::default())?;
-    runtime.block_on(serve(gate, index, inbox, beat));
+    gate.loops.sit(index, runtime.metrics());
+    runtime.block_on(watched_root(serve(gate, index, inbox, beat)));
     // Whatever is left by now had its time.
     runtime.shutdown_background();
     Ok(())
@@ -77,7 +84,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
             gate.target.clone(),
             Arc::clone(&timers),
             PoolSignals {
-                pool: gate.metrics.pool("upstream"),
+                pool: gate.metrics.pool(Dependency::Upstream.as_str()),
                 upstream: Arc::clone(&gate.upstream_series),
             },
             gate.settings.pool,
@@ -86,9 +93,11 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
         timers,
         handshakes: Handshakes::default(),
         numbers: Numbers::default(),
+        top: Reporter::new(Arc::clone(&gate.top), index),
         gate,
     });
-    tokio::task::spawn_local(tick(Rc::clone(&worker), index, beat));
+    let ticking = tick(Rc::clone(&worker), index, beat);
+    tokio::task::spawn_local(watched(TaskType::Background, ticking));
     if let Some(redis) = &worker.redis {
         // So that the first requests are not decided without Redis; if it is not there, so be it.
         redis.wait_connected(REDIS_AT_START).await;
@@ -96,8 +105,8 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
     drop(inbox.ready);
     // The inbox closes when the acceptor has ended, which is when a drain begins.
     while let Some(accepted) = inbox.accepted.recv().await {
-        let worker = Rc::clone(&worker);
-        tokio::task::spawn_local(async move { connection::serve(worker, accepted).await });
+        let served = connection::serve(Rc::clone(&worker), accepted);
+        tokio::task::spawn_local(watched(TaskType::Connection, served));
     }
     let deadline = tokio::time::sleep(worker.gate.settings.drain_timeout);
     let mut deadline = pin!(deadline);
@@ -115,9 +124,11 @@ async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
     let mut since_pool_sweep = 0_u32;
     let mut told_of_drain = false;
     loop {
-        interval.tick().await;
+        let due = interval.tick().await.into_std();
+        worker.gate.loops.woke(index, due, clock::monotonic());
         beat(index);
         worker.timers.sweep();
+        worker.top.tick(clock::monotonic());
         if worker.gate.drain.is_draining() && !told_of_drain {
             told_of_drain = true;
             worker.timers.wake_all();

@@ -4,7 +4,7 @@ pub mod failover;
 pub mod memory;
 pub mod redis;
 
-use crate::limiter::decision::Decision;
+use crate::limiter::decision::{Decision, Verdict};
 
 /// Which store made a decision: the `backend` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,4 +35,11 @@ pub enum Checked {
     FailedOpen,
     /// The store did not answer and `on_failure: closed` refuses the request with 503.
     FailedClosed,
+}
+
+impl Checked {
+    /// Whether a limit has refused the request.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny)
+    }
 }

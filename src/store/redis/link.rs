@@ -23,7 +23,8 @@ use tokio::time::timeout;
 
 use crate::clock::monotonic;
 use crate::health::breaker::{Outcome, jitter};
-use crate::metrics::labels::RedisErrorKind;
+use crate::health::tasks::watched;
+use crate::metrics::labels::{RedisErrorKind, TaskType};
 
 use super::RedisShared;
 use super::codec::{Call, ReplyError, SCRIPT};
@@ -87,9 +88,9 @@ impl Link {
             distrusted: AtomicBool::new(false),
         });
         // Subscribed before the client starts, so that no event is missed.
-        let follow = tokio::spawn(Arc::clone(&link).follow());
-        let drive = tokio::spawn(drive(link.client.clone()));
-        let watch = tokio::spawn(Arc::clone(&link).watch());
+        let follow = tokio::spawn(watched(TaskType::Redis, Arc::clone(&link).follow()));
+        let drive = tokio::spawn(watched(TaskType::Redis, drive(link.client.clone())));
+        let watch = tokio::spawn(watched(TaskType::Redis, Arc::clone(&link).watch()));
         (link, [AbortOnDrop(follow), AbortOnDrop(drive), AbortOnDrop(watch)])
     }
 
@@ -125,11 +126,11 @@ impl Link {
             Err(_) => {
                 let shared = Arc::clone(&self.shared);
                 // Keeps its place: a Redis that stands still must not gather calls without bound.
-                tokio::spawn(async move {
+                tokio::spawn(watched(TaskType::Redis, async move {
                     if attempt.await.is_ok() {
                         shared.stats.count_late_reply();
                     }
-                });
+                }));
                 Err(CheckError::new(RedisErrorKind::Timeout, "no answer within the budget"))
             }
         }

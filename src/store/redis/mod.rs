@@ -19,10 +19,11 @@ use fred::bytes_utils::Str;
 
 use crate::clock::monotonic;
 use crate::health::breaker::{Outcome, SharedBreaker};
+use crate::health::tasks::watched;
 use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
-use crate::metrics::labels::{BreakerState, RedisErrorKind};
+use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
 use crate::policy::plan::Plan;
 
 use super::failover::decide_without;
@@ -233,7 +234,7 @@ impl RedisStore {
         }
         // What decides meanwhile knows nothing of this charge.
         if shared.breaker.is_closed() && plan.scopes().next().is_some() {
-            tokio::spawn(self.refund_in_redis(plan, grant));
+            tokio::spawn(watched(TaskType::Redis, self.refund_in_redis(plan, grant)));
         }
         None
     }
