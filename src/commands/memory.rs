@@ -39,8 +39,16 @@ impl SharedWatch {
     }
 }
 
-/// Samples and evaluates, for ever. Some ten microseconds every half minute, and a millisecond
-/// every five minutes, on the control thread.
+/// When the detector does what.
+pub fn schedule() -> Schedule {
+    #[cfg(feature = "leak-drill")]
+    return super::drill::schedule();
+    #[cfg(not(feature = "leak-drill"))]
+    Schedule::default()
+}
+
+/// Samples and evaluates, for ever, on the control thread: less than a tenth of a millisecond every
+/// half minute, and a few milliseconds at the most every five minutes.
 pub async fn watch(shared: Arc<SharedWatch>, metrics: Arc<Metrics>) {
     let started = clock::monotonic();
     let mut interval = tokio::time::interval(shared.schedule.sample);

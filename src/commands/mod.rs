@@ -2,6 +2,8 @@
 
 pub mod check;
 pub mod demo;
+#[cfg(feature = "leak-drill")]
+mod drill;
 pub mod example_backend;
 pub mod explain;
 pub mod health;

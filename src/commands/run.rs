@@ -200,6 +200,8 @@ fn spawn_background(wired: &Wired) {
     }
     let (watch, metrics) = (Arc::clone(&wired.memory_watch), Arc::clone(&wired.gate.metrics));
     background(memory::watch(watch, metrics));
+    #[cfg(feature = "leak-drill")]
+    background(super::drill::run());
     let top = Arc::clone(&wired.gate.top);
     background(async move {
         let mut interval = tokio::time::interval(COLLECT_INTERVAL);

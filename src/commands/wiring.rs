@@ -21,7 +21,6 @@ use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use crate::health::detector::{Detector, Queues};
 use crate::health::heartbeat::Heartbeats;
 use crate::health::loops::Loops;
-use crate::health::memory::Schedule;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
 use crate::identity::identifier::Identifier;
@@ -95,7 +94,7 @@ impl Wired {
             .redis
             .as_ref()
             .map(|it| Arc::new(RedisShared::new(redis_settings(it), Arc::clone(&memory))));
-        let memory_watch = Arc::new(SharedWatch::new(Schedule::default()));
+        let memory_watch = Arc::new(SharedWatch::new(memory::schedule()));
         let upstream_health = Arc::new(UpstreamHealth::default());
         let upstream = settings.upstream.clone();
         let target = target(upstream.as_ref())?;

@@ -541,7 +541,7 @@ label! {
         Connections = "connections",
         /// Requests whose answer is not finished.
         Requests = "requests",
-        /// Buffers that upgraded connections are relayed through.
+        /// Buffers of 16 KiB that upgraded connections are relayed through, two for each.
         Buffers = "buffers",
         /// Entries of stores and caches in memory.
         LocalCacheEntries = "local_cache_entries",
@@ -559,11 +559,11 @@ label! {
 label! {
     /// Who reclaims memory.
     Generation {
-        /// The sweep of the store in memory.
+        /// The sweep of the store in memory: rounds over all of it, and expired entries.
         Sweep = "0",
-        /// The allocator, of pages that were written to and are free.
+        /// The allocator giving back dirty pages (written to, and free): purges, and pages.
         Dirty = "1",
-        /// The allocator, of pages that the kernel was allowed to take.
+        /// The same of muzzy pages (which the kernel has been told it may take).
         Muzzy = "2",
     }
 }

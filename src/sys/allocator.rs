@@ -39,8 +39,8 @@ pub struct AllocatorFigures {
     pub muzzy_pages: u64,
 }
 
-/// What the allocator says, or `None` where it is not jemalloc. Adds up every arena: some ten
-/// microseconds, for a scrape and not for a request.
+/// What the allocator says, or `None` where it is not jemalloc. Adds up every arena: some
+/// tens of microseconds, for a scrape and not for a request.
 pub fn read() -> Option<AllocatorFigures> {
     static IS_JEMALLOC: OnceLock<bool> = OnceLock::new();
     if !*IS_JEMALLOC.get_or_init(|| is_jemalloc().unwrap_or(false)) {
