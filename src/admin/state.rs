@@ -4,12 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::clock::Clock;
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use crate::health::detector::Detector;
 use crate::health::heartbeat::Heartbeats;
+use crate::health::history::History;
 use crate::health::memory::MemoryView;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
@@ -55,6 +56,8 @@ pub struct AdminState {
     pub memory: View<MemoryView>,
     /// Who asks most.
     pub top: Arc<TopTalkers>,
+    /// What the status was.
+    pub history: Mutex<History>,
     /// How limits are decided.
     pub limiter: View<LimiterView>,
     /// Sets gauges whose sources are asked when somebody looks, such as the size of the store.

@@ -48,6 +48,7 @@ use crate::tls::client::ClientTls;
 use crate::top::talkers::TopTalkers;
 
 use super::identity::identifier;
+use super::logging::Recorders;
 use super::memory::{self, SharedWatch};
 use super::subscriptions;
 
@@ -77,8 +78,10 @@ impl Wired {
         loaded: Loaded,
         workers: usize,
         subscriptions: Option<Arc<Subscriptions>>,
+        recorders: Recorders,
     ) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
+        let (access_log, tracer) = (recorders.access_log.clone(), recorders.tracer.clone());
         let clock = Clock::System;
         let build = Build {
             version: env!("CARGO_PKG_VERSION"),
@@ -127,6 +130,7 @@ impl Wired {
                 Box::new(move || watch.view())
             },
             top: Arc::clone(&top),
+            history: Mutex::default(),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
@@ -134,6 +138,7 @@ impl Wired {
                 let (identifier, watch) = (Arc::clone(&identifier), Arc::clone(&memory_watch));
                 let detector = Arc::clone(&detector);
                 Box::new(move || {
+                    recorders.publish(&metrics);
                     detector.observe(clock::monotonic());
                     let bought = subscriptions.as_deref();
                     memory::publish(&metrics, &watch, &memory, &identifier, bought);
@@ -167,6 +172,8 @@ impl Wired {
             target,
             exposed: exposed(&settings, &admin),
             untrusted: Once::default(),
+            access_log,
+            tracer,
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
@@ -373,6 +380,6 @@ fn exposed(settings: &Loadable, admin: &Arc<AdminState>) -> Vec<(&'static str, P
 }
 
 /// The name of this replica: the machine's.
-fn instance() -> Box<str> {
+pub fn instance() -> Box<str> {
     rustix::system::uname().nodename().to_string_lossy().into()
 }

@@ -13,6 +13,7 @@ pub mod cells;
 pub mod histogram;
 pub mod identity;
 pub mod labels;
+pub mod logs;
 pub mod memory;
 pub mod names;
 pub mod page;
