@@ -16,6 +16,7 @@ pub mod histogram;
 pub mod identity;
 pub mod labels;
 pub mod logs;
+pub mod memory;
 mod named;
 pub mod names;
 pub mod page;
