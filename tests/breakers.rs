@@ -558,3 +558,19 @@ identity:
         assert!(transitions(&tollgate, name, "closed") >= 1.0);
     }
 }
+
+#[test]
+fn a_primary_that_was_demoted_is_noticed_while_nobody_asks() {
+    let Some(store) = RedisServer::spawn_with(&["--replica-read-only", "yes"]) else { return };
+    let backend = Backend::ok();
+    let config = format!("store: {{ redis: {{ url: '{}', timeout: 5s }} }}\n", store.url());
+    let tollgate = Start::default().upstream(backend.address).config(&config).run();
+    wait_until("redis is well", || dependency(&tollgate, "redis") == 1.0);
+    // It answers a PING as before.
+    store.words("REPLICAOF 127.0.0.1 1");
+    wait_until("it is noticed", || dependency(&tollgate, "redis") < 1.0);
+    assert_eq!(health(&tollgate)["dependencies"]["redis"], "degraded");
+    store.words("REPLICAOF NO ONE");
+    wait_until("redis is well again", || dependency(&tollgate, "redis") == 1.0);
+    assert_eq!(transitions(&tollgate, "redis", "open"), 0.0, "a single write failed");
+}
