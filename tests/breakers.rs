@@ -574,3 +574,21 @@ fn a_primary_that_was_demoted_is_noticed_while_nobody_asks() {
     wait_until("redis is well again", || dependency(&tollgate, "redis") == 1.0);
     assert_eq!(transitions(&tollgate, "redis", "open"), 0.0, "a single write failed");
 }
+
+#[test]
+fn a_stream_that_the_upstream_resets_says_nothing_of_the_others() {
+    let backend = Http2Backend::spawn(|mut exchange| async move {
+        match exchange.head.uri.path() {
+            "/poison" => exchange.respond.send_reset(h2::Reason::INTERNAL_ERROR),
+            _ => exchange.ok("ok"),
+        }
+    });
+    let config = format!("upstream: {{ url: '{}', retries: 0 }}\n", backend.h2c());
+    let tollgate = Start::default().config(&config).tiers(support::GENEROUS).run();
+    // Whoever finds a request that is given up cannot have the upstream shut to all.
+    for _ in 0..20 {
+        assert_eq!(tollgate.get("/poison").status, 502);
+    }
+    assert_eq!(tollgate.get("/").status, 200);
+    assert_eq!(state(&tollgate, "upstream"), 0.0);
+}
