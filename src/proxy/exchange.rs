@@ -137,21 +137,27 @@ impl Exchange {
 
     /// Notes that the upstream was asked, and gave no answer that could be passed on.
     pub fn unanswered(&mut self, status: StatusCode, ending: Ending) {
-        self.answered(status, ending, None);
+        self.answered(status, ending, None, clock::monotonic());
         if let Some(facts) = &mut self.facts {
             // How much of the time went into waiting is not known.
             facts.overhead = None;
         }
     }
 
-    /// Notes the answer's head and how it will have ended if nothing else happens. `upstream` is
-    /// how long the upstream took for it.
-    pub fn answered(&mut self, status: StatusCode, ending: Ending, upstream: Option<Duration>) {
+    /// Notes the answer's head, at `now`, and how it will have ended if nothing else happens.
+    /// `upstream` is how long the upstream took for it.
+    pub fn answered(
+        &mut self,
+        status: StatusCode,
+        ending: Ending,
+        upstream: Option<Duration>,
+        now: Instant,
+    ) {
         if let Some(facts) = &mut self.facts {
             facts.status = status.as_u16();
             facts.ending = Some(ending);
             facts.upstream = upstream;
-            let total = clock::monotonic().saturating_duration_since(facts.started);
+            let total = now.saturating_duration_since(facts.started);
             facts.overhead = Some(total.saturating_sub(upstream.unwrap_or_default()));
         }
     }

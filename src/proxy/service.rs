@@ -78,9 +78,10 @@ pub async fn handle(
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
             let mut permit = Some(permit);
             let called = call.forward(request, &mut permit).await;
+            let now = clock::monotonic();
             let outcome = called.as_ref().map_or_else(|it| it.outcome, |_| Some(Outcome::Good));
             if let Some((permit, outcome)) = permit.zip(outcome) {
-                circuit::note(&worker.gate, permit, outcome);
+                circuit::note(&worker.gate, permit, outcome, now);
             }
             let mut response = match called {
                 Ok((response, took)) => {
@@ -88,7 +89,7 @@ pub async fn handle(
                     if let Some(notes) = exchange.notes() {
                         notes.upstream_answered(response.status(), took);
                     }
-                    exchange.answered(response.status(), ending, Some(took));
+                    exchange.answered(response.status(), ending, Some(took), now);
                     response
                 }
                 Err(failure) => {
@@ -288,7 +289,7 @@ async fn decide<'a>(
                 gate.metrics.tunnel_event(TunnelEvent::RefusedLimit);
             }
             let response = denied(worker, &decision);
-            exchange.answered(response.status(), Ending::RateLimited, None);
+            exchange.answered(response.status(), Ending::RateLimited, None, clock::monotonic());
             Next::Answer(response)
         }
         Checked::Decided { decision, backend } => {
@@ -381,7 +382,7 @@ fn unauthorized(worker: &Worker, exchange: &mut Exchange, invalid: Invalid) -> R
 }
 
 fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
-    exchange.answered(refusal.status(), refusal.ending(), None);
+    exchange.answered(refusal.status(), refusal.ending(), None, clock::monotonic());
     reply::refuse(refusal)
 }
 

@@ -104,7 +104,7 @@ pub fn spawn(
         });
         let has_ended = tokio::time::timeout(STABLE_AFTER, relays.as_mut()).await.is_ok();
         if let (Some(permit), Some(outcome)) = (permit.take(), activity.outcome(has_ended)) {
-            circuit::note(&worker.gate, permit, outcome);
+            circuit::note(&worker.gate, permit, outcome, clock::monotonic());
         }
         if !has_ended {
             relays.await;
