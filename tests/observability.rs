@@ -23,9 +23,10 @@ use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::{Micros, Timestamp};
+use tollgate::metrics::edge_labels::{HandshakeResult, RefusalReason};
 use tollgate::metrics::labels::{
-    BreakerState, CheckResult, Dependency, Ending, FallbackMode, FallbackReason, HandshakeResult,
-    LimiterBackend, LimiterMode, MethodLabel, RedisErrorKind, RefusalReason,
+    BreakerState, CheckResult, Dependency, Ending, FallbackMode, FallbackReason, LimiterBackend,
+    LimiterMode, MethodLabel, RedisErrorKind,
 };
 use tollgate::metrics::names::{self, Kind};
 use tollgate::metrics::policy::{PolicyMetrics, RequestRecord};
@@ -77,6 +78,7 @@ fn record(ending: Ending, status: u16) -> RequestRecord<'static> {
     RequestRecord {
         endpoint: None,
         evaluated: Some((TierId(0), IdentifierType::Ip)),
+        units: 1,
         method: MethodLabel::Get,
         status,
         ending,

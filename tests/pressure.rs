@@ -63,7 +63,9 @@ impl InProcess {
         let hang = move || {
             // Its sender is gone once the test is over: then it goes on too.
             is_to_go_on.lock().unwrap().recv().ok();
-            http::Response::new(Bytes::from_static(b"went on"))
+            let (reply, page) = tokio::sync::oneshot::channel();
+            reply.send(http::Response::new(Bytes::from_static(b"went on"))).unwrap();
+            page
         };
         Arc::get_mut(&mut wired.gate).unwrap().exposed.push(("/hang", Box::new(hang)));
         let loops = Arc::clone(&wired.gate.loops);

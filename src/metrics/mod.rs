@@ -11,11 +11,13 @@
 
 pub mod cells;
 pub mod checks;
+pub mod edge_labels;
 pub mod histogram;
 pub mod identity;
 pub mod labels;
 pub mod logs;
 pub mod memory;
+mod named;
 pub mod names;
 pub mod page;
 pub mod policy;
@@ -23,8 +25,10 @@ pub mod registry;
 pub mod runtime;
 pub mod series;
 pub mod tls;
+pub mod tunnels;
 pub mod window;
 
 mod exposition;
 mod handles;
 mod scrape;
+mod scrape_policy;
