@@ -16,7 +16,7 @@ use crate::policy::compiled::NO_RULE;
 
 use super::cells::{Level, LevelGuard, PerShard};
 use super::handles::{Events, Handles, Sums, describe_all, increment, set_all};
-use super::histogram::LIMITER_EDGES;
+use super::histogram::{HistogramTotals, LIMITER_EDGES};
 use super::labels::{
     Attempt, BreakerState, CutReason, Dependency, FallbackMode, FallbackReason, IdentityError,
     LimiterBackend, LimiterMode, LookupResult, PoolState, QueryType, RedisErrorKind, RefusalReason,
@@ -67,6 +67,8 @@ pub struct RedisFigures {
 pub struct DatabaseFigures {
     /// Look-ups that wait for a connection.
     pub queue: u64,
+    /// How long look-ups have waited for a connection.
+    pub waits: HistogramTotals,
     /// Connections in use.
     pub active: usize,
     /// Connections that wait to be used.
@@ -91,7 +93,8 @@ pub struct Metrics {
     pub(super) runtime: Arc<RuntimeCells>,
     pub(super) tls: TlsCells,
     redis_queue: AtomicU64,
-    database_queue: AtomicU64,
+    /// As last published; none without a database.
+    pub(super) database_waits: Mutex<Option<HistogramTotals>>,
     redis_slow: Duration,
     /// Taken when a policy is compiled and for a moment in a scrape, never by a request.
     pub(super) named: Mutex<Named>,
@@ -184,7 +187,7 @@ impl Metrics {
             runtime: Arc::new(RuntimeCells::new(workers, shards)),
             tls: TlsCells::new(shards),
             redis_queue: AtomicU64::new(0),
-            database_queue: AtomicU64::new(0),
+            database_waits: Mutex::default(),
             redis_slow,
             named: Mutex::default(),
             handles,
@@ -242,14 +245,9 @@ impl Metrics {
         self.publish_transitions(Dependency::Redis, figures.transitions);
     }
 
-    /// Look-ups that wait for a database connection, as last published.
-    pub fn database_queue(&self) -> u64 {
-        self.database_queue.load(Ordering::Relaxed)
-    }
-
     /// Takes over what look-ups in the database of subscriptions have counted.
     pub fn publish_database(&self, figures: &DatabaseFigures) {
-        self.database_queue.store(figures.queue, Ordering::Relaxed);
+        *self.database_waits.lock() = Some(figures.waits);
         let (handles, events) = (&self.handles, &self.events);
         handles.gauge(&names::DB_QUEUE, &[]).set(figures.queue as f64);
         let states = [(PoolState::Active, figures.active), (PoolState::Idle, figures.idle)];
