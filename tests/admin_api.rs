@@ -9,7 +9,9 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use support::{Answer, Backend, Client, Start, Tollgate};
 
@@ -261,4 +263,194 @@ fn a_call_says_what_it_understands() {
     assert_eq!(answer.field("allow"), Some("GET, HEAD"));
     let answer = ask(&tollgate, "HEAD /api/v1/top", &fields);
     assert_eq!((answer.status, answer.body.len()), (200, 0));
+}
+
+// --------------------------------------------------------------------------------------- /health
+
+fn health(tollgate: &Tollgate, query: &str) -> (u16, serde_json::Value) {
+    let answer = tollgate.admin(&format!("/health{query}"));
+    (answer.status, serde_json::from_slice(&answer.body).unwrap())
+}
+
+fn keys(value: &serde_json::Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn health_has_the_promised_keys() {
+    let backend = Backend::ok();
+    let tollgate = Tollgate::in_front_of(backend.address);
+    let (status, health) = health(&tollgate, "");
+    assert_eq!((status, &health["status"]), (200, &"healthy".into()), "{health}");
+    let promised = [
+        ("backpressure", &["has_backpressure", "severity", "event_loop_lag_ms"][..]),
+        ("memory", &["rss_mb", "percent", "growth_rate_mb_per_sec"]),
+        ("dependencies", &["database", "jwks", "redis", "upstream"]),
+        ("rate_limiter", &["mode", "since", "algorithm"]),
+    ];
+    for (section, names) in promised {
+        for name in names {
+            assert!(keys(&health[section]).contains(name), "{section}.{name} in {health}");
+        }
+    }
+    let queues = ["db_queue_size", "redis_queue_size", "async_tasks_pending", "workers_stuck"];
+    for name in queues {
+        assert!(keys(&health["backpressure"]).contains(&name), "{name} in {health}");
+    }
+    let rest =
+        ["circuit_breakers", "config_hash", "instance", "status", "uptime_seconds", "version"];
+    for name in rest {
+        assert!(keys(&health).contains(&name), "{name} in {health}");
+    }
+    assert_eq!(health["backpressure"]["has_backpressure"], false);
+    assert_eq!(health["backpressure"]["severity"], "normal");
+    assert!(health["memory"]["rss_mb"].as_f64().unwrap() > 1.0);
+    assert!(health["memory"]["percent"].as_f64().unwrap() > 0.0);
+    assert_eq!(health["dependencies"]["database"], "not_configured");
+    assert!(health["circuit_breakers"].is_object());
+    assert_eq!(health["rate_limiter"]["mode"], "exact");
+    assert_eq!(health.get("history"), None);
+    assert_eq!(health.get("details"), None);
+    assert_eq!(health.get("reasons"), None);
+}
+
+#[test]
+fn health_says_why_and_since_when_and_what_was_before() {
+    let backend = Backend::ok();
+    let address = backend.address;
+    let tollgate = Start::default().upstream(address).config("server: { workers: 2 }").run();
+    let (status, well) = health(&tollgate, "?verbose=1");
+    assert_eq!((status, &well["reasons"]), (200, &serde_json::json!([])));
+    assert_eq!(well["history"].as_array().unwrap().len(), 1, "{well}");
+    assert_eq!(well["history"][0]["status"], "healthy");
+    assert_eq!(well["history"][0]["reason"], serde_json::Value::Null);
+    let workers = well["details"]["workers"].as_array().unwrap();
+    let stuck: Vec<_> = workers.iter().map(|it| (&it["worker"], &it["stuck"])).collect();
+    assert_eq!(stuck, [(&0.into(), &false.into()), (&1.into(), &false.into())]);
+    assert_eq!(well["details"]["dependencies"]["redis"]["status"], "not_configured");
+    assert_eq!(well["details"]["dependencies"]["redis"]["since"], serde_json::Value::Null);
+
+    drop(backend);
+    let mut status = 0;
+    support::wait_until("a request fails", || {
+        status = tollgate.get("/").status;
+        matches!(status, 502 | 503)
+    });
+    let (status, gone) = health(&tollgate, "?verbose=1");
+    assert_eq!((status, &gone["status"]), (200, &"degraded".into()), "{gone}");
+    assert!(gone["reasons"][0].as_str().unwrap().starts_with("upstream "), "{gone}");
+    assert_ne!(gone["details"]["dependencies"]["upstream"]["status"], "healthy");
+    let history = gone["history"].as_array().unwrap();
+    assert_eq!(history.len(), 2, "{gone}");
+    assert_eq!(
+        (&history[0]["status"], &history[1]["status"]),
+        (&"degraded".into(), &"healthy".into())
+    );
+    assert!(history[0]["reason"].as_str().unwrap().starts_with("upstream "), "{gone}");
+    assert!(history[0]["since"].as_str() >= history[1]["since"].as_str());
+    assert!(
+        history[0]["since"].as_str()
+            >= gone["details"]["dependencies"]["upstream"]["since"].as_str()
+    );
+
+    // Not on the data port: what is wrong inside is nobody else's business.
+    let exposed = Start::default()
+        .upstream(address)
+        .config("server: { expose: [health] }")
+        .run()
+        .get("/health?verbose=1");
+    assert_eq!(exposed.status, 200);
+    assert!(!exposed.text().contains("history"), "{}", exposed.text());
+}
+
+#[test]
+fn the_history_goes_on_while_nobody_asks() {
+    let backend = Backend::ok();
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .arguments(&["--redis", &format!("redis://{}", support::nobody())])
+        .run();
+    // Redis was looked for and not found before anybody asked.
+    let mut history = serde_json::Value::Null;
+    support::wait_until("it has noticed", || {
+        history = health(&tollgate, "?verbose=1").1["history"].clone();
+        history[0]["status"] == "degraded"
+    });
+    let reason = history[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("limits decided in mode local"), "{history}");
+    assert!(reason.contains("redis unhealthy"), "{history}");
+}
+
+/// `tollgate health`, and how long it took.
+fn health_command(arguments: &[&str]) -> (Option<i32>, String, String, Duration) {
+    let started = Instant::now();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    let output = command.arg("health").args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr), started.elapsed())
+}
+
+#[test]
+fn the_health_command_ends_whatever_it_meets() {
+    let backend = Backend::ok();
+    let tollgate = Tollgate::in_front_of(backend.address);
+    let port = tollgate.admin.port();
+    for url in [format!("http://localhost:{port}/"), format!("0.0.0.0:{port}")] {
+        let (code, output, errors, _) = health_command(&["--admin", &url]);
+        assert_eq!((code, errors.as_str()), (Some(0), ""), "{url}");
+        let health: serde_json::Value = serde_json::from_str(&output).unwrap();
+        assert_eq!(health["status"], "healthy");
+    }
+    let url = format!("http://127.0.0.1:{port}");
+    let (code, output, _, _) = health_command(&["--admin", &url, "--format", "human"]);
+    assert_eq!(code, Some(0));
+    assert!(output.starts_with("healthy\ntollgate "), "{output}");
+    assert!(output.contains("\n  upstream: healthy"), "{output}");
+
+    // Somebody else who answers with 200 is no tollgate that is well.
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = other.accept().unwrap();
+        let mut request = String::new();
+        while !request.ends_with("\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            request.push(char::from(byte[0]));
+        }
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n{\"up\":true}").unwrap();
+        request
+    });
+    let (code, _, errors, _) = health_command(&["--admin", &address]);
+    assert_eq!(code, Some(1));
+    assert!(answering.join().unwrap().starts_with("GET /health HTTP/1.0\r\n"));
+    assert!(errors.contains("is no admin port: no status in its answer"), "{errors}");
+}
+
+#[test]
+fn the_health_command_waits_five_seconds_and_no_longer() {
+    // One that accepts and says nothing, and one that says a little again and again.
+    let check = |drips: bool| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            while stopped.recv_timeout(Duration::from_millis(200)).is_err() {
+                if drips && stream.write_all(b"a").is_err() {
+                    break;
+                }
+            }
+        });
+        let (code, output, errors, took) = health_command(&["--admin", &address]);
+        assert_eq!((code, output.as_str()), (Some(1), ""));
+        assert!(errors.starts_with(&format!("tollgate: cannot ask {address}: ")), "{errors}");
+        assert!(took < Duration::from_secs(15), "{took:?}");
+        stop.send(()).ok();
+        server.join().unwrap();
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| check(false));
+        scope.spawn(|| check(true));
+    });
 }

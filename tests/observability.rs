@@ -634,6 +634,7 @@ impl Admin {
             database: None,
             jwks: None,
             top: Arc::new(TopTalkers::new(2, monotonic())),
+            history: parking_lot::Mutex::default(),
             limiter: Box::new(move || LimiterView {
                 mode: MODES[usize::from(mode.load(Ordering::Relaxed))],
                 since: NOW,

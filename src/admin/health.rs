@@ -7,89 +7,96 @@ use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::StatusCode;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::clock::monotonic;
 use crate::health::dependency::{DependencyStatus, DependencyView};
 use crate::health::pressure::Severity;
+use crate::health::verdict::{Evidence, Verdict};
 use crate::limiter::time::Timestamp;
-use crate::metrics::labels::{BreakerState, LimiterMode};
+use crate::metrics::labels::Dependency;
 
 use super::answers::{Answer, json, unready};
+use super::health_details::Details;
 use super::memory;
 use super::state::AdminState;
 
-const NOT_CONFIGURED: &str = "not_configured";
+/// The status of a dependency that the configuration does not name.
+pub const NOT_CONFIGURED: &str = "not_configured";
 const MEBIBYTE: f64 = 1_048_576.0;
 
 /// `/health`: 200 for healthy and degraded, 503 when tollgate cannot serve.
 pub fn health_response(state: &AdminState) -> Answer {
+    answer(state, None)
+}
+
+/// `/health?verbose=1`: the same, with details.
+pub fn verbose_response(state: &AdminState) -> Answer {
+    answer(state, Some(Details::of))
+}
+
+/// Looks at everything, and notes the verdict. To be called about once a second.
+pub fn observe(state: &AdminState) -> (Evidence, Verdict) {
+    let evidence = evidence(state);
+    let verdict = Verdict::of(&evidence);
+    state.history.lock().observe(&evidence, &verdict, state.clock.now());
+    (evidence, verdict)
+}
+
+fn answer(
+    state: &AdminState,
+    details: Option<fn(&AdminState, &Evidence, &Verdict) -> Details>,
+) -> Answer {
     // Where nobody scrapes, nobody else asks the stores for what they have counted.
     (state.before_scrape)();
-    let views = Views::of(state);
+    let (evidence, verdict) = observe(state);
     let limiter = (state.limiter)();
-    let status = status(state, &views, limiter.mode);
     let config_hash = state.config_hash.read().clone();
     let health = Health {
-        status: status.as_str(),
+        status: verdict.status.as_str(),
         version: state.version,
         uptime_seconds: monotonic().saturating_duration_since(state.started).as_secs(),
         instance: &state.instance,
         config_hash: &config_hash,
         backpressure: backpressure(state),
         memory: memory_of_process(),
-        dependencies: dependencies(&views),
-        circuit_breakers: breakers(&views),
+        dependencies: Dependencies(&evidence),
+        circuit_breakers: Breakers(&evidence),
         rate_limiter: RateLimiter {
             mode: limiter.mode.as_str(),
             since: rfc3339(limiter.since),
             algorithm: "multi-window",
         },
+        details: details.map(|make| make(state, &evidence, &verdict)),
     };
-    let code = match status {
+    let code = match verdict.status {
         DependencyStatus::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
         DependencyStatus::Healthy | DependencyStatus::Degraded => StatusCode::OK,
     };
     json(code, &health)
 }
 
-/// The dependencies as they are seen now; `None` is one that is not configured.
-struct Views {
-    database: Option<DependencyView>,
-    jwks: Option<DependencyView>,
-    redis: Option<DependencyView>,
-    upstream: DependencyView,
-}
-
-impl Views {
-    fn of(state: &AdminState) -> Self {
-        Views {
-            database: state.database.as_ref().map(|view| view()),
-            jwks: state.jwks.as_ref().map(|view| view()),
-            redis: state.redis.as_ref().map(|view| view()),
-            upstream: state.upstream_view(),
-        }
-    }
-
-    fn configured(&self) -> impl Iterator<Item = DependencyView> {
-        [self.database, self.jwks, self.redis, Some(self.upstream)].into_iter().flatten()
-    }
-}
-
-/// A backend that is gone does not make tollgate unhealthy: restarting tollgate, which is what
-/// orchestrators do to the unhealthy, would help nobody.
-fn status(state: &AdminState, views: &Views, mode: LimiterMode) -> DependencyStatus {
-    if unready(state).is_some() || !state.heartbeats.is_alive(monotonic()) {
-        return DependencyStatus::Unhealthy;
-    }
-    let impaired = |view: DependencyView| {
-        view.status != DependencyStatus::Healthy
-            || view.breaker.is_some_and(|breaker| breaker != BreakerState::Closed)
+fn evidence(state: &AdminState) -> Evidence {
+    let of = |dependency: &Dependency| match dependency {
+        Dependency::Upstream => Some(state.upstream_view()),
+        Dependency::Redis => state.redis.as_ref().map(|view| view()),
+        Dependency::Database => state.database.as_ref().map(|view| view()),
+        Dependency::Jwks => state.jwks.as_ref().map(|view| view()),
     };
-    if mode != LimiterMode::Exact || views.configured().any(impaired) {
-        DependencyStatus::Degraded
-    } else {
-        DependencyStatus::Healthy
+    let mut dependencies = [None; Dependency::COUNT];
+    for (view, dependency) in dependencies.iter_mut().zip(Dependency::ALL) {
+        *view = of(dependency);
+    }
+    let now = monotonic();
+    let pressure = state.detector.observe(now);
+    Evidence {
+        unready: unready(state),
+        is_alive: state.heartbeats.is_alive(now),
+        workers: state.heartbeats.workers(),
+        workers_stuck: pressure.workers_stuck,
+        severity: pressure.severity,
+        limiter: (state.limiter)().mode,
+        dependencies,
     }
 }
 
@@ -119,33 +126,12 @@ fn memory_of_process() -> Memory {
     }
 }
 
-fn dependencies(views: &Views) -> Dependencies {
-    let written =
-        |view: Option<DependencyView>| view.map_or(NOT_CONFIGURED, |it| it.status.as_str());
-    Dependencies {
-        database: written(views.database),
-        jwks: written(views.jwks),
-        redis: written(views.redis),
-        upstream: written(Some(views.upstream)),
-    }
-}
-
-fn breakers(views: &Views) -> Breakers {
-    let written = |view: Option<DependencyView>| view?.breaker.map(BreakerState::as_str);
-    Breakers {
-        database: written(views.database),
-        jwks: written(views.jwks),
-        redis: written(views.redis),
-        upstream: written(Some(views.upstream)),
-    }
-}
-
 fn rounded(value: f64, steps: f64) -> f64 {
     (value * steps).round() / steps
 }
 
 /// A time in UTC, to the second; nothing beyond the year 9999, which only a broken clock shows.
-fn rfc3339(at: Timestamp) -> String {
+pub fn rfc3339(at: Timestamp) -> String {
     let seconds = Duration::from_secs(at.as_micros() / 1_000_000);
     let mut text = String::new();
     let _ = write!(text, "{}", humantime::format_rfc3339_seconds(UNIX_EPOCH + seconds));
@@ -162,9 +148,11 @@ struct Health<'a> {
     config_hash: &'a str,
     backpressure: Backpressure,
     memory: Memory,
-    dependencies: Dependencies,
-    circuit_breakers: Breakers,
+    dependencies: Dependencies<'a>,
+    circuit_breakers: Breakers<'a>,
     rate_limiter: RateLimiter,
+    #[serde(flatten)]
+    details: Option<Details>,
 }
 
 #[derive(Serialize)]
@@ -188,24 +176,25 @@ struct Memory {
     growth_rate_mb_per_sec: Option<f64>,
 }
 
-#[derive(Serialize)]
-struct Dependencies {
-    database: &'static str,
-    jwks: &'static str,
-    redis: &'static str,
-    upstream: &'static str,
+/// Each dependency's status.
+struct Dependencies<'a>(&'a Evidence);
+
+/// Each dependency's circuit breaker, where it has one.
+struct Breakers<'a>(&'a Evidence);
+
+impl Serialize for Dependencies<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let written =
+            |view: Option<DependencyView>| view.map_or(NOT_CONFIGURED, |it| it.status.as_str());
+        serializer.collect_map(self.0.by_name().map(|(name, view)| (name, written(view))))
+    }
 }
 
-#[derive(Serialize)]
-struct Breakers {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    database: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    jwks: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    redis: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream: Option<&'static str>,
+impl Serialize for Breakers<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let breakers = self.0.by_name().filter_map(|(name, view)| Some((name, view?.breaker?)));
+        serializer.collect_map(breakers.map(|(name, breaker)| (name, breaker.as_str())))
+    }
 }
 
 #[derive(Serialize)]

@@ -8,6 +8,7 @@ pub mod access;
 pub mod answers;
 pub mod api;
 pub mod health;
+mod health_details;
 pub mod parameters;
 pub mod server;
 pub mod state;

@@ -25,7 +25,7 @@ use crate::metrics::labels::TaskType;
 use super::access::{Caller, is_loopback};
 use super::answers::{Answer, error_response, livez_response, metrics_response, readyz_response};
 use super::api;
-use super::health::health_response;
+use super::health::{health_response, verbose_response};
 use super::state::AdminState;
 
 /// Connections served at once; further ones wait in the kernel's backlog.
@@ -119,7 +119,7 @@ fn respond<B>(
         let answer = error_response(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
         answer.with_field(ALLOW, HeaderValue::from_static("GET, HEAD"))
     } else {
-        open_page(path)(state)
+        open_page(path, request.uri().query())(state)
     };
     let mut response = Response::new(Full::new(answer.body));
     *response.status_mut() = answer.status;
@@ -134,9 +134,11 @@ fn respond<B>(
 }
 
 /// What is answered to everybody.
-fn open_page(path: &str) -> fn(&AdminState) -> Answer {
+fn open_page(path: &str, query: Option<&str>) -> fn(&AdminState) -> Answer {
+    let is_verbose = || query.is_some_and(|it| it.split('&').any(|pair| pair == "verbose=1"));
     match path {
         "/metrics" => metrics_response,
+        "/health" if is_verbose() => verbose_response,
         "/health" => health_response,
         "/livez" => livez_response,
         "/readyz" => readyz_response,

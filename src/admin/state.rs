@@ -4,12 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::clock::Clock;
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use crate::health::detector::Detector;
 use crate::health::heartbeat::Heartbeats;
+use crate::health::history::History;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::UpstreamHealth;
 use crate::metrics::registry::Metrics;
@@ -52,6 +53,8 @@ pub struct AdminState {
     pub jwks: Option<View<DependencyView>>,
     /// Who asks most.
     pub top: Arc<TopTalkers>,
+    /// What the status was.
+    pub history: Mutex<History>,
     /// How limits are decided.
     pub limiter: View<LimiterView>,
     /// Sets gauges whose sources are asked when somebody looks, such as the size of the store.

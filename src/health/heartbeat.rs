@@ -42,6 +42,18 @@ impl Heartbeats {
         self.beats.get(worker).is_some_and(|beat| age(beat) >= limit)
     }
 
+    /// How many hearts there are.
+    pub fn workers(&self) -> usize {
+        self.beats.len()
+    }
+
+    /// How long ago each worker's heart has beaten last.
+    pub fn ages(&self, now: Instant) -> impl Iterator<Item = Duration> {
+        let now = self.millis(now);
+        let age = move |beat: &AtomicU64| now.saturating_sub(beat.load(Ordering::Relaxed));
+        self.beats.iter().map(move |beat| Duration::from_millis(age(beat)))
+    }
+
     /// Whether any worker's heart beats. Without workers there is none that could have stopped.
     pub fn is_alive(&self, now: Instant) -> bool {
         self.beats.is_empty() || self.stopped(now) < self.beats.len()

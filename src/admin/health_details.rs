@@ -1,0 +1,112 @@
+//! What `/health?verbose=1` says beyond `/health`: why, since when, and what it was before.
+
+use serde::Serialize;
+
+use crate::clock::monotonic;
+use crate::health::dependency::DependencyView;
+use crate::health::heartbeat::STOPPED_AFTER;
+use crate::health::history::History;
+use crate::health::verdict::{Evidence, Reason, Verdict};
+use crate::metrics::labels::{BreakerState, Dependency};
+
+use super::health::{NOT_CONFIGURED, rfc3339};
+use super::state::AdminState;
+
+/// The details.
+#[derive(Serialize)]
+pub struct Details {
+    /// What speaks against a better status; empty when healthy.
+    reasons: Vec<String>,
+    details: Parts,
+    /// The last hour, the newest first.
+    history: Vec<Past>,
+}
+
+#[derive(Serialize)]
+struct Parts {
+    dependencies: Dependencies,
+    workers: Vec<Worker>,
+}
+
+#[derive(Serialize)]
+struct Dependencies {
+    database: One,
+    jwks: One,
+    redis: One,
+    upstream: One,
+}
+
+/// `null` is what there is none of.
+#[derive(Serialize)]
+struct One {
+    status: &'static str,
+    /// Since when status and breaker are what they are, to a second.
+    since: Option<String>,
+    circuit_breaker: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Worker {
+    worker: usize,
+    last_beat_ms: u64,
+    stuck: bool,
+}
+
+#[derive(Serialize)]
+struct Past {
+    since: String,
+    status: &'static str,
+    /// `null` when healthy.
+    reason: Option<String>,
+}
+
+impl Details {
+    /// What is known now.
+    pub fn of(state: &AdminState, evidence: &Evidence, verdict: &Verdict) -> Self {
+        let history = state.history.lock();
+        let one = |dependency| One::of(dependency, evidence, &history);
+        let beats = state.heartbeats.ages(monotonic()).enumerate();
+        Details {
+            reasons: verdict.reasons.iter().map(Reason::to_string).collect(),
+            details: Parts {
+                dependencies: Dependencies {
+                    database: one(Dependency::Database),
+                    jwks: one(Dependency::Jwks),
+                    redis: one(Dependency::Redis),
+                    upstream: one(Dependency::Upstream),
+                },
+                workers: beats
+                    .map(|(worker, age)| Worker {
+                        worker,
+                        last_beat_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+                        stuck: age >= STOPPED_AFTER,
+                    })
+                    .collect(),
+            },
+            history: history
+                .newest_first()
+                .map(|entry| {
+                    let reasons: Vec<String> =
+                        entry.verdict.reasons.iter().map(Reason::to_string).collect();
+                    Past {
+                        since: rfc3339(entry.since),
+                        status: entry.verdict.status.as_str(),
+                        reason: (!reasons.is_empty()).then(|| reasons.join(", ")),
+                    }
+                })
+                .collect(),
+        }
+    }
+}
+
+impl One {
+    fn of(dependency: Dependency, evidence: &Evidence, history: &History) -> Self {
+        let view: Option<DependencyView> =
+            evidence.dependencies.get(dependency.index()).copied().flatten();
+        One {
+            status: view.map_or(NOT_CONFIGURED, |view| view.status.as_str()),
+            since: history.since(dependency).map(rfc3339),
+            circuit_breaker: view.and_then(|view| view.breaker).map(BreakerState::as_str),
+        }
+    }
+}
