@@ -13,16 +13,18 @@ use std::time::Duration;
 use tollgate::admin::server::{Timeouts, serve};
 use tollgate::admin::state::AdminState;
 use tollgate::clock::{Clock, monotonic};
+use tollgate::health::breaker::Outcome;
 use tollgate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use tollgate::health::detector::{Detector, Queues};
 use tollgate::health::heartbeat::Heartbeats;
 use tollgate::health::loops::Loops;
+use tollgate::health::memory::{Growth, MemoryView, Verdict};
 use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::{Micros, Timestamp};
 use tollgate::metrics::labels::{
-    BreakerState, Dependency, Ending, FallbackMode, FallbackReason, HandshakeResult,
+    BreakerState, CheckResult, Dependency, Ending, FallbackMode, FallbackReason, HandshakeResult,
     LimiterBackend, LimiterMode, MethodLabel, RedisErrorKind, RefusalReason,
 };
 use tollgate::metrics::names::{self, Kind};
@@ -216,6 +218,7 @@ fn exercise(metrics: &Arc<Metrics>, policy_metrics: &PolicyMetrics) {
     metrics.set_memory_store(7, 1);
     metrics.publish_database(&DatabaseFigures::default());
     metrics.jwks_configured();
+    metrics.checks_of(Dependency::Upstream).record(CheckResult::Ok, Duration::from_millis(1));
     metrics.token_looked_up(false);
     metrics.set_tokens_remembered(1);
     metrics.set_config_hash("9f2c");
@@ -626,13 +629,20 @@ impl Admin {
             readiness: Arc::new(Readiness::default()),
             detector: Detector::new(loops, hearts, upstream, Queues::default),
             heartbeats,
-            upstream: Arc::new(UpstreamHealth::default()),
+            upstream: Arc::new(UpstreamHealth::new(None, Duration::from_secs(60), monotonic())),
+            slow_calls: Arc::default(),
             redis: Some(Box::new(|| DependencyView {
                 status: DependencyStatus::Healthy,
                 breaker: Some(BreakerState::Closed),
             })),
             database: None,
             jwks: None,
+            memory: Box::new(|| MemoryView {
+                resident: Some(300 << 20),
+                limit: Some(1 << 30),
+                allocated: Some(200 << 20),
+                growth: Growth { bytes_per_second: 20.0 * 1024.0, verdict: Verdict::Growing },
+            }),
             top: Arc::new(TopTalkers::new(2, monotonic())),
             history: parking_lot::Mutex::default(),
             limiter: Box::new(move || LimiterView {
@@ -676,6 +686,15 @@ impl Admin {
         (status, head.to_ascii_lowercase(), body.to_owned())
     }
 
+    /// As if its pause were over, and three calls had gone well.
+    fn reach_upstream_again(&self) {
+        let breaker = self.state.upstream.breaker();
+        for _ in 0..3 {
+            let probe = breaker.probe_now(monotonic(), 0.5).unwrap();
+            probe.end(Outcome::Good, monotonic(), 0.5);
+        }
+    }
+
     fn health(&self) -> (u16, serde_json::Value) {
         let (status, head, body) = self.get("/health");
         assert!(head.contains("content-type: application/json"), "{head}");
@@ -704,7 +723,7 @@ fn the_admin_port_answers_metrics() {
     assert_eq!(shown.get("tollgate_store_identities{}"), 3.0);
     assert_eq!(shown.get("tollgate_config_hash_info{hash=9f2c}"), 1.0);
     for _ in 0..5 {
-        admin.state.upstream.failed(NOW);
+        admin.state.upstream.breaker().record(Outcome::Bad, monotonic(), 0.5);
     }
     let (_, _, body) = admin.get("/metrics");
     assert_eq!(parse(&body).get("dependency_health_status{dependency=upstream}"), 0.0);
@@ -721,9 +740,16 @@ fn health_has_the_promised_shape() {
     assert!(health["backpressure"]["db_queue_size"].is_null(), "no database");
     assert_eq!(health["backpressure"]["workers_stuck"], 0);
     assert_eq!(health["backpressure"]["async_tasks_pending"], 0);
-    assert!(health["memory"]["rss_mb"].as_f64().unwrap() > 0.1);
-    assert!(health["memory"]["percent"].as_f64().is_some());
-    assert!(health["memory"]["growth_rate_mb_per_sec"].is_null());
+    let memory = serde_json::json!(
+        {
+            "rss_mb": 300.0,
+            "percent": 29.3,
+            "growth_rate_mb_per_sec": 0.01953,
+            "verdict": "growing",
+            "allocated_mb": 200.0,
+        }
+    );
+    assert_eq!(health["memory"], memory);
     let dependencies = serde_json::json!(
         {
             "database": "not_configured",
@@ -733,7 +759,8 @@ fn health_has_the_promised_shape() {
         }
     );
     assert_eq!(health["dependencies"], dependencies);
-    assert_eq!(health["circuit_breakers"], serde_json::json!({"redis": "closed"}));
+    let breakers = serde_json::json!({"redis": "closed", "upstream": "closed"});
+    assert_eq!(health["circuit_breakers"], breakers);
     let limiter = serde_json::json!(
         {"mode": "exact", "since": "2026-01-01T00:00:01Z", "algorithm": "multi-window"}
     );
@@ -747,11 +774,11 @@ fn probes_follow_the_state() {
     assert_eq!(admin.get("/readyz").0, 200);
     assert_eq!(admin.get("/livez").0, 200);
     for _ in 0..5 {
-        admin.state.upstream.failed(NOW);
+        admin.state.upstream.breaker().record(Outcome::Bad, monotonic(), 0.5);
     }
     let (status, health) = admin.health();
     assert_eq!((status, &health["status"]), (200, &"degraded".into()), "the backend's fault");
-    admin.state.upstream.answered();
+    admin.reach_upstream_again();
 
     admin.limiter.store(1, Ordering::Relaxed);
     assert_eq!(admin.get("/readyz").0, 200, "a lost Redis does not take us out");

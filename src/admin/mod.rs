@@ -11,7 +11,6 @@ pub mod health;
 mod health_details;
 pub mod parameters;
 pub mod server;
+pub mod slow;
 pub mod state;
 pub mod top;
-
-mod memory;

@@ -17,13 +17,14 @@ use crate::health::tasks::{watched, watched_root};
 use crate::metrics::labels::TaskType;
 use crate::otlp::encode::Resource;
 use crate::proxy::connect::Place;
+use crate::proxy::health_check;
 
 use super::logging::{Exporting, Logs};
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::watchdog::{self, Watchdog};
 use super::wiring::{Wired, instance};
-use super::{Failure, RunArgs, reload, reload_files, say, subscriptions, tls};
+use super::{Failure, RunArgs, memory, reload, reload_files, say, subscriptions, tls};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
@@ -31,6 +32,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const KEYS_AT_START: Duration = Duration::from_secs(3);
 /// How often the store in memory looks for expired state.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
+/// How long one round over it takes at the least: a small one need not be looked at all the time.
+const SWEEP_ROUND: Duration = Duration::from_secs(1);
 /// How often the status is noted, and the minutes that are over are taken from the workers.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -133,9 +136,9 @@ fn serve_logged(
         workers => workers,
     };
     let (running, read) = (loaded.settings.clone(), loaded.read.clone());
-    let bought = subscriptions::start(settings, workers)?;
     let resource = Resource { version: env!("CARGO_PKG_VERSION"), instance: instance() };
     let (recorders, exporter) = Logs::recorders(logs, settings.tracing.as_ref(), resource)?;
+    let bought = subscriptions::start(settings, workers, &recorders.slow_calls)?;
     let wired = Wired::new(loaded, workers, bought, recorders)?;
     let (listeners, with_tls) = tls::equip(sockets, &of_listeners, &wired.gate.metrics)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -213,10 +216,18 @@ async fn fetch_keys(wired: &Wired) {
 
 /// What runs beside the data path.
 fn spawn_background(wired: &Wired) {
+    if let Some(check) = wired.health_check.clone() {
+        let checks = health_check::run(Arc::clone(&wired.gate), check);
+        tokio::task::spawn_local(watched(TaskType::Healthcheck, checks));
+    }
     if let Place::Tcp(addresses) = &wired.gate.target.place {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
         background(async move { addresses.keep_fresh(ttl).await });
     }
+    let (watch, metrics) = (Arc::clone(&wired.memory_watch), Arc::clone(&wired.gate.metrics));
+    background(memory::watch(watch, metrics));
+    #[cfg(feature = "leak-drill")]
+    background(super::drill::run());
     let admin = Arc::clone(&wired.admin);
     background(async move {
         let mut interval = tokio::time::interval(OBSERVE_INTERVAL);
@@ -229,7 +240,8 @@ fn spawn_background(wired: &Wired) {
     });
     let gate = Arc::clone(&wired.gate);
     background(async move {
-        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        let shards = u32::try_from(gate.memory.shards()).unwrap_or(u32::MAX).max(1);
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL.max(SWEEP_ROUND / shards));
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         for shard in (0..gate.memory.shards()).cycle() {
             interval.tick().await;

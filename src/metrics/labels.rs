@@ -190,6 +190,8 @@ pub enum Ending {
     UpstreamConnect,
     /// 504, or an answer whose body stalled.
     UpstreamTimeout,
+    /// 503: the upstream has failed so often that it is not asked.
+    CircuitOpen,
     /// 429.
     RateLimited,
     /// 503 for load.
@@ -210,9 +212,10 @@ impl Ending {
     pub const fn outcome(self) -> Outcome {
         match self {
             Ending::Answered => Outcome::Allowed,
-            Ending::Upstream5xx | Ending::UpstreamConnect | Ending::UpstreamTimeout => {
-                Outcome::UpstreamError
-            }
+            Ending::Upstream5xx
+            | Ending::UpstreamConnect
+            | Ending::UpstreamTimeout
+            | Ending::CircuitOpen => Outcome::UpstreamError,
             Ending::RateLimited | Ending::Unauthorized | Ending::Refused => Outcome::Limited,
             Ending::Shed => Outcome::Shed,
             Ending::ProxyError => Outcome::ProxyError,
@@ -226,7 +229,7 @@ impl Ending {
         match self {
             Ending::Answered | Ending::Refused => None,
             Ending::Upstream5xx => Some(ErrorType::Upstream5xx),
-            Ending::UpstreamConnect => Some(ErrorType::UpstreamConnect),
+            Ending::UpstreamConnect | Ending::CircuitOpen => Some(ErrorType::UpstreamConnect),
             Ending::UpstreamTimeout => Some(ErrorType::UpstreamTimeout),
             Ending::RateLimited => Some(ErrorType::RateLimited),
             Ending::Shed => Some(ErrorType::Shed),
@@ -358,6 +361,18 @@ label! {
         Database = "database",
         /// The keys that tokens are verified with.
         Jwks = "jwks",
+    }
+}
+
+label! {
+    /// What a check of a dependency came to.
+    CheckResult {
+        /// It was answered as expected.
+        Ok = "ok",
+        /// It was not, or not answered at all.
+        Error = "error",
+        /// It was not answered in time.
+        Timeout = "timeout",
     }
 }
 
@@ -513,6 +528,58 @@ label! {
         In = "in",
         /// To the caller.
         Out = "out",
+    }
+}
+
+label! {
+    /// What the allocator's bytes are.
+    AllocatorKind {
+        /// Asked for by the program and not given back.
+        Allocated = "allocated",
+        /// In pages that hold any of them.
+        Active = "active",
+        /// In pages that lie in memory, free ones and the allocator's own included.
+        Resident = "resident",
+        /// Address space that is kept for later.
+        Retained = "retained",
+        /// Address space in use.
+        Mapped = "mapped",
+        /// The allocator's own books.
+        Metadata = "metadata",
+    }
+}
+
+label! {
+    /// What there may be many of.
+    ObjectType {
+        /// Open connections from callers.
+        Connections = "connections",
+        /// Requests whose answer is not finished.
+        Requests = "requests",
+        /// Buffers of 16 KiB that upgraded connections are relayed through, two for each.
+        Buffers = "buffers",
+        /// Entries of stores and caches in memory.
+        LocalCacheEntries = "local_cache_entries",
+        /// Parts of a quota that this process holds to spend by itself.
+        Leases = "leases",
+        /// Keys of key sets that were fetched.
+        JwksKeys = "jwks_keys",
+        /// Series of metrics.
+        MetricSeries = "metric_series",
+        /// Upgraded connections.
+        WebsocketTunnels = "websocket_tunnels",
+    }
+}
+
+label! {
+    /// Who reclaims memory.
+    Generation {
+        /// The sweep of the store in memory: rounds over all of it, and expired entries.
+        Sweep = "0",
+        /// The allocator giving back dirty pages (written to, and free): purges, and pages.
+        Dirty = "1",
+        /// The same of muzzy pages (which the kernel has been told it may take).
+        Muzzy = "2",
     }
 }
 

@@ -10,10 +10,12 @@
 //! Nothing here reads a clock: the time is an argument.
 
 pub mod cells;
+pub mod checks;
 pub mod histogram;
 pub mod identity;
 pub mod labels;
 pub mod logs;
+pub mod memory;
 pub mod names;
 pub mod page;
 pub mod policy;

@@ -15,12 +15,14 @@ use crate::limiter::time::Timestamp;
 use crate::policy::compiled::NO_RULE;
 
 use super::cells::{Level, LevelGuard, PerShard};
+use super::checks::CheckCells;
 use super::handles::{Events, Handles, Sums, describe_all, increment, set_all};
 use super::histogram::{HistogramTotals, LIMITER_EDGES};
 use super::labels::{
     Attempt, BreakerState, CutReason, Dependency, FallbackMode, FallbackReason, IdentityError,
     LimiterBackend, LimiterMode, LookupResult, PoolState, QueryType, RedisErrorKind, RefusalReason,
 };
+use super::memory::MemoryCells;
 use super::names;
 use super::runtime::RuntimeCells;
 use super::series::{
@@ -92,6 +94,7 @@ pub struct Metrics {
     in_flight: Level,
     pub(super) runtime: Arc<RuntimeCells>,
     pub(super) tls: TlsCells,
+    pub(super) memory: MemoryCells,
     redis_queue: AtomicU64,
     /// As last published; none without a database.
     pub(super) database_waits: Mutex<Option<HistogramTotals>>,
@@ -117,6 +120,8 @@ pub(super) struct Named {
     pub(super) upstreams: Names<UpstreamSeries>,
     pub(super) pools: Names<PoolSeries>,
     pub(super) listeners: Names<ListenerSeries>,
+    /// By the index of the dependency.
+    pub(super) checks: BTreeMap<usize, Arc<CheckCells>>,
     pub(super) config_hash: Box<str>,
 }
 
@@ -158,6 +163,7 @@ impl Default for Named {
             upstreams: Names::new(PEERS_MAX),
             pools: Names::new(PEERS_MAX),
             listeners: Names::new(PEERS_MAX),
+            checks: BTreeMap::new(),
             config_hash: Box::default(),
         }
     }
@@ -174,6 +180,9 @@ impl Metrics {
         let handles = Handles::new(recorder);
         handles.gauge(&names::BUILD_INFO, &[build.version, build.commit, build.rustc]).set(1.0);
         handles.gauge(&names::DB_QUEUE, &[]).set(0.0);
+        for desc in [&names::RSS, &names::VMS, &names::MEMORY_GROWTH] {
+            handles.gauge(desc, &[]).set(0.0);
+        }
         handles.gauge(&names::DEGRADED, &[]).set(0.0);
         handles.gauge(&names::UPSTREAM_WAITING, &[]).set(0.0);
         handles.gauge(&names::CONFIG_LOADED_AT, &[]).set(0.0);
@@ -187,6 +196,7 @@ impl Metrics {
             in_flight: Level::new(shards),
             runtime: Arc::new(RuntimeCells::new(workers, shards)),
             tls: TlsCells::new(shards),
+            memory: MemoryCells::new(shards),
             redis_queue: AtomicU64::new(0),
             database_waits: Mutex::default(),
             redis_slow,
@@ -222,9 +232,15 @@ impl Metrics {
     #[inline]
     pub fn redis_answered(&self, took: Duration) {
         self.process.with_own(|cells| cells.redis.record(LIMITER_EDGES, took));
-        if took > self.redis_slow {
+        if self.is_redis_slow(took) {
             self.slow_query(QueryType::Redis);
         }
+    }
+
+    /// Whether a check that took so long counts as slow.
+    #[inline]
+    pub fn is_redis_slow(&self, took: Duration) -> bool {
+        took > self.redis_slow
     }
 
     /// Checks that wait for Redis, as last published.
@@ -269,7 +285,8 @@ impl Metrics {
         self.publish_transitions(Dependency::Database, figures.transitions);
     }
 
-    fn publish_transitions(&self, service: Dependency, totals: [u64; BreakerState::COUNT]) {
+    /// Takes over how often a circuit breaker came to each state.
+    pub fn publish_transitions(&self, service: Dependency, totals: [u64; BreakerState::COUNT]) {
         for (to, count) in BreakerState::ALL.iter().zip(totals) {
             let labels = [service.as_str(), to.as_str()];
             self.handles.counter(&names::BREAKER_TRANSITIONS, &labels).absolute(count);

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::clock::monotonic;
 use crate::metrics::cells::PerShard;
+use crate::metrics::checks::CheckCells;
 use crate::metrics::histogram::{HistogramCells, HistogramTotals, REQUEST_EDGES};
 use crate::metrics::labels::{BreakerState, LookupResult};
 
@@ -19,6 +20,7 @@ pub struct Stats {
     transitions: [AtomicU64; BreakerState::COUNT],
     queue: AtomicU64,
     waits: HistogramCells,
+    checks: Arc<CheckCells>,
 }
 
 /// One worker's part.
@@ -36,6 +38,7 @@ impl Stats {
             transitions: Default::default(),
             queue: AtomicU64::new(0),
             waits: HistogramCells::default(),
+            checks: Arc::default(),
         }
     }
 
@@ -58,6 +61,11 @@ impl Stats {
     /// How often the breaker entered this state.
     pub fn transitions(&self, to: BreakerState) -> u64 {
         self.transitions.get(to.index()).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// What looks after the database came to.
+    pub fn checks(&self) -> &Arc<CheckCells> {
+        &self.checks
     }
 
     /// Look-ups that wait for a connection.
