@@ -40,7 +40,7 @@ struct Dependencies {
 #[derive(Serialize)]
 struct One {
     status: &'static str,
-    /// Since when status and breaker are what they are, to a second.
+    /// Since when it is well, or is not; to a second.
     since: Option<String>,
     circuit_breaker: Option<&'static str>,
 }
