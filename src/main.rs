@@ -1,10 +1,9 @@
 //! The `tollgate` binary: parses the arguments, runs the command, prints what went wrong once.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tollgate::commands::Cli;
+use tollgate::commands::{Cli, say};
 
 // Its statistics are part of what tollgate shows of itself.
 #[global_allocator]
@@ -16,8 +15,8 @@ fn main() -> ExitCode {
         Err(failure) => {
             let text = failure.to_string();
             if !text.is_empty() {
-                // Where nobody listens any more, the exit code has to do.
-                let _ = writeln!(std::io::stderr(), "{text}");
+                // Where nobody listens any more, or nobody reads, the exit code has to do.
+                say(std::io::stderr(), text);
             }
             failure.exit_code()
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tollgate::admin::server::{self, Timeouts};
 use tollgate::clock::monotonic;
+use tollgate::commands::logging::Recorders;
 use tollgate::commands::serve::{DataPath, bind_all};
 use tollgate::commands::watchdog::{self, Watchdog};
 use tollgate::commands::wiring::Wired;
@@ -56,7 +57,7 @@ impl InProcess {
             upstream: UpstreamNeed::Required,
             env: &|_| None,
         });
-        let mut wired = Wired::new(loaded.unwrap(), WORKERS, None).unwrap();
+        let mut wired = Wired::new(loaded.unwrap(), WORKERS, None, Recorders::default()).unwrap();
         let (go_on, is_to_go_on) = mpsc::sync_channel(1);
         let is_to_go_on = Mutex::new(is_to_go_on);
         let hang = move || {

@@ -25,6 +25,8 @@ const RANKS: &[(&str, u8)] = &[
     ("trace", 1),
     ("metrics", 2),
     ("health", 3),
+    ("log", 3),
+    ("otlp", 3),
     ("top", 3),
     ("store", 4),
     ("identity", 4),

@@ -33,6 +33,7 @@ use crate::proxy::headers::{Numbers, Present, add_limit};
 use crate::subscriptions::Bought;
 
 use self::request::{Described, wrong};
+use super::logging::Recorders;
 use super::wiring::Wired;
 use super::{ExplainArgs, Failure, Format, print, subscriptions};
 
@@ -54,7 +55,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         env: &|name| std::env::var(name).ok(),
     })?;
     let settings = loaded.settings.clone();
-    let gate = Wired::new(loaded, 1, None)?.gate;
+    let gate = Wired::new(loaded, 1, None, Recorders::default())?.gate;
     let active = gate.active.load_full();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -6,6 +6,7 @@ pub mod example_backend;
 pub mod explain;
 pub mod health;
 mod identity;
+pub mod logging;
 pub mod reload;
 pub mod reload_files;
 pub mod run;
@@ -21,6 +22,8 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -246,6 +249,18 @@ pub enum SchemaFile {
 pub fn print(line: impl fmt::Display) {
     let mut output = std::io::stdout();
     let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+}
+
+/// Prints a line, and waits at most a second for whoever is to read it: for a program that goes on
+/// to serve, or ends, whether it is read or not.
+pub fn say(output: impl Write + Send + 'static, line: impl fmt::Display) {
+    let (mut output, line) = (output, line.to_string());
+    let (said, is_said) = sync_channel(1);
+    std::thread::spawn(move || {
+        let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+        let _ = said.send(());
+    });
+    let _ = is_said.recv_timeout(Duration::from_secs(1));
 }
 
 /// Why a command ended without success.

@@ -1,30 +1,29 @@
 //! `tollgate run`: serves until a signal ends it.
 
 use std::fmt;
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use crate::admin::health::observe;
 use crate::admin::server::{self, Timeouts};
 use crate::clock;
-use crate::config::compile::LogSettings;
 use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Loaded, load};
 use crate::health::tasks::{watched, watched_root};
 use crate::metrics::labels::TaskType;
+use crate::otlp::encode::Resource;
 use crate::proxy::connect::Place;
 
+use super::logging::{Exporting, Logs};
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::watchdog::{self, Watchdog};
-use super::wiring::Wired;
-use super::{Failure, RunArgs, print, reload, reload_files, subscriptions, tls};
+use super::wiring::{Wired, instance};
+use super::{Failure, RunArgs, reload, reload_files, say, subscriptions, tls};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
@@ -80,12 +79,13 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     };
     serve(loaded, origin, |addresses| {
         let data: Vec<String> = addresses.data.iter().map(ToString::to_string).collect();
-        print(format_args!(
+        let line = format!(
             "tollgate {}: listening on {}, admin on {}, limits in {limits_in}",
             env!("CARGO_PKG_VERSION"),
             data.join(", "),
             addresses.admin
-        ));
+        );
+        say(std::io::stdout(), line);
     })
 }
 
@@ -99,7 +99,18 @@ pub fn serve(
     origin: Origin,
     announce: impl FnOnce(&Addresses),
 ) -> Result<(), Failure> {
-    start_log(&loaded.settings.log);
+    let logs = Arc::new(Logs::start(&loaded.settings)?);
+    let served = serve_logged(loaded, origin, announce, &logs);
+    logs.finish();
+    served
+}
+
+fn serve_logged(
+    loaded: Loaded,
+    origin: Origin,
+    announce: impl FnOnce(&Addresses),
+    logs: &Arc<Logs>,
+) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -123,7 +134,9 @@ pub fn serve(
     };
     let (running, read) = (loaded.settings.clone(), loaded.read.clone());
     let bought = subscriptions::start(settings, workers)?;
-    let wired = Wired::new(loaded, workers, bought)?;
+    let resource = Resource { version: env!("CARGO_PKG_VERSION"), instance: instance() };
+    let (recorders, exporter) = Logs::recorders(logs, settings.tracing.as_ref(), resource)?;
+    let wired = Wired::new(loaded, workers, bought, recorders)?;
     let (listeners, with_tls) = tls::equip(sockets, &of_listeners, &wired.gate.metrics)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -135,7 +148,8 @@ pub fn serve(
     let end = runtime.block_on(watched_root(async {
         let reloader = reload_files::reloader(&wired, with_tls, running, origin, read);
         let reload = reload::spawn(reloader).context("cannot start a thread")?;
-        let mut signals = Signals::new(reload)?;
+        let mut signals = Signals::new(reload, Arc::clone(logs))?;
+        let exporting = exporter.map(Exporting::spawn);
         let heartbeats = Arc::clone(&wired.admin.heartbeats);
         let beat = move |worker| heartbeats.beat(worker, clock::monotonic());
         fetch_keys(&wired).await;
@@ -151,9 +165,15 @@ pub fn serve(
             }
         });
         spawn_background(&wired);
+        let losses = Arc::clone(logs);
+        background(async move { losses.tell_losses().await });
         wired.admin.readiness.set_bound();
         announce(&addresses);
-        control(&wired, data_path, &mut signals).await
+        let end = control(&wired, data_path, &mut signals).await;
+        if let Some(exporting) = exporting {
+            exporting.finish().await;
+        }
+        end
     }));
     runtime.shutdown_background();
     Ok(end?)
@@ -225,19 +245,21 @@ fn background(task: impl Future<Output = ()> + 'static) {
     tokio::task::spawn_local(watched(TaskType::Background, task));
 }
 
-/// The signals that end tollgate, and the one that has it reload.
+/// The signals that end tollgate, and the one that has it reload and open its log anew.
 struct Signals {
     reload: reload::Handle,
+    logs: Arc<Logs>,
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
 }
 
 impl Signals {
-    fn new(reload: reload::Handle) -> anyhow::Result<Self> {
+    fn new(reload: reload::Handle, logs: Arc<Logs>) -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Signals {
             reload,
+            logs,
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
@@ -250,28 +272,13 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hang_up.recv() => self.reload.request(),
+                _ = self.hang_up.recv() => {
+                    self.logs.reopen();
+                    self.reload.request();
+                }
             }
         }
     }
-}
-
-/// Log lines go to standard error, results to standard output.
-fn start_log(log: &LogSettings) {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(log.level))
-        .with_target(false)
-        // It would tell of a broken standard error on standard error, and panic.
-        .log_internal_errors(false)
-        .with_writer(std::io::stderr);
-    // A second one in the same process keeps the first: that is for tests only.
-    let _ = if log.is_json {
-        builder.json().flatten_event(true).with_current_span(false).try_init()
-    } else {
-        let colours = std::io::stderr().is_terminal()
-            && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
-        builder.with_ansi(colours).try_init()
-    };
 }
 
 /// Raises the limit of open files: the soft one of 1024 would be met first of all limits.

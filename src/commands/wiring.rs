@@ -48,6 +48,7 @@ use crate::tls::client::ClientTls;
 use crate::top::talkers::TopTalkers;
 
 use super::identity::identifier;
+use super::logging::Recorders;
 use super::subscriptions;
 
 /// Digits of the policy's hash that are shown.
@@ -74,8 +75,10 @@ impl Wired {
         loaded: Loaded,
         workers: usize,
         subscriptions: Option<Arc<Subscriptions>>,
+        recorders: Recorders,
     ) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
+        let (access_log, tracer) = (recorders.access_log.clone(), recorders.tracer.clone());
         let clock = Clock::System;
         let build = Build {
             version: env!("CARGO_PKG_VERSION"),
@@ -127,6 +130,7 @@ impl Wired {
                 let detector = Arc::clone(&detector);
                 let identifier = Arc::clone(&identifier);
                 Box::new(move || {
+                    recorders.publish(&metrics);
                     detector.observe(clock::monotonic());
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
@@ -158,6 +162,8 @@ impl Wired {
             target,
             exposed: exposed(&settings, &admin),
             untrusted: Once::default(),
+            access_log,
+            tracer,
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
@@ -364,6 +370,6 @@ fn exposed(settings: &Loadable, admin: &Arc<AdminState>) -> Vec<(&'static str, P
 }
 
 /// The name of this replica: the machine's.
-fn instance() -> Box<str> {
+pub fn instance() -> Box<str> {
     rustix::system::uname().nodename().to_string_lossy().into()
 }

@@ -16,11 +16,10 @@ use super::compile_identity::{IdentitySettings, identity};
 use super::compile_listeners::{ListenerSettings, listeners};
 use super::compile_lookup::{LookupSettings, lookup};
 use super::compile_secret::{admin_token, identity_secret};
+use super::compile_signals::{LogSettings, TracingSettings, log, tracing};
 use super::compile_upstream::{UpstreamNeed, UpstreamSettings, upstream};
 use super::report::{Path, Problem, Report, nearest};
-use super::schema::{
-    Config, Exposed, LogFormat, LogLevel, OnFailure, RedisConfig, Reset, Server, StoreConfig,
-};
+use super::schema::{Config, Exposed, OnFailure, RedisConfig, Reset, Server, StoreConfig};
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
 use super::value::{DURATION_MAX, HumanDuration, Redacted};
@@ -70,6 +69,8 @@ pub struct Settings {
     pub slow_jwks: Duration,
     /// Logs.
     pub log: LogSettings,
+    /// Spans of requests, if they are sent anywhere.
+    pub tracing: Option<TracingSettings>,
 }
 
 /// The data port.
@@ -134,15 +135,6 @@ pub enum ResetForm {
     Delta,
 }
 
-/// Logs.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LogSettings {
-    /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
-    pub level: &'static str,
-    /// One JSON object a line; else for eyes.
-    pub is_json: bool,
-}
-
 /// Compiles the file. Where the report has errors, what is returned must not be used: it stands in
 /// so that the other file can be checked against it.
 pub fn settings(
@@ -176,6 +168,7 @@ pub fn settings(
     let store_url = redis.as_ref().map(|it| &it.url);
     let lookup = lookup(config.tier_lookup.as_ref(), store_url, slow_database, read_secret, report);
     let identity = identity(&config.identity, report);
+    let tracing = tracing(&config.tracing, report);
     let trusted_proxies = trusted_proxies(&config.server.trusted_proxies, report);
     let max_identities = at_least_one(
         config_path!["store", "memory", "max_identities"],
@@ -203,17 +196,8 @@ pub fn settings(
         slow_upstream,
         slow_redis,
         slow_jwks,
-        log: LogSettings {
-            level: match config.log.level {
-                LogLevel::Off => "off",
-                LogLevel::Error => "error",
-                LogLevel::Warn => "warn",
-                LogLevel::Info => "info",
-                LogLevel::Debug => "debug",
-                LogLevel::Trace => "trace",
-            },
-            is_json: config.log.format == LogFormat::Json,
-        },
+        log: log(&config.log),
+        tracing,
     }
 }
 

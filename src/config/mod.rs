@@ -15,6 +15,7 @@ pub mod compile_listeners;
 pub mod compile_lookup;
 pub mod compile_rules;
 pub mod compile_secret;
+pub mod compile_signals;
 pub mod compile_tests;
 pub mod compile_tiers;
 pub mod compile_upstream;

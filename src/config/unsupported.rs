@@ -43,10 +43,6 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
         usage.retention,
         usage.postgres,
         usage.postgres_file,
-        log.access,
-        log.query,
-        tracing.otlp_endpoint,
-        tracing.sample,
     );
     if config.upstream.retries > 1 {
         report.value(config_path!["upstream", "retries"], not_yet().hint("0 and 1 are"));

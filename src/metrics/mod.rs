@@ -13,6 +13,7 @@ pub mod cells;
 pub mod histogram;
 pub mod identity;
 pub mod labels;
+pub mod logs;
 pub mod names;
 pub mod page;
 pub mod policy;

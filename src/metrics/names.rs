@@ -294,6 +294,24 @@ declare! {
     RESTART_PENDING: Gauge "tollgate_config_restart_pending" [] Count
         "1 while tollgate.yaml differs from what runs, which takes a restart; else 0."
         "Only the policy and files like keys and certificates are reloaded; what else changes waits for a restart.";
+    ACCESS_LINES: Counter "tollgate_access_log_lines_total" [] Count
+        "Lines of the access log that were written."
+        "Counted once the operating system has taken them. Lines that wait are in neither this nor the dropped ones; 0 without `log.access`.";
+    ACCESS_DROPPED: Counter "tollgate_access_log_dropped_total" [] Count
+        "Lines of the access log that were lost because they came faster than they could be written."
+        "A full disk, a folder that is gone, a pipe that nobody reads: 4 MiB wait, and 256 KiB with each worker; no request does.";
+    LOG_SUPPRESSED: Counter "tollgate_log_lines_suppressed_total" [] Count
+        "Lines of tollgate's own log that were left out because there were too many of one kind."
+        "Of one place in the code 100 lines are written at once, and 10 a second from then on. What was left out is told every 5 seconds.";
+    LOG_DROPPED: Counter "tollgate_log_lines_dropped_total" [] Count
+        "Lines of tollgate's own log that were lost because standard error did not take them."
+        "A pipe that nobody reads holds up the thread that writes, and no other: 1,024 lines wait, of 1 MiB at most.";
+    TRACES_EXPORTED: Counter "tollgate_trace_requests_exported_total" [] Count
+        "Recorded requests whose spans the collector has taken."
+        "A request makes up to three spans, which are sent together. 0 without `tracing.otlp_endpoint`.";
+    TRACES_DROPPED: Counter "tollgate_trace_requests_dropped_total" [] Count
+        "Recorded requests whose spans were lost."
+        "The queue of 4,096 was full because the collector is slow, broken or away; or it refused them.";
     SERIES: Gauge "tollgate_metric_series" [] Count
         "Series in this very answer."
         "Buckets, sums and counts of histograms count as series each, as Prometheus stores them. For planning its memory; it is bounded by the configuration and never by what callers send.";
@@ -325,3 +343,13 @@ declare! {
         "Threads of the operating system."
         "Fixed after the start but for the few helpers of file and name look-ups: workers, the acceptor, and the control thread.";
 }
+
+/// Those of logs and traces, which have no labels.
+pub const OF_LOGS: [&Desc; 6] = [
+    &ACCESS_LINES,
+    &ACCESS_DROPPED,
+    &LOG_SUPPRESSED,
+    &LOG_DROPPED,
+    &TRACES_EXPORTED,
+    &TRACES_DROPPED,
+];

@@ -176,6 +176,7 @@ impl Metrics {
         handles.gauge(&names::CONFIG_LOADED_AT, &[]).set(0.0);
         handles.gauge(&names::CONFIG_RELOAD_OK, &[]).set(1.0);
         handles.gauge(&names::RESTART_PENDING, &[]).set(0.0);
+        names::OF_LOGS.iter().for_each(|desc| handles.show(desc, &[]));
         Arc::new(Metrics {
             shards,
             process: PerShard::new(shards),

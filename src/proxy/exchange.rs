@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Method, StatusCode};
+use http::{Request, StatusCode};
 
 use crate::clock;
 use crate::metrics::cells::LevelGuard;
@@ -15,6 +15,7 @@ use crate::policy::plan::{Plan, RuleId, TierId};
 
 use super::gate::Active;
 use super::io::ConnState;
+use super::record::{Ended, Notes};
 use super::worker::Worker;
 
 /// How an answer's body ended.
@@ -53,22 +54,24 @@ struct Facts {
     upstream: Option<Duration>,
     bytes_in: u64,
     bytes_out: u64,
+    /// What the access log and traces want to know besides.
+    notes: Option<Box<Notes>>,
     _in_flight: LevelGuard,
 }
 
 impl Exchange {
     /// Begins with a whole head.
-    pub fn begin(
+    pub fn begin<B>(
         worker: &Rc<Worker>,
         conn: &Arc<ConnState>,
         active: &Arc<Active>,
-        method: &Method,
+        request: &Request<B>,
         started: Instant,
     ) -> Self {
         conn.enter_request();
         let facts = Facts {
             started,
-            method: MethodLabel::of(method),
+            method: MethodLabel::of(request.method()),
             endpoint: None,
             evaluated: None,
             status: 0,
@@ -77,6 +80,7 @@ impl Exchange {
             upstream: None,
             bytes_in: 0,
             bytes_out: 0,
+            notes: worker.recorder.as_ref().and_then(|it| it.begin(request)),
             _in_flight: worker.gate.metrics.request_started(),
         };
         Exchange {
@@ -91,6 +95,9 @@ impl Exchange {
     pub fn planned(&mut self, plan: &Plan<'_>) {
         if let Some(facts) = &mut self.facts {
             facts.endpoint = plan.endpoint;
+            if let Some(notes) = &mut facts.notes {
+                notes.planned(plan);
+            }
         }
     }
 
@@ -111,6 +118,11 @@ impl Exchange {
             let total = clock::monotonic().saturating_duration_since(facts.started);
             facts.overhead = Some(total.saturating_sub(upstream.unwrap_or_default()));
         }
+    }
+
+    /// What the access log and traces know of it, if they want to.
+    pub fn notes(&mut self) -> Option<&mut Notes> {
+        self.facts.as_mut()?.notes.as_deref_mut()
     }
 
     /// Has nothing told: the request was for tollgate itself.
@@ -153,6 +165,22 @@ impl Exchange {
             Ending::UpstreamConnect | Ending::UpstreamTimeout => gate.upstream_health.failed(at),
             _ => {}
         }
+        let duration = clock::monotonic().saturating_duration_since(facts.started);
+        if let (Some(notes), Some(recorder)) = (&facts.notes, &self.worker.recorder) {
+            let ended = Ended {
+                policy: &self.active.policy,
+                conn: &self.conn,
+                started: facts.started,
+                duration,
+                at,
+                endpoint: facts.endpoint,
+                status: facts.status,
+                ending,
+                bytes_in: facts.bytes_in,
+                bytes_out: facts.bytes_out,
+            };
+            recorder.tell(notes, &ended);
+        }
         self.active.metrics.record(&RequestRecord {
             endpoint: facts.endpoint,
             evaluated: facts.evaluated,
@@ -160,7 +188,7 @@ impl Exchange {
             status: facts.status,
             ending,
             at,
-            duration: clock::monotonic().saturating_duration_since(facts.started),
+            duration,
             overhead: facts.overhead,
             upstream: facts.upstream.map(|took| (&*gate.upstream_series, took)),
             bytes_in: facts.bytes_in,

@@ -12,9 +12,11 @@ use crate::clock::Clock;
 use crate::health::loops::Loops;
 use crate::health::upstream::UpstreamHealth;
 use crate::identity::identifier::Identifier;
+use crate::log::access::AccessLog;
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::Metrics;
 use crate::metrics::series::UpstreamSeries;
+use crate::otlp::export::Tracer;
 use crate::policy::compiled::Policy;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
@@ -108,6 +110,10 @@ pub struct Gate {
     pub exposed: Vec<(&'static str, Page)>,
     /// Whether it was said that a private peer's forwarding fields are not believed.
     pub untrusted: Once,
+    /// Where requests are told of one by one, if they are.
+    pub access_log: Option<AccessLog>,
+    /// Where spans of requests go, if they go anywhere.
+    pub tracer: Option<Tracer>,
     /// Whether tollgate is about to stop.
     pub drain: Drain,
 }

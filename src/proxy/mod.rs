@@ -23,6 +23,7 @@ pub mod io;
 pub mod listener;
 pub mod multiplex;
 pub mod pool;
+pub mod record;
 pub mod reply;
 pub mod resolve;
 pub mod service;

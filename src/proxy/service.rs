@@ -16,6 +16,7 @@ use crate::identity::identifier::Invalid;
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
+use crate::log::access::Decided;
 use crate::metrics::labels::{Ending, LimiterBackend};
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan, RuleId};
@@ -49,7 +50,7 @@ pub async fn handle(
 ) -> Result<Response<ProxyBody>, Infallible> {
     let started = clock::monotonic();
     let active = worker.gate.active.load_full();
-    let mut exchange = Exchange::begin(&worker, &conn, &active, request.method(), started);
+    let mut exchange = Exchange::begin(&worker, &conn, &active, &request, started);
     let present = Present::in_fields(request.headers());
     let is_grpc = present.is_grpc(request.headers());
     let is_head = *request.method() == Method::HEAD;
@@ -68,16 +69,25 @@ pub async fn handle(
             response
         }
         Next::Forward { endpoint, mut shown, charged } => {
+            if let Some(notes) = exchange.notes() {
+                notes.asks_upstream(request.headers_mut());
+            }
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
             let mut response = match call.forward(request).await {
                 Ok((response, took)) => {
                     let ending = ending_of(response.status());
+                    if let Some(notes) = exchange.notes() {
+                        notes.upstream_answered(response.status(), took);
+                    }
                     exchange.answered(response.status(), ending, Some(took));
                     response
                 }
                 Err(failure) => {
                     if !failure.may_have_arrived {
                         shown = charged.and_then(|it| it.give_back(&worker)).or(shown);
+                    }
+                    if let Some(notes) = exchange.notes() {
+                        notes.upstream_failed(shown.as_ref().map(|(shown, _)| shown.remaining));
                     }
                     let mut response = refused(&mut exchange, failure.refusal);
                     if has_body && !conn.is_stream() {
@@ -224,19 +234,29 @@ async fn decide<'a>(
     }
     let endpoint = plan.endpoint;
     match plan.disposition {
-        Disposition::Refused => Next::Answer(refused(exchange, Refusal::Forbidden)),
-        Disposition::Exempt => Next::unlimited(endpoint),
+        Disposition::Refused => {
+            decided(exchange, Decided::Deny);
+            Next::Answer(refused(exchange, Refusal::Forbidden))
+        }
+        Disposition::Exempt => {
+            decided(exchange, Decided::Exempt);
+            Next::unlimited(endpoint)
+        }
         Disposition::Unlimited => {
+            decided(exchange, Decided::Allow);
             exchange.evaluated(&plan);
             worker.top.record(&plan.identity, false);
             Next::unlimited(endpoint)
         }
         Disposition::Limited => {
             exchange.evaluated(&plan);
-            let checked = check(worker, active, &plan).await;
+            let checked = check(worker, active, exchange, &plan).await;
             worker.top.record(&plan.identity, checked.is_denied());
             match checked {
-                Checked::FailedOpen => Next::unlimited(endpoint),
+                Checked::FailedOpen => {
+                    decided(exchange, Decided::Allow);
+                    Next::unlimited(endpoint)
+                }
                 Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
                 Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
                     let response = denied(worker, &decision);
@@ -254,12 +274,24 @@ async fn decide<'a>(
     }
 }
 
+/// Notes what was decided where there was no limit to check.
+fn decided(exchange: &mut Exchange, decided: Decided) {
+    if let Some(notes) = exchange.notes() {
+        notes.decided(decided);
+    }
+}
+
 fn ending_of(status: StatusCode) -> Ending {
     if status.is_server_error() { Ending::Upstream5xx } else { Ending::Answered }
 }
 
 /// Checks and charges the plan's limits, wherever their state is kept.
-async fn check(worker: &Worker, active: &Active, plan: &Plan<'_>) -> Checked {
+async fn check(
+    worker: &Worker,
+    active: &Active,
+    exchange: &mut Exchange,
+    plan: &Plan<'_>,
+) -> Checked {
     let gate = &worker.gate;
     let started = clock::monotonic();
     let now = gate.clock.now();
@@ -280,6 +312,9 @@ async fn check(worker: &Worker, active: &Active, plan: &Plan<'_>) -> Checked {
             gate.metrics.redis_answered(took);
         }
         active.metrics.decided(plan, decision, backend, took, now);
+        if let Some(notes) = exchange.notes() {
+            notes.checked(plan, decision, (started, took, backend));
+        }
     }
     checked
 }

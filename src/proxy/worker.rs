@@ -21,6 +21,7 @@ use super::handshake::Handshakes;
 use super::headers::Numbers;
 use super::listener::Accepted;
 use super::pool::{Pool, PoolSignals};
+use super::record::Recorder;
 use super::timer::{TICK, Timers};
 
 /// How long a starting worker waits for its first connection to Redis.
@@ -52,6 +53,8 @@ pub struct Worker {
     pub handshakes: Handshakes,
     /// What it wrote into answers last.
     pub numbers: Numbers,
+    /// Where its requests are told of, if they are.
+    pub recorder: Option<Recorder>,
     /// Whose requests it has seen.
     pub top: Reporter,
 }
@@ -93,6 +96,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
         timers,
         handshakes: Handshakes::default(),
         numbers: Numbers::default(),
+        recorder: Recorder::new(gate.access_log.as_ref(), gate.tracer.as_ref()),
         top: Reporter::new(Arc::clone(&gate.top), index),
         gate,
     });
@@ -128,6 +132,9 @@ async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
         worker.gate.loops.woke(index, due, clock::monotonic());
         beat(index);
         worker.timers.sweep();
+        if let Some(recorder) = &worker.recorder {
+            recorder.flush();
+        }
         worker.top.tick(clock::monotonic());
         if worker.gate.drain.is_draining() && !told_of_drain {
             told_of_drain = true;
