@@ -38,7 +38,8 @@ fn main() {
         cache_ttl: Duration::from_secs(3_600),
         slow: Duration::from_secs(1),
     };
-    let subscriptions = Arc::new(Subscriptions::start(settings, 2).expect("a thread"));
+    let subscriptions =
+        Arc::new(Subscriptions::start(settings, 2, Arc::default()).expect("a thread"));
     let users: Vec<String> = (0..USERS).map(|user| (1_000_000 + user).to_string()).collect();
     let set: Vec<Vec<Vec<u8>>> = users
         .iter()

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod errors;
 pub mod health;
 pub mod identity;
 pub mod limiter;

@@ -229,8 +229,14 @@ fn nobody_waits_for_a_fetch_that_is_not_expected_to_succeed() {
         std::thread::park();
         drop(held);
     });
-    let remote =
-        RemoteKeys::new(&url, &[Algorithm::Rs256], Duration::from_secs(1), metrics()).unwrap();
+    let remote = RemoteKeys::new(
+        &url,
+        &[Algorithm::Rs256],
+        Duration::from_secs(1),
+        Arc::default(),
+        metrics(),
+    )
+    .unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         assert!(remote.worth_waiting().is_some(), "the first may bring the key");

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tollgate::admin::server::{Timeouts, serve};
 use tollgate::admin::state::AdminState;
 use tollgate::clock::{Clock, monotonic};
+use tollgate::health::breaker::Outcome;
 use tollgate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use tollgate::health::detector::{Detector, Queues};
 use tollgate::health::heartbeat::Heartbeats;
@@ -22,7 +23,7 @@ use tollgate::health::upstream::UpstreamHealth;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::{Micros, Timestamp};
 use tollgate::metrics::labels::{
-    BreakerState, Dependency, Ending, FallbackMode, FallbackReason, HandshakeResult,
+    BreakerState, CheckResult, Dependency, Ending, FallbackMode, FallbackReason, HandshakeResult,
     LimiterBackend, LimiterMode, MethodLabel, RedisErrorKind, RefusalReason,
 };
 use tollgate::metrics::names::{self, Kind};
@@ -216,6 +217,7 @@ fn exercise(metrics: &Arc<Metrics>, policy_metrics: &PolicyMetrics) {
     metrics.set_memory_store(7, 1);
     metrics.publish_database(&DatabaseFigures::default());
     metrics.jwks_configured();
+    metrics.checks_of(Dependency::Upstream).record(CheckResult::Ok, Duration::from_millis(1));
     metrics.token_looked_up(false);
     metrics.set_tokens_remembered(1);
     metrics.set_config_hash("9f2c");
@@ -626,7 +628,8 @@ impl Admin {
             readiness: Arc::new(Readiness::default()),
             detector: Detector::new(loops, hearts, upstream, Queues::default),
             heartbeats,
-            upstream: Arc::new(UpstreamHealth::default()),
+            upstream: Arc::new(UpstreamHealth::new(None, Duration::from_secs(60), monotonic())),
+            slow_calls: Arc::default(),
             redis: Some(Box::new(|| DependencyView {
                 status: DependencyStatus::Healthy,
                 breaker: Some(BreakerState::Closed),
@@ -676,6 +679,15 @@ impl Admin {
         (status, head.to_ascii_lowercase(), body.to_owned())
     }
 
+    /// As if its pause were over, and three calls had gone well.
+    fn reach_upstream_again(&self) {
+        let breaker = self.state.upstream.breaker();
+        for _ in 0..3 {
+            let probe = breaker.probe_now(monotonic(), 0.5).unwrap();
+            probe.end(Outcome::Good, monotonic(), 0.5);
+        }
+    }
+
     fn health(&self) -> (u16, serde_json::Value) {
         let (status, head, body) = self.get("/health");
         assert!(head.contains("content-type: application/json"), "{head}");
@@ -704,7 +716,7 @@ fn the_admin_port_answers_metrics() {
     assert_eq!(shown.get("tollgate_store_identities{}"), 3.0);
     assert_eq!(shown.get("tollgate_config_hash_info{hash=9f2c}"), 1.0);
     for _ in 0..5 {
-        admin.state.upstream.failed(NOW);
+        admin.state.upstream.breaker().record(Outcome::Bad, monotonic(), 0.5);
     }
     let (_, _, body) = admin.get("/metrics");
     assert_eq!(parse(&body).get("dependency_health_status{dependency=upstream}"), 0.0);
@@ -733,7 +745,8 @@ fn health_has_the_promised_shape() {
         }
     );
     assert_eq!(health["dependencies"], dependencies);
-    assert_eq!(health["circuit_breakers"], serde_json::json!({"redis": "closed"}));
+    let breakers = serde_json::json!({"redis": "closed", "upstream": "closed"});
+    assert_eq!(health["circuit_breakers"], breakers);
     let limiter = serde_json::json!(
         {"mode": "exact", "since": "2026-01-01T00:00:01Z", "algorithm": "multi-window"}
     );
@@ -747,11 +760,11 @@ fn probes_follow_the_state() {
     assert_eq!(admin.get("/readyz").0, 200);
     assert_eq!(admin.get("/livez").0, 200);
     for _ in 0..5 {
-        admin.state.upstream.failed(NOW);
+        admin.state.upstream.breaker().record(Outcome::Bad, monotonic(), 0.5);
     }
     let (status, health) = admin.health();
     assert_eq!((status, &health["status"]), (200, &"degraded".into()), "the backend's fault");
-    admin.state.upstream.answered();
+    admin.reach_upstream_again();
 
     admin.limiter.store(1, Ordering::Relaxed);
     assert_eq!(admin.get("/readyz").0, 200, "a lost Redis does not take us out");

@@ -56,7 +56,7 @@ fn settings(url: &str, query: &str) -> Settings {
 }
 
 fn start(settings: Settings) -> Subscriptions {
-    Subscriptions::start(settings, 2).unwrap()
+    Subscriptions::start(settings, 2, Arc::default()).unwrap()
 }
 
 fn plan(name: &str) -> Bought {
@@ -250,7 +250,11 @@ async fn a_wrong_query_is_refused_at_the_start() {
     let Some(server) = PostgresServer::spawn() else { return };
     server.sql(USERS);
     server.sql("create role guest login password 'pa55word'");
-    let refused = |url: &str, query: &str| match Subscriptions::start(settings(url, query), 1) {
+    let refused = |url: &str, query: &str| match Subscriptions::start(
+        settings(url, query),
+        1,
+        Arc::default(),
+    ) {
         Err(StartError::Query(why)) => why,
         other => panic!("{query}: {other:?}"),
     };
@@ -499,7 +503,7 @@ async fn tls_is_what_libpq_makes_of_it() {
         until(&what, async || of(&subscriptions, "anna").await == plan(expected)).await;
     }
     for (base, mode, root) in wrong {
-        match Subscriptions::start(settings(&url(base, mode, root), query), 1) {
+        match Subscriptions::start(settings(&url(base, mode, root), query), 1, Arc::default()) {
             Ok(subscriptions) => {
                 assert_eq!(subscriptions.status(), DependencyStatus::Unhealthy, "{mode} {root:?}");
                 assert_eq!(of(&subscriptions, "anna").await, Bought::Unknown, "{mode} {root:?}");

@@ -20,6 +20,7 @@ const RANKS: &[(&str, u8)] = &[
     ("limiter", 0),
     ("policy", 1),
     ("clock", 1),
+    ("errors", 1),
     ("sys", 1),
     ("tls", 1),
     ("trace", 1),

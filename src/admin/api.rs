@@ -9,6 +9,7 @@ use http::{Method, StatusCode};
 use super::access::{self, Caller};
 use super::answers::{Answer, error_response};
 use super::parameters::{BadParameter, Parameters};
+use super::slow;
 use super::state::AdminState;
 use super::top;
 
@@ -22,8 +23,14 @@ struct Call {
     answer: fn(&AdminState, &Parameters) -> Result<Answer, BadParameter>,
 }
 
-const CALLS: &[Call] =
-    &[Call { path: "/api/v1/top", parameters: top::PARAMETERS, answer: top::top }];
+const CALLS: &[Call] = &[
+    Call {
+        path: "/api/v1/slow",
+        parameters: &[],
+        answer: |state, _| Ok(slow::slow_response(state)),
+    },
+    Call { path: "/api/v1/top", parameters: top::PARAMETERS, answer: top::top },
+];
 
 /// Whether a path is the API's.
 pub fn is_api(path: &str) -> bool {

@@ -11,6 +11,7 @@ pub mod health;
 mod health_details;
 pub mod parameters;
 pub mod server;
+pub mod slow;
 pub mod state;
 pub mod top;
 

@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::clock::Clock;
-use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
+use crate::clock::{Clock, monotonic};
+use crate::health::dependency::{DependencyView, LimiterView};
 use crate::health::detector::Detector;
 use crate::health::heartbeat::Heartbeats;
 use crate::health::history::History;
 use crate::health::readiness::Readiness;
+use crate::health::slow::SlowCalls;
 use crate::health::upstream::UpstreamHealth;
 use crate::metrics::registry::Metrics;
 use crate::top::talkers::TopTalkers;
@@ -45,6 +46,8 @@ pub struct AdminState {
     pub heartbeats: Arc<Heartbeats>,
     /// What calls to the upstream came to.
     pub upstream: Arc<UpstreamHealth>,
+    /// Calls that were slow, whoever was asked.
+    pub slow_calls: Arc<SlowCalls>,
     /// Redis, where it is configured.
     pub redis: Option<View<DependencyView>>,
     /// The database of subscriptions, where it is configured.
@@ -68,10 +71,9 @@ impl AdminState {
         self.metrics.set_config_hash(hash);
     }
 
-    /// The upstream as it is seen now. It has no circuit breaker.
+    /// The upstream as it is seen now.
     pub fn upstream_view(&self) -> DependencyView {
-        let status: DependencyStatus = self.upstream.status(self.clock.now());
-        DependencyView { status, breaker: None }
+        self.upstream.view(monotonic())
     }
 }
 

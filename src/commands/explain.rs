@@ -8,6 +8,7 @@ mod request;
 
 use std::io::IsTerminal;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::Context;
 use http::header::HOST;
@@ -152,7 +153,7 @@ async fn ask_database(tollgate: &Idle<'_>, caller: &mut Caller) -> Result<Databa
     if !active.policy.asks_database(credential) {
         return Ok(Database::Answers);
     }
-    let started = subscriptions::start(settings, 1)?;
+    let started = subscriptions::start(settings, 1, &Arc::default())?;
     let asked = caller::ask_database(started.as_deref(), &active.policy, credential).await;
     let database = match asked {
         Some(Bought::Unknown) => Database::Silent,

@@ -10,6 +10,7 @@ use crate::config::compile_identity::{
     ApiKeySettings, IdentitySettings, JwtSettings, MethodSettings,
 };
 use crate::config::compile_keys::{KeyFile, KeyOrigin, key_set};
+use crate::health::slow::SlowCalls;
 use crate::identity::api_key::KeyTable;
 use crate::identity::cache::TokenCache;
 use crate::identity::identifier::{ApiKeyMethod, Identifier, JwtMethod, Method};
@@ -17,13 +18,22 @@ use crate::identity::jwks::{KeySource, RemoteKeys};
 use crate::identity::keys::KeySet;
 use crate::metrics::registry::Metrics;
 
-/// Makes what the settings describe. A fetch of keys that takes longer than `slow` is counted.
+/// What becomes of fetches of keys that are slow.
+#[derive(Clone, Copy, Debug)]
+pub struct Slow<'a> {
+    /// One that takes longer than this is counted,
+    pub after: Duration,
+    /// and told of here.
+    pub calls: &'a Arc<SlowCalls>,
+}
+
+/// Makes what the settings describe.
 ///
 /// # Errors
 /// TLS towards a key set's server cannot be set up.
 pub fn identifier(
     settings: &IdentitySettings,
-    slow: Duration,
+    slow: Slow<'_>,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Identifier> {
     let methods: Vec<Method> = settings
@@ -40,7 +50,7 @@ pub fn identifier(
     Ok(Identifier::new(methods, Arc::clone(metrics)))
 }
 
-fn jwt(jwt: &JwtSettings, slow: Duration, metrics: &Arc<Metrics>) -> anyhow::Result<JwtMethod> {
+fn jwt(jwt: &JwtSettings, slow: Slow<'_>, metrics: &Arc<Metrics>) -> anyhow::Result<JwtMethod> {
     let algorithms = &jwt.rules.algorithms;
     let mut remote = None;
     let keys = match &jwt.keys {
@@ -54,7 +64,8 @@ fn jwt(jwt: &JwtSettings, slow: Duration, metrics: &Arc<Metrics>) -> anyhow::Res
             Arc::new(KeySource::new(set))
         }
         KeyOrigin::Url(url) => {
-            let keys = RemoteKeys::new(url, algorithms, slow, Arc::clone(metrics))
+            let (calls, metrics) = (Arc::clone(slow.calls), Arc::clone(metrics));
+            let keys = RemoteKeys::new(url, algorithms, slow.after, calls, metrics)
                 .context("cannot set up TLS for jwks_url")?;
             let source = Arc::clone(&keys.source);
             remote = Some(Arc::new(keys));

@@ -15,6 +15,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 use crate::config::compile::Settings;
 use crate::config::compile_identity::MethodSettings;
 use crate::config::compile_signals::{AccessTarget, LogSettings, TracingSettings};
+use crate::health::slow::SlowCalls;
 use crate::health::tasks::watched;
 use crate::log::access::AccessLog;
 use crate::log::limit::{LeftOut, Limited, LineLimiter};
@@ -51,6 +52,8 @@ pub struct Recorders {
     pub access_log: Option<AccessLog>,
     /// As spans.
     pub tracer: Option<Tracer>,
+    /// Those that were slow, and calls of others that were.
+    pub slow_calls: Arc<SlowCalls>,
     logs: Option<Arc<Logs>>,
 }
 
@@ -118,7 +121,8 @@ impl Logs {
         let both = both.transpose().context("cannot set up TLS towards tracing.otlp_endpoint")?;
         let (tracer, exporter) = both.unzip();
         let (access_log, logs) = (logs.access.clone(), Some(Arc::clone(logs)));
-        Ok((Recorders { access_log, tracer, logs }, exporter))
+        let slow_calls = Arc::default();
+        Ok((Recorders { access_log, tracer, slow_calls, logs }, exporter))
     }
 
     /// Opens the access log's file anew, by its name.

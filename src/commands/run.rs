@@ -17,6 +17,7 @@ use crate::health::tasks::{watched, watched_root};
 use crate::metrics::labels::TaskType;
 use crate::otlp::encode::Resource;
 use crate::proxy::connect::Place;
+use crate::proxy::health_check;
 
 use super::logging::{Exporting, Logs};
 use super::reload_files::Origin;
@@ -133,9 +134,9 @@ fn serve_logged(
         workers => workers,
     };
     let (running, read) = (loaded.settings.clone(), loaded.read.clone());
-    let bought = subscriptions::start(settings, workers)?;
     let resource = Resource { version: env!("CARGO_PKG_VERSION"), instance: instance() };
     let (recorders, exporter) = Logs::recorders(logs, settings.tracing.as_ref(), resource)?;
+    let bought = subscriptions::start(settings, workers, &recorders.slow_calls)?;
     let wired = Wired::new(loaded, workers, bought, recorders)?;
     let (listeners, with_tls) = tls::equip(sockets, &of_listeners, &wired.gate.metrics)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -213,6 +214,10 @@ async fn fetch_keys(wired: &Wired) {
 
 /// What runs beside the data path.
 fn spawn_background(wired: &Wired) {
+    if let Some(check) = wired.health_check.clone() {
+        let checks = health_check::run(Arc::clone(&wired.gate), check);
+        tokio::task::spawn_local(watched(TaskType::Healthcheck, checks));
+    }
     if let Place::Tcp(addresses) = &wired.gate.target.place {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
         background(async move { addresses.keep_fresh(ttl).await });

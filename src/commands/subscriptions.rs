@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::config::compile::Settings;
 use crate::config::report::{ConfigErrors, Problem};
 use crate::health::dependency::DependencyView;
+use crate::health::slow::SlowCalls;
 use crate::metrics::labels::{BreakerState, LookupResult};
 use crate::metrics::registry::DatabaseFigures;
 use crate::subscriptions::{StartError, Subscriptions};
@@ -16,10 +17,15 @@ use super::Failure;
 ///
 /// # Errors
 /// It thinks nothing of it; there is nothing to check its certificate against; no thread.
-pub fn start(settings: &Settings, workers: usize) -> Result<Option<Arc<Subscriptions>>, Failure> {
+pub fn start(
+    settings: &Settings,
+    workers: usize,
+    slow_calls: &Arc<SlowCalls>,
+) -> Result<Option<Arc<Subscriptions>>, Failure> {
     let Some(lookup) = &settings.lookup else { return Ok(None) };
     // One more for the control thread.
-    let started = Subscriptions::start(lookup.settings.clone(), workers.saturating_add(1));
+    let shards = workers.saturating_add(1);
+    let started = Subscriptions::start(lookup.settings.clone(), shards, Arc::clone(slow_calls));
     let (place, problem) = match started {
         Ok(subscriptions) => return Ok(Some(Arc::new(subscriptions))),
         Err(StartError::Thread(error)) => {

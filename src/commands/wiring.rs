@@ -14,7 +14,7 @@ use crate::admin::health::health_response;
 use crate::admin::state::{AdminState, View};
 use crate::clock::{self, Clock};
 use crate::config::compile::{RedisSettings as LoadedRedis, ResetForm, Settings as Loadable};
-use crate::config::compile_upstream::UpstreamSettings;
+use crate::config::compile_upstream::{HealthCheckSettings, UpstreamSettings};
 use crate::config::load::Loaded;
 use crate::config::url::{UpstreamPlace, UpstreamScheme};
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
@@ -22,7 +22,7 @@ use crate::health::detector::{Detector, Queues};
 use crate::health::heartbeat::Heartbeats;
 use crate::health::loops::Loops;
 use crate::health::readiness::Readiness;
-use crate::health::upstream::UpstreamHealth;
+use crate::health::upstream::{CheckRules, UpstreamHealth};
 use crate::identity::identifier::Identifier;
 use crate::metrics::labels::{
     BreakerState, Dependency, FallbackMode, FallbackReason, LimiterMode, RedisErrorKind,
@@ -35,6 +35,7 @@ use crate::proxy::caller::UnknownSubscriptions;
 use crate::proxy::connect::{Place, Protocol, Target};
 use crate::proxy::gate::{Active, Drain, Gate, Page, Settings};
 use crate::proxy::headers::{Reset, ResponseFields};
+use crate::proxy::health_check::HealthCheck;
 use crate::proxy::io::PhaseTimeouts;
 use crate::proxy::pool::PoolSettings;
 use crate::proxy::resolve::Addresses;
@@ -47,7 +48,7 @@ use crate::subscriptions::Subscriptions;
 use crate::tls::client::ClientTls;
 use crate::top::talkers::TopTalkers;
 
-use super::identity::identifier;
+use super::identity::{Slow, identifier};
 use super::logging::Recorders;
 use super::subscriptions;
 
@@ -55,6 +56,9 @@ use super::subscriptions;
 const HASH_DIGITS: usize = 12;
 /// Largest head of an upstream's answer, in bytes.
 const UPSTREAM_HEAD_BYTES_MAX: usize = 64 << 10;
+
+const BREAKER_STATES: [BreakerState; BreakerState::COUNT] =
+    [BreakerState::Closed, BreakerState::HalfOpen, BreakerState::Open];
 
 /// Everything that runs, ready to be started.
 pub struct Wired {
@@ -64,6 +68,8 @@ pub struct Wired {
     pub admin: Arc<AdminState>,
     /// How long the upstream's addresses hold.
     pub dns_ttl: Duration,
+    /// How the upstream is checked, if it is.
+    pub health_check: Option<HealthCheck>,
 }
 
 impl Wired {
@@ -79,6 +85,7 @@ impl Wired {
     ) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
         let (access_log, tracer) = (recorders.access_log.clone(), recorders.tracer.clone());
+        let slow_calls = Arc::clone(&recorders.slow_calls);
         let clock = Clock::System;
         let build = Build {
             version: env!("CARGO_PKG_VERSION"),
@@ -86,7 +93,8 @@ impl Wired {
             rustc: env!("TOLLGATE_RUSTC"),
         };
         let metrics = Metrics::new(workers, build, settings.slow_redis);
-        let identifier = identifier(&settings.identity, settings.slow_jwks, &metrics)?;
+        let slow_fetches = Slow { after: settings.slow_jwks, calls: &slow_calls };
+        let identifier = identifier(&settings.identity, slow_fetches, &metrics)?;
         let identifier = Arc::new(identifier);
         let policy_metrics = PolicyMetrics::new(&metrics, &policy, settings.slow_upstream);
         let memory = Arc::new(MemoryStore::new(settings.max_identities));
@@ -94,8 +102,11 @@ impl Wired {
             .redis
             .as_ref()
             .map(|it| Arc::new(RedisShared::new(redis_settings(it), Arc::clone(&memory))));
-        let upstream_health = Arc::new(UpstreamHealth::default());
         let upstream = settings.upstream.clone();
+        let health_check = upstream.as_ref().and_then(|it| it.health_check.as_ref());
+        let health_check = health_check.map(self::health_check);
+        let upstream_health = Arc::new(upstream_health(upstream.as_ref(), health_check.as_ref()));
+        adopt_checks(&metrics, health_check.as_ref(), redis.as_deref(), subscriptions.as_deref());
         let target = target(upstream.as_ref())?;
         let heartbeats = Arc::new(Heartbeats::new(workers, clock::monotonic()));
         let loops = Loops::new(metrics.runtime(), workers, clock::monotonic());
@@ -114,6 +125,7 @@ impl Wired {
             detector: Arc::clone(&detector),
             heartbeats,
             upstream: Arc::clone(&upstream_health),
+            slow_calls: Arc::clone(&slow_calls),
             redis: redis
                 .clone()
                 .map(|redis| -> View<DependencyView> { Box::new(move || redis_view(&redis)) }),
@@ -129,7 +141,11 @@ impl Wired {
                 let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
                 let detector = Arc::clone(&detector);
                 let identifier = Arc::clone(&identifier);
+                let upstream = Arc::clone(&upstream_health);
                 Box::new(move || {
+                    let breaker = upstream.breaker();
+                    let transitions = BREAKER_STATES.map(|state| breaker.transitions(state));
+                    metrics.publish_transitions(Dependency::Upstream, transitions);
                     recorders.publish(&metrics);
                     detector.observe(clock::monotonic());
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
@@ -155,6 +171,7 @@ impl Wired {
             metrics,
             loops,
             upstream_health,
+            slow_calls,
             memory,
             redis,
             subscriptions,
@@ -167,7 +184,7 @@ impl Wired {
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
-        Ok(Wired { gate, admin, dns_ttl })
+        Ok(Wired { gate, admin, dns_ttl, health_check })
     }
 }
 
@@ -216,6 +233,39 @@ fn proxy_settings(
     }
 }
 
+fn health_check(settings: &HealthCheckSettings) -> HealthCheck {
+    let HealthCheckSettings { target, interval, timeout, rise, fall } = settings.clone();
+    HealthCheck { rules: CheckRules { interval, timeout, rise, fall }, target }
+}
+
+fn upstream_health(
+    upstream: Option<&UpstreamSettings>,
+    check: Option<&HealthCheck>,
+) -> UpstreamHealth {
+    let of_upstream = |get: fn(&UpstreamSettings) -> Duration| upstream.map_or(Duration::ZERO, get);
+    // For a connection and an answer's head, and once more for a second try.
+    let call_max = of_upstream(|it| it.connect_timeout + it.response_timeout) * 2;
+    UpstreamHealth::new(check.map(|it| it.rules), call_max, clock::monotonic())
+}
+
+/// Shows what checks come to, for each dependency that is checked.
+fn adopt_checks(
+    metrics: &Metrics,
+    check: Option<&HealthCheck>,
+    redis: Option<&RedisShared>,
+    subscriptions: Option<&Subscriptions>,
+) {
+    if check.is_some() {
+        metrics.checks_of(Dependency::Upstream);
+    }
+    if let Some(redis) = redis {
+        metrics.adopt_checks(Dependency::Redis, redis.stats().checks());
+    }
+    if let Some(subscriptions) = subscriptions {
+        metrics.adopt_checks(Dependency::Database, subscriptions.stats().checks());
+    }
+}
+
 fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
     let mut names = KeyNames::new(&settings.key_prefix);
     if let Some(secret) = &settings.identity_secret {
@@ -246,7 +296,9 @@ fn detector(
 fn redis_view(redis: &RedisShared) -> DependencyView {
     let breaker = redis.breaker_state();
     let status = match breaker {
-        BreakerState::Closed if redis.is_connected() => DependencyStatus::Healthy,
+        BreakerState::Closed if redis.is_connected() && redis.is_writable() => {
+            DependencyStatus::Healthy
+        }
         BreakerState::Closed if redis.connected() > 0 => DependencyStatus::Degraded,
         BreakerState::HalfOpen => DependencyStatus::Degraded,
         BreakerState::Closed | BreakerState::Open => DependencyStatus::Unhealthy,
@@ -254,14 +306,20 @@ fn redis_view(redis: &RedisShared) -> DependencyView {
     DependencyView { status, breaker: Some(breaker) }
 }
 
-/// Of several key sets, the one that does worst.
+/// Of several key sets, the worst that is to be said of any.
 fn jwks_view(identifier: &Arc<Identifier>) -> Option<View<DependencyView>> {
     identifier.remotes().next()?;
     let identifier = Arc::clone(identifier);
     Some(Box::new(move || {
-        let views = identifier.remotes().map(|remote| remote.view());
-        let worst = views.min_by(|a, b| a.status.value().total_cmp(&b.status.value()));
-        worst.unwrap_or(DependencyView { status: DependencyStatus::Healthy, breaker: None })
+        let views: Vec<DependencyView> = identifier.remotes().map(|remote| remote.view()).collect();
+        let statuses = views.iter().map(|view| view.status);
+        let breakers = views.iter().filter_map(|view| view.breaker);
+        DependencyView {
+            status: statuses
+                .min_by(|a, b| a.value().total_cmp(&b.value()))
+                .unwrap_or(DependencyStatus::Healthy),
+            breaker: breakers.max_by_key(|state| state.index()),
+        }
     }))
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
+
 use crate::config_path;
 use crate::tls::client::{ClientIdentity, ClientSettings, server_name};
 use crate::tls::roots::Roots;
@@ -9,7 +11,7 @@ use crate::tls::roots::Roots;
 use super::compile::positive;
 use super::load::read_pem;
 use super::report::{Path, Problem, Report};
-use super::schema::{Upstream, UpstreamTls};
+use super::schema::{HealthCheck, Upstream, UpstreamTls};
 use super::url::{self, UpstreamPlace, UpstreamScheme, UpstreamUrl, quoted};
 
 /// The backend.
@@ -35,6 +37,23 @@ pub struct UpstreamSettings {
     pub preserve_host: bool,
     /// A name is resolved again at least this often; may be zero.
     pub dns_ttl: Duration,
+    /// How it is checked, if it is.
+    pub health_check: Option<HealthCheckSettings>,
+}
+
+/// How the backend is checked beside the requests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HealthCheckSettings {
+    /// What is asked for: a path, perhaps with a query.
+    pub target: PathAndQuery,
+    /// Between two checks.
+    pub interval: Duration,
+    /// For a whole check.
+    pub timeout: Duration,
+    /// Good ones in a row that bring the backend back; at least 1.
+    pub rise: u32,
+    /// Bad ones in a row that take it out; at least 1.
+    pub fall: u32,
 }
 
 /// Whether there must be an upstream.
@@ -75,6 +94,7 @@ pub fn upstream(
     let idle_timeout = timeout("idle_timeout", upstream.idle_timeout);
     let tunnel_idle_timeout = timeout("tunnel_idle_timeout", upstream.tunnel_idle_timeout);
     let tls = tls(&upstream.tls, url.as_ref(), report);
+    let health_check = health_check(&upstream.health_check, report);
     Some(UpstreamSettings {
         url: url?,
         tls,
@@ -86,7 +106,29 @@ pub fn upstream(
         retries: upstream.retries,
         preserve_host: upstream.preserve_host,
         dns_ttl: upstream.dns_ttl.0,
+        health_check,
     })
+}
+
+/// Compiles `upstream.health_check`; all of it, so that what is wrong is found before a path is
+/// given.
+fn health_check(check: &HealthCheck, report: &mut Report<'_>) -> Option<HealthCheckSettings> {
+    let at = |key: &str| config_path!["upstream", "health_check", key];
+    let interval = positive(at("interval"), check.interval, report);
+    let timeout = positive(at("timeout"), check.timeout, report);
+    for (key, value) in [("rise", check.rise), ("fall", check.fall)] {
+        if value == 0 {
+            report.value(at(key), Problem::new("0").expected("at least 1"));
+        }
+    }
+    let path = check.path.as_ref()?;
+    let target = PathAndQuery::try_from(path.as_str()).ok().filter(|_| path.starts_with('/'));
+    if target.is_none() {
+        let problem = Problem::new(quoted(path)).expected("a path, as /healthz");
+        report.value(at("path"), problem);
+    }
+    let (rise, fall) = (check.rise, check.fall);
+    Some(HealthCheckSettings { target: target?, interval, timeout, rise, fall })
 }
 
 /// Compiles `upstream.tls`; whatever the scheme, so that a wrong file is found before it is needed.

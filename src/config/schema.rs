@@ -272,7 +272,7 @@ pub struct UpstreamTls {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealthCheck {
-    /// What is asked for; null: no probing.
+    /// What is asked for, of which an answer of 200 to 399 is expected; null: no probing.
     pub path: Option<String>,
     /// How often.
     pub interval: HumanDuration,

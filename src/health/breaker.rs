@@ -1,26 +1,22 @@
 //! The circuit breaker before a dependency: a state machine that is told the time.
 //!
-//! It counts what became of calls and decides whether they are made. Nothing here waits, connects
-//! or logs.
+//! It is told of failures and of what became of probes, and decides whether calls are made.
+//! Nothing here waits, connects or logs. Workers share one through
+//! [`SharedBreaker`](super::shared_breaker::SharedBreaker), which counts what went well.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use crate::metrics::labels::BreakerState;
 
-/// Failures in a row that open the breaker.
+/// Failures in a row that open a breaker.
 pub const FAILURES_IN_A_ROW: u32 = 5;
-/// Span over which the share of failures is counted.
-pub const WINDOW: Duration = Duration::from_secs(1);
-/// Calls in a window below which their share of failures says nothing.
+/// Calls in a window below which the share of failures says nothing.
 pub const WINDOW_CALLS_MIN: u32 = 20;
-/// Least time between two probes.
-pub const PROBE_INTERVAL: Duration = Duration::from_millis(250);
-/// Good probes in a row that close the breaker.
+/// Good probes in a row that close a breaker.
 pub const GOOD_PROBES: u32 = 3;
+/// First and longest time that the upstream's breaker stays open.
+pub const UPSTREAM_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// What became of a call or a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,41 +27,131 @@ pub enum Outcome {
     Bad,
 }
 
-/// Counts outcomes and decides whether calls are made.
-///
-/// Opens after [`FAILURES_IN_A_ROW`], or when half of at least [`WINDOW_CALLS_MIN`] calls of one
-/// [`WINDOW`] failed. From then on only probes are made, one at a time; [`GOOD_PROBES`] in a row
-/// close it.
-#[derive(Debug)]
-pub struct Breaker {
-    state: BreakerState,
-    in_a_row: u32,
-    window_start: Option<Instant>,
-    calls: u32,
-    failures: u32,
-    opened_at: Option<Instant>,
-    next_probe: Option<Instant>,
-    is_probing: bool,
-    good_probes: u32,
+/// How a breaker behaves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BreakerSettings {
+    /// Failures in a row that open it.
+    pub failures_in_a_row: u32,
+    /// Span over which the share of failures is counted, exact to a tenth of it; half opens it.
+    pub window: Duration,
+    /// Calls in a window below which that share says nothing.
+    pub window_calls_min: u32,
+    /// Good probes in a row that close it.
+    pub good_probes: u32,
+    /// From the failure that opened it to the first probe; doubled by each probe that fails, up to
+    /// the second of the two.
+    pub pauses: (Duration, Duration),
+    /// What jitter adds to a pause, as shares of it: at 0, and at 1.
+    pub jitter: (f64, f64),
+    /// Least time between the beginnings of two probes.
+    pub probe_gap: Duration,
+    /// A probe of which nothing was heard for so long has lost its place.
+    pub probe_lease: Duration,
+    /// Whether it counts as half-open as soon as its pause is over; if not, with the first probe
+    /// that was good.
+    pub is_half_open_when_due: bool,
 }
 
-impl Default for Breaker {
-    fn default() -> Self {
-        Breaker {
-            state: BreakerState::Closed,
-            in_a_row: 0,
-            window_start: None,
-            calls: 0,
-            failures: 0,
-            opened_at: None,
-            next_probe: None,
-            is_probing: false,
-            good_probes: 0,
+impl BreakerSettings {
+    /// For what is probed beside the traffic, which does not wait for it: four times a second at
+    /// most.
+    pub const STEADY: BreakerSettings = BreakerSettings {
+        failures_in_a_row: FAILURES_IN_A_ROW,
+        window: Duration::from_secs(1),
+        window_calls_min: WINDOW_CALLS_MIN,
+        good_probes: GOOD_PROBES,
+        pauses: (Duration::from_millis(250), Duration::from_millis(250)),
+        jitter: (0.0, 0.2),
+        probe_gap: Duration::from_millis(250),
+        probe_lease: Duration::from_secs(30),
+        is_half_open_when_due: false,
+    };
+
+    /// For what is probed by the calls themselves: one at a time, after pauses that grow. A probe
+    /// loses its place after `probe_lease`.
+    pub const fn probed_by_calls(probe_lease: Duration) -> Self {
+        BreakerSettings {
+            window: Duration::from_secs(10),
+            pauses: UPSTREAM_PAUSES,
+            jitter: (-0.2, 0.2),
+            probe_gap: Duration::ZERO,
+            probe_lease,
+            is_half_open_when_due: true,
+            ..Self::STEADY
         }
+    }
+
+    /// For what is probed by checks of its own, every `interval`, each within `timeout`; `rise`
+    /// good ones in a row close it.
+    pub fn probed_by_checks(interval: Duration, timeout: Duration, rise: u32) -> Self {
+        BreakerSettings {
+            good_probes: rise.max(1),
+            pauses: (interval, interval),
+            is_half_open_when_due: false,
+            ..Self::probed_by_calls(timeout.saturating_mul(2))
+        }
+    }
+
+    fn pause(&self, times: u32, jitter: f64) -> Duration {
+        let (first, longest) = self.pauses;
+        let doubled = first.saturating_mul(1 << times.min(16)).min(longest);
+        let (least, most) = self.jitter;
+        let share = 1.0 + least + (most - least) * jitter.clamp(0.0, 1.0);
+        doubled.mul_f64(share.max(0.0))
     }
 }
 
+/// What is known of the calls when one has failed, that one included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// Failures since the last call that went well.
+    pub in_a_row: u32,
+    /// Failures in the window.
+    pub failures: u32,
+    /// Calls in the window.
+    pub calls: u32,
+}
+
+/// Decides whether calls are made.
+#[derive(Debug)]
+pub struct Breaker {
+    settings: BreakerSettings,
+    state: BreakerState,
+    opened_at: Option<Instant>,
+    closed_at: Option<Instant>,
+    next_probe: Option<Instant>,
+    /// Pauses since it was well for long.
+    pauses: u32,
+    probe: Option<(Lease, Instant)>,
+    leases: u64,
+    good_probes: u32,
+}
+
+/// The place of the one probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease(u64);
+
 impl Breaker {
+    /// Closed.
+    pub const fn new(settings: BreakerSettings) -> Self {
+        Breaker {
+            settings,
+            state: BreakerState::Closed,
+            opened_at: None,
+            closed_at: None,
+            next_probe: None,
+            pauses: 0,
+            probe: None,
+            leases: 0,
+            good_probes: 0,
+        }
+    }
+
+    /// How it behaves.
+    pub fn settings(&self) -> &BreakerSettings {
+        &self.settings
+    }
+
     /// The state.
     pub fn state(&self) -> BreakerState {
         self.state
@@ -76,150 +162,107 @@ impl Breaker {
         self.opened_at
     }
 
-    /// Counts the outcome of a call. What started before the breaker opened and ends after it says
-    /// nothing new. Returns the new state if it changed.
-    pub fn record(&mut self, outcome: Outcome, now: Instant) -> Option<BreakerState> {
-        if self.state != BreakerState::Closed {
-            return None;
-        }
-        let is_current =
-            self.window_start.is_some_and(|start| now.saturating_duration_since(start) < WINDOW);
-        if !is_current {
-            self.window_start = Some(now);
-            self.calls = 0;
-            self.failures = 0;
-        }
-        self.calls = self.calls.saturating_add(1);
-        if outcome == Outcome::Good {
-            self.in_a_row = 0;
-            return None;
-        }
-        self.in_a_row = self.in_a_row.saturating_add(1);
-        self.failures = self.failures.saturating_add(1);
+    /// A call has failed. What started before the breaker opened and ends after it says nothing
+    /// new. `jitter` is between 0 and 1, here and below.
+    pub fn fail(&mut self, evidence: Evidence, now: Instant, jitter: f64) {
+        let Evidence { in_a_row, failures, calls } = evidence;
         let half_failed =
-            self.calls >= WINDOW_CALLS_MIN && self.failures.saturating_mul(2) >= self.calls;
-        if self.in_a_row < FAILURES_IN_A_ROW && !half_failed {
-            return None;
+            calls >= self.settings.window_calls_min && failures.saturating_mul(2) >= calls;
+        if in_a_row >= self.settings.failures_in_a_row || half_failed {
+            self.open(now, jitter);
         }
+    }
+
+    /// Opens it for another reason than failed calls, if it is closed.
+    pub fn open(&mut self, now: Instant, jitter: f64) {
+        if self.state != BreakerState::Closed {
+            return;
+        }
+        // Who fails again as soon as it is let is worth a longer pause than who fails once a day.
+        let (_, longest) = self.settings.pauses;
+        let is_soon = |at| now.saturating_duration_since(at) < longest;
+        self.pauses = if self.closed_at.is_some_and(is_soon) { self.pauses } else { 0 };
         self.opened_at = Some(now);
-        self.next_probe = Some(now + PROBE_INTERVAL);
-        self.good_probes = 0;
-        self.enter(BreakerState::Open)
+        self.pause(now, jitter);
     }
 
-    /// Whether a probe may be made now. If so it is the only one until [`Breaker::end_probe`], and
-    /// the next one is due [`PROBE_INTERVAL`] and `jitter` later.
-    pub fn begin_probe(&mut self, now: Instant, jitter: Duration) -> bool {
-        let is_due = self.next_probe.is_some_and(|at| now >= at);
-        if self.state == BreakerState::Closed || self.is_probing || !is_due {
-            return false;
-        }
-        self.is_probing = true;
-        self.next_probe = Some(now + PROBE_INTERVAL + jitter);
-        true
-    }
-
-    /// Ends the probe; `None` for one that was given up, which says nothing either way. Returns
-    /// the new state if it changed.
-    pub fn end_probe(&mut self, outcome: Option<Outcome>) -> Option<BreakerState> {
-        self.is_probing = false;
-        match outcome {
-            None => None,
-            Some(Outcome::Bad) => {
-                self.good_probes = 0;
-                self.enter(BreakerState::Open)
-            }
-            Some(Outcome::Good) => {
-                self.good_probes = self.good_probes.saturating_add(1);
-                if self.good_probes < GOOD_PROBES {
-                    return self.enter(BreakerState::HalfOpen);
-                }
-                *self = Breaker::default();
-                Some(BreakerState::Closed)
-            }
+    /// Lets time pass: a pause that is over ends the open state, where that is how it is shown.
+    pub fn refresh(&mut self, now: Instant) {
+        if self.state == BreakerState::Open
+            && self.settings.is_half_open_when_due
+            && self.is_due(now)
+        {
+            self.state = BreakerState::HalfOpen;
         }
     }
 
-    fn enter(&mut self, state: BreakerState) -> Option<BreakerState> {
-        let changed = self.state != state;
-        self.state = state;
-        changed.then_some(state)
-    }
-}
-
-/// A breaker that all workers share.
-#[derive(Debug, Default)]
-pub struct SharedBreaker {
-    breaker: Mutex<Breaker>,
-    /// Copy of the breaker's state, so that asking takes no lock.
-    state: AtomicU8,
-}
-
-impl SharedBreaker {
-    /// Whether calls are made.
-    pub fn is_closed(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == BreakerState::Closed as u8
+    /// The place of a probe, if one is due and none is running. It is the only one until it ends,
+    /// is given up, or its lease is over.
+    pub fn begin_probe(&mut self, now: Instant, jitter: f64) -> Option<Lease> {
+        if self.is_due(now) { self.begin_probe_now(now, jitter) } else { None }
     }
 
-    /// The state.
-    pub fn state(&self) -> BreakerState {
-        self.breaker.lock().state()
-    }
-
-    /// Since when calls have not been made; `None` while they are.
-    pub fn opened_at(&self) -> Option<Instant> {
-        self.breaker.lock().opened_at()
-    }
-
-    /// Counts the outcome of a call. Returns the new state if it changed.
-    pub fn record(&self, outcome: Outcome, now: Instant) -> Option<BreakerState> {
-        self.change(|breaker| breaker.record(outcome, now))
-    }
-
-    /// A probe, if one is due and none is running.
-    pub fn try_probe(&self, now: Instant, jitter: Duration) -> Option<Probe<'_>> {
-        if self.is_closed() {
+    /// The same without waiting for the pause to be over.
+    pub fn begin_probe_now(&mut self, now: Instant, jitter: f64) -> Option<Lease> {
+        let is_running = self.probe.is_some_and(|(_, until)| now < until);
+        if self.state == BreakerState::Closed || is_running {
             return None;
         }
-        // Made only when it was begun: dropping a probe ends it.
-        let began = self.breaker.lock().begin_probe(now, jitter);
-        began.then(|| Probe { breaker: self, ended: false })
+        self.refresh(now);
+        self.leases = self.leases.wrapping_add(1);
+        let lease = Lease(self.leases);
+        self.probe = Some((lease, now + self.settings.probe_lease));
+        let (least, most) = self.settings.jitter;
+        let gap = 1.0 + least + (most - least) * jitter.clamp(0.0, 1.0);
+        self.next_probe = Some(now + self.settings.probe_gap.mul_f64(gap.max(0.0)));
+        Some(lease)
     }
 
-    fn change(
-        &self,
-        event: impl FnOnce(&mut Breaker) -> Option<BreakerState>,
-    ) -> Option<BreakerState> {
-        let mut breaker = self.breaker.lock();
-        let changed = event(&mut breaker);
-        if let Some(state) = changed {
-            self.state.store(state as u8, Ordering::Relaxed);
+    /// Ends a probe. One that has lost its place says nothing.
+    pub fn end_probe(&mut self, lease: Lease, outcome: Outcome, now: Instant, jitter: f64) {
+        if !self.give_up(lease) {
+            return;
         }
-        changed
-    }
-}
-
-/// The one running probe. Dropped without an end, as when its task is cancelled, it makes room for
-/// the next.
-#[derive(Debug)]
-pub struct Probe<'b> {
-    breaker: &'b SharedBreaker,
-    ended: bool,
-}
-
-impl Probe<'_> {
-    /// Ends the probe. Returns the new state if it changed.
-    pub fn end(mut self, outcome: Outcome) -> Option<BreakerState> {
-        self.ended = true;
-        self.breaker.change(|breaker| breaker.end_probe(Some(outcome)))
-    }
-}
-
-impl Drop for Probe<'_> {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.breaker.change(|breaker| breaker.end_probe(None));
+        if outcome == Outcome::Bad {
+            self.pauses = self.pauses.saturating_add(1);
+            return self.pause(now, jitter);
         }
+        self.good_probes = self.good_probes.saturating_add(1);
+        if self.good_probes < self.settings.good_probes {
+            self.state = BreakerState::HalfOpen;
+            return;
+        }
+        *self = Breaker {
+            closed_at: Some(now),
+            pauses: self.pauses.saturating_add(1),
+            leases: self.leases,
+            ..Breaker::new(self.settings)
+        };
+    }
+
+    /// Takes a probe's place away without an outcome, which says nothing either way. Returns
+    /// whether it had one.
+    pub fn give_up(&mut self, lease: Lease) -> bool {
+        self.probe.take_if(|(running, _)| *running == lease).is_some()
+    }
+
+    /// How long until a call may be made as a probe, if nothing else happens: zero where one may
+    /// now, `None` where one is running and nobody knows.
+    pub fn wait(&self, now: Instant) -> Option<Duration> {
+        if self.probe.is_some_and(|(_, until)| now < until) {
+            return None;
+        }
+        Some(self.next_probe.map_or(Duration::ZERO, |at| at.saturating_duration_since(now)))
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.next_probe.is_some_and(|at| now >= at)
+    }
+
+    fn pause(&mut self, now: Instant, jitter: f64) {
+        self.state = BreakerState::Open;
+        self.good_probes = 0;
+        self.next_probe = Some(now + self.settings.pause(self.pauses, jitter));
     }
 }
 
@@ -228,129 +271,4 @@ impl Drop for Probe<'_> {
 pub fn jitter() -> f64 {
     let random = RandomState::new().build_hasher().finish();
     (random % 1_000) as f64 / 1_000.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NO_JITTER: Duration = Duration::ZERO;
-
-    fn after(start: Instant, millis: u64) -> Instant {
-        start + Duration::from_millis(millis)
-    }
-
-    fn opened(start: Instant) -> SharedBreaker {
-        let gate = SharedBreaker::default();
-        for _ in 0..FAILURES_IN_A_ROW {
-            gate.record(Outcome::Bad, start);
-        }
-        assert_eq!(gate.state(), BreakerState::Open);
-        gate
-    }
-
-    #[test]
-    fn five_failures_in_a_row_open_it_and_a_success_starts_the_count_again() {
-        let start = crate::clock::monotonic();
-        let gate = SharedBreaker::default();
-        for _ in 0..4 {
-            assert_eq!(gate.record(Outcome::Bad, start), None);
-        }
-        assert_eq!(gate.record(Outcome::Good, start), None);
-        for _ in 0..4 {
-            assert_eq!(gate.record(Outcome::Bad, start), None);
-        }
-        assert!(gate.is_closed());
-        assert_eq!(gate.record(Outcome::Bad, after(start, 5)), Some(BreakerState::Open));
-        assert_eq!(gate.opened_at(), Some(after(start, 5)));
-        assert!(!gate.is_closed());
-    }
-
-    #[test]
-    fn half_of_twenty_calls_of_a_second_open_it() {
-        let start = crate::clock::monotonic();
-        let mut breaker = Breaker::default();
-        for call in 0..9 {
-            assert_eq!(breaker.record(Outcome::Good, after(start, call)), None);
-            assert_eq!(breaker.record(Outcome::Bad, after(start, call)), None);
-        }
-        assert_eq!(breaker.record(Outcome::Good, after(start, 20)), None);
-        assert_eq!(breaker.record(Outcome::Bad, after(start, 21)), Some(BreakerState::Open));
-    }
-
-    #[test]
-    fn failures_of_another_second_do_not_count_together() {
-        let start = crate::clock::monotonic();
-        let mut breaker = Breaker::default();
-        for call in 0..60_u64 {
-            // Every other call fails, but never twenty in a second.
-            let outcome = if call % 2 == 0 { Outcome::Bad } else { Outcome::Good };
-            assert_eq!(breaker.record(outcome, after(start, call * 60)), None, "call {call}");
-        }
-    }
-
-    #[test]
-    fn what_ends_after_it_opened_changes_nothing() {
-        let start = crate::clock::monotonic();
-        let gate = opened(start);
-        assert_eq!(gate.record(Outcome::Good, after(start, 1)), None);
-        assert_eq!(gate.record(Outcome::Bad, after(start, 2)), None);
-        assert_eq!(gate.opened_at(), Some(start));
-    }
-
-    #[test]
-    fn one_probe_at_a_time_and_three_good_ones_close_it() {
-        let start = crate::clock::monotonic();
-        let gate = opened(start);
-        assert!(gate.try_probe(after(start, 249), NO_JITTER).is_none());
-        let probe = gate.try_probe(after(start, 250), NO_JITTER).unwrap();
-        assert!(gate.try_probe(after(start, 900), NO_JITTER).is_none(), "one is running");
-        assert_eq!(probe.end(Outcome::Good), Some(BreakerState::HalfOpen));
-        assert!(!gate.is_closed(), "requests still go without");
-
-        let probe = gate.try_probe(after(start, 500), NO_JITTER).unwrap();
-        assert_eq!(probe.end(Outcome::Good), None);
-        assert!(gate.try_probe(after(start, 501), NO_JITTER).is_none(), "not due yet");
-        let probe = gate.try_probe(after(start, 750), NO_JITTER).unwrap();
-        assert_eq!(probe.end(Outcome::Good), Some(BreakerState::Closed));
-        assert!(gate.is_closed());
-        assert_eq!(gate.opened_at(), None);
-        assert!(gate.try_probe(after(start, 2_000), NO_JITTER).is_none());
-    }
-
-    #[test]
-    fn a_bad_probe_starts_over() {
-        let start = crate::clock::monotonic();
-        let gate = opened(start);
-        let probe = |at, outcome| gate.try_probe(after(start, at), NO_JITTER).unwrap().end(outcome);
-        assert_eq!(probe(250, Outcome::Bad), None);
-        assert_eq!(probe(500, Outcome::Good), Some(BreakerState::HalfOpen));
-        assert_eq!(probe(750, Outcome::Bad), Some(BreakerState::Open));
-        assert_eq!(probe(1_000, Outcome::Good), Some(BreakerState::HalfOpen));
-        assert_eq!(probe(1_250, Outcome::Good), None);
-        assert_eq!(probe(1_500, Outcome::Good), Some(BreakerState::Closed));
-    }
-
-    #[test]
-    fn a_dropped_probe_makes_room_for_the_next_and_counts_neither_way() {
-        let start = crate::clock::monotonic();
-        let gate = opened(start);
-        let probe = |at| gate.try_probe(after(start, at), NO_JITTER);
-        assert_eq!(probe(250).unwrap().end(Outcome::Good), Some(BreakerState::HalfOpen));
-        drop(probe(500).unwrap());
-        assert_eq!(gate.state(), BreakerState::HalfOpen);
-        assert!(probe(501).is_none(), "the interval holds all the same");
-        assert_eq!(probe(750).unwrap().end(Outcome::Good), None);
-        assert_eq!(probe(1_000).unwrap().end(Outcome::Good), Some(BreakerState::Closed));
-    }
-
-    #[test]
-    fn jitter_delays_the_next_probe() {
-        let start = crate::clock::monotonic();
-        let gate = opened(start);
-        let jitter = Duration::from_millis(40);
-        gate.try_probe(after(start, 250), jitter).unwrap().end(Outcome::Bad);
-        assert!(gate.try_probe(after(start, 539), jitter).is_none());
-        assert!(gate.try_probe(after(start, 540), jitter).is_some());
-    }
 }

@@ -12,6 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
+use crate::errors::chain;
 use crate::tls::client::plain_client;
 use crate::tls::roots::Roots;
 
@@ -88,16 +89,4 @@ impl Fetcher {
         let body = Limited::new(answer.into_body(), BYTES_MAX).collect().await;
         Ok(body.map_err(FetchError::Connection)?.to_bytes())
     }
-}
-
-/// An error and what it came from, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -12,10 +12,12 @@ use http::Uri;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::clock::monotonic;
-use crate::health::breaker::{Outcome, SharedBreaker, jitter};
+use crate::clock::{Clock, monotonic};
+use crate::health::breaker::{BreakerSettings, Outcome, jitter};
 use crate::health::dependency::{DependencyStatus, DependencyView};
-use crate::metrics::labels::{BreakerState, Dependency, QueryType};
+use crate::health::shared_breaker::SharedBreaker;
+use crate::health::slow::{SlowCall, SlowCalls};
+use crate::metrics::labels::{BreakerState, CheckResult, Dependency, QueryType};
 use crate::metrics::registry::Metrics;
 
 use super::algorithm::Algorithm;
@@ -71,12 +73,13 @@ pub struct RemoteKeys {
     /// The URL without user, password and query.
     shown: String,
     algorithms: Box<[Algorithm]>,
-    breaker: SharedBreaker,
+    breaker: Arc<SharedBreaker>,
     attempt: Mutex<Attempt>,
     wanted: Notify,
     /// Attempts that have ended.
     ended: watch::Sender<u64>,
     slow: Duration,
+    slow_calls: Arc<SlowCalls>,
     metrics: Arc<Metrics>,
 }
 
@@ -90,7 +93,8 @@ struct Attempt {
 }
 
 impl RemoteKeys {
-    /// A set that was not fetched yet. A fetch that takes longer than `slow` is counted.
+    /// A set that was not fetched yet. A fetch that takes longer than `slow` is counted, and told
+    /// of among `slow_calls`.
     ///
     /// # Errors
     /// TLS cannot be set up.
@@ -98,6 +102,7 @@ impl RemoteKeys {
         url: &Uri,
         algorithms: &[Algorithm],
         slow: Duration,
+        slow_calls: Arc<SlowCalls>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, rustls::Error> {
         let host = url.authority().map_or("", |it| it.as_str());
@@ -109,11 +114,12 @@ impl RemoteKeys {
             fetcher: Fetcher::new(url.clone())?,
             shown,
             algorithms: algorithms.into(),
-            breaker: SharedBreaker::default(),
+            breaker: SharedBreaker::new(BreakerSettings::STEADY, monotonic()),
             attempt: Mutex::default(),
             wanted: Notify::new(),
             ended: watch::Sender::new(0),
             slow,
+            slow_calls,
             metrics,
         })
     }
@@ -143,13 +149,25 @@ impl RemoteKeys {
         let started = monotonic();
         let fetched = self.fetcher.fetch().await;
         let now = monotonic();
-        if now.saturating_duration_since(started) > self.slow {
+        let took = now.saturating_duration_since(started);
+        let timed_out = matches!(fetched, Err(FetchError::Timeout));
+        if took > self.slow {
             self.metrics.slow_query(QueryType::Jwks);
         }
-        if matches!(fetched, Err(FetchError::Timeout)) {
+        if timed_out {
             self.metrics.query_timed_out(QueryType::Jwks);
         }
+        if took > self.slow || timed_out {
+            let call = SlowCall::new(QueryType::Jwks, Clock::System.now(), took, timed_out);
+            self.slow_calls.note(call, now);
+        }
         let result = fetched.map_err(|error| error.to_string()).and_then(|body| self.take(body));
+        let checked = match &result {
+            Ok(()) => CheckResult::Ok,
+            Err(_) if timed_out => CheckResult::Timeout,
+            Err(_) => CheckResult::Error,
+        };
+        self.metrics.checks_of(Dependency::Jwks).record(checked, took);
         self.metrics.jwks_fetched(result.is_ok(), self.source.load().set.len());
         self.note(&result, now);
         self.ended.send_modify(|count| *count = count.wrapping_add(1));
@@ -220,9 +238,9 @@ impl RemoteKeys {
 
     fn note(&self, result: &Result<(), String>, now: Instant) {
         let outcome = if result.is_ok() { Outcome::Good } else { Outcome::Bad };
-        let changed = match self.breaker.try_probe(now, Duration::ZERO) {
-            Some(probe) => probe.end(outcome),
-            None => self.breaker.record(outcome, now),
+        let changed = match self.breaker.probe_now(now, jitter()) {
+            Some(probe) => probe.end(outcome, now, jitter()),
+            None => self.breaker.record(outcome, now, jitter()),
         };
         if let Some(state) = changed {
             self.metrics.breaker_changed(Dependency::Jwks, state);
@@ -262,7 +280,8 @@ impl RemoteKeys {
         }
         let (first, longest) = BACK_OFF;
         let doubled = first.saturating_mul(1 << failures.saturating_sub(1).min(10));
-        jittered(doubled.min(longest))
+        // A fifth more or less.
+        doubled.min(longest).mul_f64(0.8 + 0.4 * jitter())
     }
 }
 

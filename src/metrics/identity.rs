@@ -25,6 +25,7 @@ impl Metrics {
         }
         self.handles.gauge(&names::JWKS_KEYS, &[]).set(0.0);
         self.set_breaker(Dependency::Jwks, BreakerState::Closed);
+        self.checks_of(Dependency::Jwks);
     }
 
     /// A key set was fetched, or was not; so many keys are in force.

@@ -190,6 +190,8 @@ pub enum Ending {
     UpstreamConnect,
     /// 504, or an answer whose body stalled.
     UpstreamTimeout,
+    /// 503: the upstream has failed so often that it is not asked.
+    CircuitOpen,
     /// 429.
     RateLimited,
     /// 503 for load.
@@ -210,9 +212,10 @@ impl Ending {
     pub const fn outcome(self) -> Outcome {
         match self {
             Ending::Answered => Outcome::Allowed,
-            Ending::Upstream5xx | Ending::UpstreamConnect | Ending::UpstreamTimeout => {
-                Outcome::UpstreamError
-            }
+            Ending::Upstream5xx
+            | Ending::UpstreamConnect
+            | Ending::UpstreamTimeout
+            | Ending::CircuitOpen => Outcome::UpstreamError,
             Ending::RateLimited | Ending::Unauthorized | Ending::Refused => Outcome::Limited,
             Ending::Shed => Outcome::Shed,
             Ending::ProxyError => Outcome::ProxyError,
@@ -226,7 +229,7 @@ impl Ending {
         match self {
             Ending::Answered | Ending::Refused => None,
             Ending::Upstream5xx => Some(ErrorType::Upstream5xx),
-            Ending::UpstreamConnect => Some(ErrorType::UpstreamConnect),
+            Ending::UpstreamConnect | Ending::CircuitOpen => Some(ErrorType::UpstreamConnect),
             Ending::UpstreamTimeout => Some(ErrorType::UpstreamTimeout),
             Ending::RateLimited => Some(ErrorType::RateLimited),
             Ending::Shed => Some(ErrorType::Shed),
@@ -358,6 +361,18 @@ label! {
         Database = "database",
         /// The keys that tokens are verified with.
         Jwks = "jwks",
+    }
+}
+
+label! {
+    /// What a check of a dependency came to.
+    CheckResult {
+        /// It was answered as expected.
+        Ok = "ok",
+        /// It was not, or not answered at all.
+        Error = "error",
+        /// It was not answered in time.
+        Timeout = "timeout",
     }
 }
 

@@ -10,6 +10,7 @@
 //! Nothing here reads a clock: the time is an argument.
 
 pub mod cells;
+pub mod checks;
 pub mod histogram;
 pub mod identity;
 pub mod labels;

@@ -6,10 +6,10 @@
 use metrics::Unit;
 
 use super::labels::{
-    Attempt, BreakerState, CacheResult, CodeClass, CutReason, Dependency, Direction, ErrorType,
-    FallbackMode, FallbackReason, HandshakeResult, IdentifierTypes, IdentityError, LimitDecision,
-    LimiterBackend, LookupResult, MethodLabel, Outcome, Periods, PoolState, QueryType,
-    RedisErrorKind, RefusalReason, TaskType, Values,
+    Attempt, BreakerState, CacheResult, CheckResult, CodeClass, CutReason, Dependency, Direction,
+    ErrorType, FallbackMode, FallbackReason, HandshakeResult, IdentifierTypes, IdentityError,
+    LimitDecision, LimiterBackend, LookupResult, MethodLabel, Outcome, Periods, PoolState,
+    QueryType, RedisErrorKind, RefusalReason, TaskType, Values,
 };
 
 /// What kind of series a metric has.
@@ -232,7 +232,13 @@ declare! {
         "One for each request whose user may have a subscription. `hit` and `stale` cost nothing; the others wait for the database or go on without it.";
     DEPENDENCY_HEALTH: Gauge "dependency_health_status" ["dependency": Dependency] Count
         "1 healthy, 0.5 degraded, 0 unhealthy; absent where the dependency is not configured."
-        "As `/health` says it. upstream: failures in a row without an answer, any answer heals; redis: connections and the circuit breaker; database and jwks: their last answers. A scrape sees a state, not what happened in between: for that there are the counters.";
+        "As `/health` says it. Of 0.5, one kind of evidence is bad: calls (the last one, or a tenth of the last ten seconds) or a check of the upstream; connections or writes of redis; the last answer of the database; the last fetch of jwks, while older keys hold. 0: the circuit breaker is open, no worker has a connection to Redis, or there are no keys. A scrape sees a state, not what happened in between: for that there are the counters.";
+    HEALTHCHECKS: Counter "tollgate_healthcheck_total" ["dependency": Dependency, "result": CheckResult] Count
+        "Checks of a dependency that tollgate makes by itself, requests aside."
+        "upstream: a GET of `upstream.health_check.path`, absent without one; redis: PINGs of each worker, and a script that writes; database: its own query, or an empty one, while it is doubtful or nobody asked for a while; jwks: every fetch of a key set.";
+    HEALTHCHECK_DURATION: Histogram "tollgate_healthcheck_duration_seconds" ["dependency": Dependency] Seconds
+        "Time of one check of a dependency, however it ended."
+        "For the upstream it includes a new connection, TLS too: each check makes its own.";
     BREAKER_STATE: Gauge "circuit_breaker_state" ["service": Dependency] Count
         "0 closed, 1 half-open, 2 open."
         "Ordered by severity, so that `max by (service)` finds the worst replica. Absent where the service is not configured.";

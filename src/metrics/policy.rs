@@ -222,6 +222,13 @@ impl PolicyMetrics {
         self.endpoint(endpoint).map(|endpoint| endpoint.series.websockets.enter())
     }
 
+    /// What the label `endpoint` calls the requests that this rule names, and the time to the head
+    /// of the upstream's answer above which one of them counts as slow.
+    pub fn slow_after(&self, endpoint: Option<RuleId>) -> (&str, Duration) {
+        let endpoint = self.endpoint(endpoint);
+        endpoint.map_or((NO_RULE, Duration::MAX), |it| (&it.series.name, it.slow_after))
+    }
+
     /// An invalid credential was passed over (`on_invalid: ip`), so that the request went on.
     pub fn credential_invalid(&self, endpoint: Option<RuleId>) {
         if let Some(endpoint) = self.endpoint(endpoint) {

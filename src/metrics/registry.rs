@@ -15,6 +15,7 @@ use crate::limiter::time::Timestamp;
 use crate::policy::compiled::NO_RULE;
 
 use super::cells::{Level, LevelGuard, PerShard};
+use super::checks::CheckCells;
 use super::handles::{Events, Handles, Sums, describe_all, increment, set_all};
 use super::histogram::LIMITER_EDGES;
 use super::labels::{
@@ -114,6 +115,8 @@ pub(super) struct Named {
     pub(super) upstreams: Names<UpstreamSeries>,
     pub(super) pools: Names<PoolSeries>,
     pub(super) listeners: Names<ListenerSeries>,
+    /// By the index of the dependency.
+    pub(super) checks: BTreeMap<usize, Arc<CheckCells>>,
     pub(super) config_hash: Box<str>,
 }
 
@@ -155,6 +158,7 @@ impl Default for Named {
             upstreams: Names::new(PEERS_MAX),
             pools: Names::new(PEERS_MAX),
             listeners: Names::new(PEERS_MAX),
+            checks: BTreeMap::new(),
             config_hash: Box::default(),
         }
     }
@@ -219,9 +223,15 @@ impl Metrics {
     #[inline]
     pub fn redis_answered(&self, took: Duration) {
         self.process.with_own(|cells| cells.redis.record(LIMITER_EDGES, took));
-        if took > self.redis_slow {
+        if self.is_redis_slow(took) {
             self.slow_query(QueryType::Redis);
         }
+    }
+
+    /// Whether a check that took so long counts as slow.
+    #[inline]
+    pub fn is_redis_slow(&self, took: Duration) -> bool {
+        took > self.redis_slow
     }
 
     /// Checks that wait for Redis, as last published.
@@ -271,7 +281,8 @@ impl Metrics {
         self.publish_transitions(Dependency::Database, figures.transitions);
     }
 
-    fn publish_transitions(&self, service: Dependency, totals: [u64; BreakerState::COUNT]) {
+    /// Takes over how often a circuit breaker came to each state.
+    pub fn publish_transitions(&self, service: Dependency, totals: [u64; BreakerState::COUNT]) {
         for (to, count) in BreakerState::ALL.iter().zip(totals) {
             let labels = [service.as_str(), to.as_str()];
             self.handles.counter(&names::BREAKER_TRANSITIONS, &labels).absolute(count);

@@ -71,6 +71,7 @@ impl Metrics {
         self.publish_runtime(handles);
 
         let mut own = self.histograms(&endpoints, &upstreams);
+        own.push(self.publish_checks());
         own.extend(self.histograms_of_pressure(&pools));
         own.push(remaining(&tiers, now));
         let mut hash = Family::new(&names::CONFIG_HASH);

@@ -4,19 +4,23 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Request, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 
 use crate::clock;
+use crate::health::slow::SlowCall;
 use crate::metrics::cells::LevelGuard;
-use crate::metrics::labels::{Ending, MethodLabel};
+use crate::metrics::labels::{Ending, MethodLabel, QueryType};
 use crate::metrics::policy::RequestRecord;
 use crate::policy::identity::IdentifierType;
 use crate::policy::plan::{Plan, RuleId, TierId};
+use crate::trace::TraceParent;
 
 use super::gate::Active;
 use super::io::ConnState;
 use super::record::{Ended, Notes};
 use super::worker::Worker;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// How an answer's body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +50,9 @@ struct Facts {
     started: Instant,
     method: MethodLabel,
     endpoint: Option<RuleId>,
+    tier: Option<TierId>,
+    /// As it came: it is read only of a call that was slow.
+    traceparent: Option<HeaderValue>,
     evaluated: Option<(TierId, IdentifierType)>,
     status: u16,
     /// `None`: not to be told of.
@@ -73,6 +80,8 @@ impl Exchange {
             started,
             method: MethodLabel::of(request.method()),
             endpoint: None,
+            tier: None,
+            traceparent: None,
             evaluated: None,
             status: 0,
             ending: Some(Ending::ClientAbort),
@@ -91,10 +100,18 @@ impl Exchange {
         }
     }
 
-    /// Notes which rule names the request.
+    /// Notes which trace the request belongs to.
+    pub fn traced(&mut self, fields: &HeaderMap) {
+        if let Some(facts) = &mut self.facts {
+            facts.traceparent = fields.get(TRACEPARENT).cloned();
+        }
+    }
+
+    /// Notes which rule names the request, and whose tier it has.
     pub fn planned(&mut self, plan: &Plan<'_>) {
         if let Some(facts) = &mut self.facts {
             facts.endpoint = plan.endpoint;
+            facts.tier = Some(plan.tier);
             if let Some(notes) = &mut facts.notes {
                 notes.planned(plan);
             }
@@ -118,6 +135,14 @@ impl Exchange {
             let total = clock::monotonic().saturating_duration_since(facts.started);
             facts.overhead = Some(total.saturating_sub(upstream.unwrap_or_default()));
         }
+    }
+
+    /// Notes a call, made for this request, that was slow or timed out.
+    pub fn note_slow(&self, query: QueryType, took: Duration, timed_out: bool) {
+        let Some(facts) = &self.facts else { return };
+        let gate = &self.worker.gate;
+        let call = SlowCall::new(query, gate.clock.now(), took, timed_out);
+        gate.slow_calls.note(facts.described(&self.active, call), clock::monotonic());
     }
 
     /// What the access log and traces know of it, if they want to.
@@ -160,12 +185,19 @@ impl Exchange {
         };
         let gate = &self.worker.gate;
         let at = gate.clock.now();
-        match ending {
-            Ending::Answered | Ending::Upstream5xx => gate.upstream_health.answered(),
-            Ending::UpstreamConnect | Ending::UpstreamTimeout => gate.upstream_health.failed(at),
-            _ => {}
+        let now = clock::monotonic();
+        let duration = now.saturating_duration_since(facts.started);
+        let timed_out = ending == Ending::UpstreamTimeout;
+        let (_, slow_after) = self.active.metrics.slow_after(facts.endpoint);
+        if timed_out || facts.upstream.is_some_and(|took| took > slow_after) {
+            let call = SlowCall {
+                upstream: Some(gate.upstream_series.name.clone()),
+                to_head: facts.upstream,
+                status: Some(facts.status),
+                ..SlowCall::new(QueryType::Upstream, at, duration, timed_out)
+            };
+            gate.slow_calls.note(facts.described(&self.active, call), now);
         }
-        let duration = clock::monotonic().saturating_duration_since(facts.started);
         if let (Some(notes), Some(recorder)) = (&facts.notes, &self.worker.recorder) {
             let ended = Ended {
                 policy: &self.active.policy,
@@ -194,6 +226,23 @@ impl Exchange {
             bytes_in: facts.bytes_in,
             bytes_out: facts.bytes_out,
         });
+    }
+}
+
+impl Facts {
+    /// Adds to a call what is known of its request.
+    fn described(&self, active: &Active, call: SlowCall) -> SlowCall {
+        let (endpoint, _) = active.metrics.slow_after(self.endpoint);
+        let tier = self.tier.and_then(|tier| active.policy.tiers().get(usize::from(tier.0)));
+        let parent = || TraceParent::parse(self.traceparent.as_ref()?.as_bytes());
+        let trace = self.notes.as_ref().and_then(|notes| notes.trace());
+        SlowCall {
+            endpoint: Some(endpoint.into()),
+            method: Some(self.method),
+            tier: tier.map(|tier| tier.name.clone()),
+            trace: trace.or_else(|| parent().map(|parent| parent.trace)),
+            ..call
+        }
     }
 }
 

@@ -13,9 +13,11 @@ use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
 use crate::clock;
+use crate::health::breaker::Outcome;
 use crate::policy::plan::RuleId;
 
 use super::body::{Download, ProxyBody, UploadBody, UploadState};
+use super::circuit::Permit;
 use super::connect::ConnectError;
 use super::gate::Active;
 use super::headers::{self, Present};
@@ -24,7 +26,7 @@ use super::io::ConnState;
 use super::pool::{Lease, Needs, Sent, Unsent};
 use super::reply::Refusal;
 use super::timer::Tick;
-use super::tunnel;
+use super::tunnel::{self, Held};
 use super::worker::Worker;
 
 /// How often a request that the upstream itself says it did nothing with is sent again.
@@ -52,11 +54,13 @@ pub struct Failure {
     pub refusal: Refusal,
     /// Whether any of the request may have come to the upstream.
     pub may_have_arrived: bool,
+    /// What it says of the upstream, if it says anything.
+    pub outcome: Option<Outcome>,
 }
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Failure { refusal, may_have_arrived: true }
+        Failure { refusal, may_have_arrived: true, outcome: refusal.of_upstream() }
     }
 }
 
@@ -68,7 +72,7 @@ impl Call<'_> {
     /// sent but may be sent twice (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
     ///
     /// Returns the answer, made fit for the downstream, and the time from the request's sending to
-    /// its head.
+    /// its head. The permit is taken where it is not known yet what the call came to.
     ///
     /// # Errors
     /// The upstream cannot be reached, breaks off or takes too long; or the request's body does.
@@ -76,6 +80,7 @@ impl Call<'_> {
     pub async fn forward(
         self,
         mut request: Request<Incoming>,
+        permit: &mut Option<Permit>,
     ) -> Result<(Response<ProxyBody>, Duration), Failure> {
         let settings = &self.worker.gate.settings;
         let upgrade = headers::wanted_upgrade(&request, self.present)
@@ -120,7 +125,8 @@ impl Call<'_> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // Only what was asked for, and by whom it was asked for.
             let wanted = upgrade.zip(on_upgrade).ok_or(Refusal::UpstreamBroken)?;
-            let response = self.switch(response, wanted, lease).ok_or(Refusal::UpstreamBroken)?;
+            let switched = self.switch(response, wanted, lease, permit);
+            let response = switched.ok_or(Refusal::UpstreamBroken)?;
             return Ok((response, took));
         }
         headers::to_downstream(response.status(), response.headers_mut())?;
@@ -156,7 +162,10 @@ impl Call<'_> {
         let mut wants_fresh = false;
         loop {
             // A fresh one is wanted only after the request went out on another.
-            let failure = |refusal| Failure { refusal, may_have_arrived: wants_fresh };
+            let failure = |refusal: Refusal| Failure {
+                may_have_arrived: wants_fresh,
+                ..Failure::from(refusal)
+            };
             let needs = Needs {
                 http1: needs_http1,
                 is_alive: !may_repeat || tries_left == 0,
@@ -205,7 +214,11 @@ impl Call<'_> {
                         _ => None,
                     };
                     let copy = copy.filter(|_| !lease.has_answered());
-                    request = copy.ok_or(Refusal::UpstreamBroken)?;
+                    // Of one that it gave up alone, the upstream may be very well: whoever can
+                    // have it give up requests must not have it shut to others.
+                    let bad = Some(Outcome::Bad).filter(|_| fate != Fate::StreamReset);
+                    let broken = Failure { outcome: bad, ..Refusal::UpstreamBroken.into() };
+                    request = copy.ok_or(broken)?;
                     tries_left = tries_left.saturating_sub(1);
                     wants_fresh = true;
                 }
@@ -219,6 +232,7 @@ impl Call<'_> {
         mut response: Response<Incoming>,
         (wanted, downstream): (HeaderValue, OnUpgrade),
         lease: Lease,
+        permit: &mut Option<Permit>,
     ) -> Option<Response<ProxyBody>> {
         let agreed = response.headers().get(UPGRADE)?.clone();
         if !agreed.as_bytes().eq_ignore_ascii_case(wanted.as_bytes()) {
@@ -228,7 +242,8 @@ impl Call<'_> {
         let upstream = hyper::upgrade::on(&mut response);
         self.conn.switch();
         let guard = self.active.metrics.websocket_opened(self.endpoint);
-        tunnel::spawn(self.worker, self.conn, (downstream, upstream), &agreed, (lease, guard));
+        let held = Held { lease, guard, permit: permit.take() };
+        tunnel::spawn(self.worker, self.conn, (downstream, upstream), &agreed, held);
         let (mut parts, _) = response.into_parts();
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(UPGRADE, agreed);

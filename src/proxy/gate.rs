@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::health::loops::Loops;
+use crate::health::slow::SlowCalls;
 use crate::health::upstream::UpstreamHealth;
 use crate::identity::identifier::Identifier;
 use crate::log::access::AccessLog;
@@ -96,6 +97,8 @@ pub struct Gate {
     pub upstream_series: Arc<UpstreamSeries>,
     /// What they came to.
     pub upstream_health: Arc<UpstreamHealth>,
+    /// Those that were slow, and calls of others that were.
+    pub slow_calls: Arc<SlowCalls>,
     /// Limiter state in memory.
     pub memory: Arc<MemoryStore>,
     /// Limiter state in Redis, if it is configured.

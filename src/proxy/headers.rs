@@ -65,6 +65,7 @@ impl Present {
     const UNDERSCORE: Present = Present(1 << 7);
     const ORIGIN: Present = Present(1 << 8);
     const CONTENT_TYPE: Present = Present(1 << 9);
+    const TRACE: Present = Present(1 << 10);
 
     /// Looks through the names.
     pub fn in_fields(headers: &HeaderMap) -> Self {
@@ -84,6 +85,7 @@ impl Present {
             10 if name == "connection" => Present::CONNECTION,
             10 if name == "keep-alive" => Present::HOP_BY_HOP,
             5 if name == "proxy" => Present::FORWARDING,
+            11 if name == "traceparent" => Present::TRACE,
             12 if name == "content-type" => Present::CONTENT_TYPE,
             14 if name == "http2-settings" => Present::HOP_BY_HOP,
             16 if name == "proxy-connection" => Present::HOP_BY_HOP,
@@ -112,6 +114,11 @@ impl Present {
     /// Whether a browser's script on another origin asks.
     pub fn is_cross_origin(self) -> bool {
         self.has(Present::ORIGIN)
+    }
+
+    /// Whether it says which trace it belongs to.
+    pub fn names_trace(self) -> bool {
+        self.has(Present::TRACE)
     }
 
     /// Whether a call of gRPC asks, in any of its forms, which reads no refusal but in its own terms.

@@ -9,6 +9,7 @@
 pub mod address;
 pub mod body;
 pub mod caller;
+pub mod circuit;
 pub mod connect;
 pub mod connection;
 pub mod exchange;
@@ -17,6 +18,7 @@ pub mod frames;
 pub mod gate;
 pub mod handshake;
 pub mod headers;
+pub mod health_check;
 pub mod http2;
 pub mod http2_message;
 pub mod io;

@@ -17,6 +17,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
 use crate::clock;
+use crate::errors::chain;
 use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
 use crate::metrics::labels::TaskType;
@@ -279,21 +280,6 @@ impl Pool {
         idle.retain(|entry| !self.timers.is_past(entry.until) && !entry.sender.is_closed());
         self.http2.sweep();
     }
-}
-
-/// An error and what it came from, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let further = error.to_string();
-        if !text.ends_with(&further) {
-            text.push_str(": ");
-            text.push_str(&further);
-        }
-        source = error.source();
-    }
-    text
 }
 
 /// A request that has to wait for its connection.

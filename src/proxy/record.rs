@@ -156,6 +156,11 @@ impl Recorder {
 }
 
 impl Notes {
+    /// The trace that the request belongs to.
+    pub fn trace(&self) -> Option<TraceId> {
+        self.trace
+    }
+
     /// Who sent it, and what holds for them.
     pub fn planned(&mut self, plan: &Plan<'_>) {
         self.identity = Some(plan.identity.clone());

@@ -4,6 +4,8 @@ use bytes::{Bytes, BytesMut};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
+use crate::health::breaker::Outcome;
+
 use super::body::ProxyBody;
 
 /// Names the proxy and its reason (RFC 9209).
@@ -48,6 +50,46 @@ const UNREADABLE: [(&[u8], &str); 3] = [
 ];
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+/// What tollgate says with a status: in the body, and in the terms of gRPC.
+struct Words {
+    status: StatusCode,
+    /// The whole body.
+    body: &'static str,
+    message: &'static str,
+    grpc_status: u16,
+}
+
+macro_rules! words {
+    ($($status:ident $message:literal $grpc_status:ident,)*) => {
+        const WORDS: &[Words] = &[$(Words {
+            status: StatusCode::$status,
+            body: concat!(r#"{"error":""#, $message, r#""}"#),
+            message: $message,
+            grpc_status: $grpc_status,
+        }),*];
+    };
+}
+
+words! {
+    // The protocol maps the statuses of HTTP so, where ours does not say more.
+    BAD_REQUEST "Bad request" INTERNAL,
+    UNAUTHORIZED "Unauthorized" UNAUTHENTICATED,
+    FORBIDDEN "Forbidden" PERMISSION_DENIED,
+    METHOD_NOT_ALLOWED "Method not allowed" UNKNOWN,
+    REQUEST_TIMEOUT "Request timeout" CANCELLED,
+    PAYLOAD_TOO_LARGE "Content too large" RESOURCE_EXHAUSTED,
+    TOO_MANY_REQUESTS "Rate limit exceeded" RESOURCE_EXHAUSTED,
+    BAD_GATEWAY "Bad gateway" UNAVAILABLE,
+    SERVICE_UNAVAILABLE "Service unavailable" UNAVAILABLE,
+    GATEWAY_TIMEOUT "Gateway timeout" UNAVAILABLE,
+}
+
+impl Words {
+    fn of(status: StatusCode) -> Option<&'static Words> {
+        WORDS.iter().find(|words| words.status == status)
+    }
+}
+
 /// Why tollgate answers a request itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -73,6 +115,11 @@ pub enum Refusal {
     ResponseTimeout,
     /// The store does not answer and the failure mode is `closed`: 503.
     StoreUnavailable,
+    /// The upstream has failed so often that it is not asked: 503.
+    CircuitOpen {
+        /// Whole seconds until it may be asked again, at least one.
+        retry_after: u32,
+    },
 }
 
 impl Refusal {
@@ -81,50 +128,60 @@ impl Refusal {
         self.parts().0
     }
 
-    /// Status, the whole body, and the value of `Proxy-Status`.
-    fn parts(self) -> (StatusCode, &'static str, &'static str) {
+    /// What it says of the upstream, if it says anything.
+    pub fn of_upstream(self) -> Option<Outcome> {
+        match self {
+            Refusal::UpstreamUnreachable
+            | Refusal::UpstreamBroken
+            | Refusal::ConnectTimeout
+            | Refusal::ResponseTimeout => Some(Outcome::Bad),
+            Refusal::BadRequest
+            | Refusal::Unauthorized
+            | Refusal::Forbidden
+            | Refusal::MethodNotAllowed
+            | Refusal::RequestTimeout
+            | Refusal::ContentTooLarge
+            | Refusal::StoreUnavailable
+            | Refusal::CircuitOpen { .. } => None,
+        }
+    }
+
+    /// Status, and the value of `Proxy-Status`.
+    fn parts(self) -> (StatusCode, &'static str) {
         const FORM: &str = "tollgate; error=http_request_error";
         const DENIED: &str = "tollgate; error=http_request_denied";
+        const UNAVAILABLE: &str = "tollgate; error=destination_unavailable";
         match self {
-            Refusal::BadRequest => (StatusCode::BAD_REQUEST, r#"{"error":"Bad request"}"#, FORM),
-            Refusal::Unauthorized => {
-                (StatusCode::UNAUTHORIZED, r#"{"error":"Unauthorized"}"#, DENIED)
+            Refusal::BadRequest => (StatusCode::BAD_REQUEST, FORM),
+            Refusal::Unauthorized => (StatusCode::UNAUTHORIZED, DENIED),
+            Refusal::Forbidden => (StatusCode::FORBIDDEN, DENIED),
+            Refusal::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, FORM),
+            Refusal::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, FORM),
+            Refusal::ContentTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, FORM),
+            Refusal::UpstreamUnreachable => {
+                (StatusCode::BAD_GATEWAY, "tollgate; error=connection_refused")
             }
-            Refusal::Forbidden => (StatusCode::FORBIDDEN, r#"{"error":"Forbidden"}"#, DENIED),
-            Refusal::MethodNotAllowed => {
-                (StatusCode::METHOD_NOT_ALLOWED, r#"{"error":"Method not allowed"}"#, FORM)
+            Refusal::UpstreamBroken => {
+                (StatusCode::BAD_GATEWAY, "tollgate; error=connection_terminated")
             }
-            Refusal::RequestTimeout => {
-                (StatusCode::REQUEST_TIMEOUT, r#"{"error":"Request timeout"}"#, FORM)
+            Refusal::ConnectTimeout => {
+                (StatusCode::GATEWAY_TIMEOUT, "tollgate; error=connection_timeout")
             }
-            Refusal::ContentTooLarge => {
-                (StatusCode::PAYLOAD_TOO_LARGE, r#"{"error":"Content too large"}"#, FORM)
+            Refusal::ResponseTimeout => {
+                (StatusCode::GATEWAY_TIMEOUT, "tollgate; error=http_response_timeout")
             }
-            Refusal::UpstreamUnreachable => (
-                StatusCode::BAD_GATEWAY,
-                r#"{"error":"Bad gateway"}"#,
-                "tollgate; error=connection_refused",
-            ),
-            Refusal::UpstreamBroken => (
-                StatusCode::BAD_GATEWAY,
-                r#"{"error":"Bad gateway"}"#,
-                "tollgate; error=connection_terminated",
-            ),
-            Refusal::ConnectTimeout => (
-                StatusCode::GATEWAY_TIMEOUT,
-                r#"{"error":"Gateway timeout"}"#,
-                "tollgate; error=connection_timeout",
-            ),
-            Refusal::ResponseTimeout => (
-                StatusCode::GATEWAY_TIMEOUT,
-                r#"{"error":"Gateway timeout"}"#,
-                "tollgate; error=http_response_timeout",
-            ),
-            Refusal::StoreUnavailable => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                r#"{"error":"Service unavailable"}"#,
-                "tollgate; error=destination_unavailable",
-            ),
+            Refusal::StoreUnavailable | Refusal::CircuitOpen { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE)
+            }
+        }
+    }
+
+    /// Seconds after which the same request may be answered otherwise.
+    fn retry_after(self) -> Option<u32> {
+        match self {
+            Refusal::StoreUnavailable => Some(1),
+            Refusal::CircuitOpen { retry_after } => Some(retry_after),
+            _ => None,
         }
     }
 }
@@ -148,12 +205,13 @@ pub fn unreadable_head(answer: &[u8], is_line: bool) -> Option<&'static [u8]> {
 
 /// The answer to a refused request.
 pub fn refuse(refusal: Refusal) -> Response<ProxyBody> {
-    let (status, body, proxy_status) = refusal.parts();
+    let (status, proxy_status) = refusal.parts();
+    let body = Words::of(status).map_or("", |words| words.body);
     let mut response = json(status, Bytes::from_static(body.as_bytes()));
     let headers = response.headers_mut();
     headers.insert(PROXY_STATUS, HeaderValue::from_static(proxy_status));
-    if refusal == Refusal::StoreUnavailable {
-        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    if let Some(seconds) = refusal.retry_after() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if refusal == Refusal::MethodNotAllowed {
         // RFC 9110 §15.5.6: a 405 lists what would be allowed.
@@ -201,19 +259,8 @@ pub fn speak_grpc(response: &mut Response<ProxyBody>) {
     if status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() {
         return;
     }
-    let (code, message) = match status {
-        StatusCode::TOO_MANY_REQUESTS => (RESOURCE_EXHAUSTED, "Rate limit exceeded"),
-        StatusCode::PAYLOAD_TOO_LARGE => (RESOURCE_EXHAUSTED, "Content too large"),
-        StatusCode::UNAUTHORIZED => (UNAUTHENTICATED, "Unauthorized"),
-        StatusCode::FORBIDDEN => (PERMISSION_DENIED, "Forbidden"),
-        StatusCode::REQUEST_TIMEOUT => (CANCELLED, "Request timeout"),
-        StatusCode::GATEWAY_TIMEOUT => (UNAVAILABLE, "Gateway timeout"),
-        StatusCode::BAD_GATEWAY => (UNAVAILABLE, "Bad gateway"),
-        StatusCode::SERVICE_UNAVAILABLE => (UNAVAILABLE, "Service unavailable"),
-        // As the protocol maps the statuses of HTTP.
-        StatusCode::BAD_REQUEST => (INTERNAL, "Bad request"),
-        _ => (UNKNOWN, "Refused"),
-    };
+    let (code, message) =
+        Words::of(status).map_or((UNKNOWN, "Refused"), |words| (words.grpc_status, words.message));
     *response.status_mut() = StatusCode::OK;
     *response.body_mut() = ProxyBody::own(Bytes::new());
     let headers = response.headers_mut();
@@ -262,8 +309,11 @@ mod tests {
             Refusal::ConnectTimeout,
             Refusal::ResponseTimeout,
             Refusal::StoreUnavailable,
+            Refusal::CircuitOpen { retry_after: 5 },
         ] {
             let response = refuse(refusal);
+            let words = Words::of(response.status()).unwrap();
+            assert_eq!(words.body, format!(r#"{{"error":"{}"}}"#, words.message));
             assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
             assert!(response.headers()[PROXY_STATUS].to_str().unwrap().starts_with("tollgate; "));
             assert_eq!(

@@ -12,18 +12,20 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 
 use crate::clock;
+use crate::health::breaker::Outcome;
 use crate::identity::identifier::Invalid;
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::log::access::Decided;
-use crate::metrics::labels::{Ending, LimiterBackend};
+use crate::metrics::labels::{Ending, LimiterBackend, QueryType};
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan, RuleId};
 use crate::store::{Backend, Checked};
 
 use super::body::ProxyBody;
 use super::caller;
+use super::circuit::{self, Permit};
 use super::exchange::Exchange;
 use super::forward::Call;
 use super::gate::Active;
@@ -52,6 +54,9 @@ pub async fn handle(
     let active = worker.gate.active.load_full();
     let mut exchange = Exchange::begin(&worker, &conn, &active, &request, started);
     let present = Present::in_fields(request.headers());
+    if present.names_trace() {
+        exchange.traced(request.headers());
+    }
     let is_grpc = present.is_grpc(request.headers());
     let is_head = *request.method() == Method::HEAD;
     let has_body = !request.body().is_end_stream();
@@ -60,20 +65,23 @@ pub async fn handle(
         Next::Answer(mut response) => {
             // Where a request that was not understood ends is anybody's guess.
             let is_unclear = response.status() == StatusCode::BAD_REQUEST;
-            // A stream of HTTP/2 leaves nothing behind that could be taken for the next request.
-            if !conn.is_stream()
-                && (is_unclear || has_body && !is_forgotten(&mut request, present).await)
-            {
+            if is_unclear || has_body && !is_forgotten(&mut request, &conn, present).await {
                 close_after(&mut response, &conn);
             }
             response
         }
-        Next::Forward { endpoint, mut shown, charged } => {
+        Next::Forward { endpoint, mut shown, charged, permit } => {
             if let Some(notes) = exchange.notes() {
                 notes.asks_upstream(request.headers_mut());
             }
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
-            let mut response = match call.forward(request).await {
+            let mut permit = Some(permit);
+            let called = call.forward(request, &mut permit).await;
+            let outcome = called.as_ref().map_or_else(|it| it.outcome, |_| Some(Outcome::Good));
+            if let Some((permit, outcome)) = permit.zip(outcome) {
+                circuit::note(&worker.gate, permit, outcome);
+            }
+            let mut response = match called {
                 Ok((response, took)) => {
                     let ending = ending_of(response.status());
                     if let Some(notes) = exchange.notes() {
@@ -90,7 +98,7 @@ pub async fn handle(
                         notes.upstream_failed(shown.as_ref().map(|(shown, _)| shown.remaining));
                     }
                     let mut response = refused(&mut exchange, failure.refusal);
-                    if has_body && !conn.is_stream() {
+                    if has_body {
                         // How much of it was read is not known here.
                         close_after(&mut response, &conn);
                     }
@@ -115,10 +123,7 @@ pub async fn handle(
     if present.is_cross_origin() {
         headers::expose_to_scripts(response.headers_mut(), worker.gate.settings.fields);
     }
-    if worker.gate.drain.is_draining()
-        && response.status() != StatusCode::SWITCHING_PROTOCOLS
-        && !conn.is_stream()
-    {
+    if worker.gate.drain.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // A next request may be on its way already: it must not take this answer away.
         close_after(&mut response, &conn);
     }
@@ -126,15 +131,22 @@ pub async fn handle(
     Ok(response)
 }
 
-/// Ends the connection with this answer, however much of the request is still to come.
+/// Ends the connection with this answer, however much of the request is still to come. A stream of
+/// HTTP/2 leaves nothing behind that could be taken for the next request.
 fn close_after(response: &mut Response<ProxyBody>, conn: &ConnState) {
+    if conn.is_stream() {
+        return;
+    }
     response.headers_mut().insert(CONNECTION, CLOSE);
     conn.leave_unread();
 }
 
 /// Reads a refused request's body to its end, so that the connection can be kept; gives up on one
 /// that is large or slow, and says so. It must not be what the next request is read from.
-async fn is_forgotten(request: &mut Request<Incoming>, present: Present) -> bool {
+async fn is_forgotten(request: &mut Request<Incoming>, conn: &ConnState, present: Present) -> bool {
+    if conn.is_stream() {
+        return true;
+    }
     let body = request.body_mut();
     // To read a body that is still held back would be to ask for it.
     if present.expects() || body.size_hint().lower() > FORGET_BYTES_MAX {
@@ -165,13 +177,14 @@ enum Next<'a> {
         endpoint: Option<RuleId>,
         shown: Option<(LimitStatus, Timestamp)>,
         charged: Option<Charged<'a>>,
+        permit: Permit,
     },
 }
 
 impl Next<'_> {
     /// It goes to the upstream, and no limit knows of it.
-    fn unlimited(endpoint: Option<RuleId>) -> Self {
-        Next::Forward { endpoint, shown: None, charged: None }
+    fn unlimited(endpoint: Option<RuleId>, permit: Permit) -> Self {
+        Next::Forward { endpoint, shown: None, charged: None, permit }
     }
 }
 
@@ -233,43 +246,46 @@ async fn decide<'a>(
         return Next::Answer(refused(exchange, Refusal::ContentTooLarge));
     }
     let endpoint = plan.endpoint;
-    match plan.disposition {
+    let permit = match plan.disposition {
         Disposition::Refused => {
             decided(exchange, Decided::Deny);
-            Next::Answer(refused(exchange, Refusal::Forbidden))
+            Err(Refusal::Forbidden)
         }
-        Disposition::Exempt => {
-            decided(exchange, Decided::Exempt);
-            Next::unlimited(endpoint)
-        }
-        Disposition::Unlimited => {
+        // Before the limits: what is not forwarded spends nothing.
+        Disposition::Exempt | Disposition::Unlimited | Disposition::Limited => circuit::ask(gate),
+    };
+    let permit = match permit {
+        Ok(permit) => permit,
+        Err(refusal) => return Next::Answer(refused(exchange, refusal)),
+    };
+    if plan.disposition == Disposition::Exempt {
+        decided(exchange, Decided::Exempt);
+        return Next::unlimited(endpoint, permit);
+    }
+    exchange.evaluated(&plan);
+    if plan.disposition == Disposition::Unlimited {
+        decided(exchange, Decided::Allow);
+        worker.top.record(&plan.identity, false);
+        return Next::unlimited(endpoint, permit);
+    }
+    let checked = check(worker, active, exchange, &plan).await;
+    worker.top.record(&plan.identity, checked.is_denied());
+    match checked {
+        Checked::FailedOpen => {
             decided(exchange, Decided::Allow);
-            exchange.evaluated(&plan);
-            worker.top.record(&plan.identity, false);
-            Next::unlimited(endpoint)
+            Next::unlimited(endpoint, permit)
         }
-        Disposition::Limited => {
-            exchange.evaluated(&plan);
-            let checked = check(worker, active, exchange, &plan).await;
-            worker.top.record(&plan.identity, checked.is_denied());
-            match checked {
-                Checked::FailedOpen => {
-                    decided(exchange, Decided::Allow);
-                    Next::unlimited(endpoint)
-                }
-                Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
-                Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
-                    let response = denied(worker, &decision);
-                    exchange.answered(response.status(), Ending::RateLimited, None);
-                    Next::Answer(response)
-                }
-                Checked::Decided { decision, backend } => {
-                    let shown = decision.shown().map(|shown| (*shown, decision.now));
-                    let grant = Grant::new(&decision, plan.scopes().count());
-                    let charged = Some(Charged { plan, grant, backend });
-                    Next::Forward { endpoint, shown, charged }
-                }
-            }
+        Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
+        Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
+            let response = denied(worker, &decision);
+            exchange.answered(response.status(), Ending::RateLimited, None);
+            Next::Answer(response)
+        }
+        Checked::Decided { decision, backend } => {
+            let shown = decision.shown().map(|shown| (*shown, decision.now));
+            let grant = Grant::new(&decision, plan.scopes().count());
+            let charged = Some(Charged { plan, grant, backend });
+            Next::Forward { endpoint, shown, charged, permit }
         }
     }
 }
@@ -301,19 +317,28 @@ async fn check(
             Checked::Decided { decision: gate.memory.check(plan, now), backend: Backend::Memory }
         }
     };
+    let took = clock::monotonic().saturating_duration_since(started);
+    let mut is_answered = false;
     if let Checked::Decided { decision, backend } = &checked {
         let backend = match backend {
             Backend::Memory => LimiterBackend::Memory,
             Backend::Redis => LimiterBackend::Redis,
             Backend::Local => LimiterBackend::Local,
         };
-        let took = clock::monotonic().saturating_duration_since(started);
-        if backend == LimiterBackend::Redis {
+        is_answered = backend == LimiterBackend::Redis;
+        if is_answered {
             gate.metrics.redis_answered(took);
         }
         active.metrics.decided(plan, decision, backend, took, now);
         if let Some(notes) = exchange.notes() {
             notes.checked(plan, decision, (started, took, backend));
+        }
+    }
+    if let Some(redis) = &worker.redis {
+        // What Redis does not answer is decided otherwise as soon as its time is over.
+        let timed_out = !is_answered && took >= redis.shared().settings().timeout;
+        if timed_out || is_answered && gate.metrics.is_redis_slow(took) {
+            exchange.note_slow(QueryType::Redis, took, timed_out);
         }
     }
     checked
@@ -344,6 +369,7 @@ fn unauthorized(worker: &Worker, exchange: &mut Exchange, invalid: Invalid) -> R
 fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
     let ending = match refusal {
         Refusal::StoreUnavailable => Ending::ProxyError,
+        Refusal::CircuitOpen { .. } => Ending::CircuitOpen,
         Refusal::Unauthorized => Ending::Unauthorized,
         Refusal::UpstreamUnreachable | Refusal::UpstreamBroken => Ending::UpstreamConnect,
         Refusal::ConnectTimeout | Refusal::ResponseTimeout => Ending::UpstreamTimeout,

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +14,12 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::health::breaker::Outcome;
 use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
 use crate::metrics::labels::TaskType;
 
+use super::circuit::{self, Permit, STABLE_AFTER};
 use super::gate::Drain;
 use super::io::ConnState;
 use super::pool::Lease;
@@ -25,8 +28,21 @@ use super::worker::Worker;
 
 /// Bytes read at a time, in each direction.
 const CHUNK: usize = 16 * 1024;
+/// RFC 6455 §5.5.1.
+const OPCODE_CLOSE: u8 = 0x8;
 /// How long both sides have to let the upgrade happen once it is agreed.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// What a tunnel has for itself.
+#[derive(Debug)]
+pub struct Held {
+    /// Its connection to the upstream.
+    pub lease: Lease,
+    /// Counts it among those that are open.
+    pub guard: Option<LevelGuard>,
+    /// What lets it be told how the call went.
+    pub permit: Option<Permit>,
+}
 
 /// Relays between the two sides once both have switched protocols. Runs until the tunnel ends.
 pub fn spawn(
@@ -34,42 +50,86 @@ pub fn spawn(
     conn: &Arc<ConnState>,
     (downstream, upstream): (OnUpgrade, OnUpgrade),
     protocol: &HeaderValue,
-    held: (Lease, Option<LevelGuard>),
+    held: Held,
 ) {
     let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     let (worker, conn) = (Rc::clone(worker), Arc::clone(conn));
     let relayed = async move {
         // Held to the end: the connection counts as open, the upstream's is no one else's.
-        let (_conn, _held) = (conn, held);
+        let Held { lease, guard, mut permit } = held;
+        let (_conn, _held) = (conn, (lease, guard));
         let both = async { tokio::try_join!(downstream, upstream) };
         let Ok(Ok((downstream, upstream))) = tokio::time::timeout(HANDSHAKE, both).await else {
             return;
         };
         let idle_timeout = worker.gate.settings.tunnel_idle_timeout;
-        let activity = Activity { timers: &worker.timers, last: Cell::new(worker.timers.now()) };
+        let activity = Activity {
+            timers: &worker.timers,
+            last: Cell::new(worker.timers.now()),
+            is_websocket,
+            said_goodbye: Cell::new(false),
+            first_end: Cell::new(None),
+        };
         let (down_read, down_write) = tokio::io::split(TokioIo::new(downstream));
         let (up_read, up_write) = tokio::io::split(TokioIo::new(upstream));
         let drain = is_websocket.then_some(&worker.gate.drain);
         let to_downstream = relay(up_read, down_write, &activity, drain, Side::Server);
         let to_upstream = relay(down_read, up_write, &activity, drain, Side::Client);
-        tokio::select! {
-            // An error on either way ends both; a clean end of one leaves the other open.
-            _ = async { tokio::try_join!(to_downstream, to_upstream) } => {}
-            () = activity.silence(idle_timeout) => {}
+        let mut relays = pin!(async {
+            tokio::select! {
+                // An error on either way ends both; a clean end of one leaves the other open.
+                _ = async { tokio::try_join!(to_downstream, to_upstream) } => {}
+                () = activity.silence(idle_timeout) => {}
+            }
+        });
+        let has_ended = tokio::time::timeout(STABLE_AFTER, relays.as_mut()).await.is_ok();
+        if let (Some(permit), Some(outcome)) = (permit.take(), activity.outcome(has_ended)) {
+            circuit::note(&worker.gate, permit, outcome);
+        }
+        if !has_ended {
+            relays.await;
         }
     };
     tokio::task::spawn_local(watched(TaskType::Websocket, relayed));
 }
 
-/// When something last came through, either way.
+/// When something last came through, either way, and how it came to an end.
 struct Activity<'a> {
     timers: &'a Timers,
     last: Cell<Tick>,
+    is_websocket: bool,
+    /// Whether either side has sent a Close frame (RFC 6455 §5.5.1).
+    said_goodbye: Cell<bool>,
+    /// Who ended it first, and whether by a clean end of the connection.
+    first_end: Cell<Option<(Side, bool)>>,
 }
 
 impl Activity<'_> {
     fn note(&self) {
         self.last.set(self.timers.now());
+    }
+
+    /// Notes that this side has ended its connection, or that it broke.
+    fn ended(&self, side: Side, is_clean: bool) {
+        if self.first_end.get().is_none() {
+            self.first_end.set(Some((side, is_clean)));
+        }
+    }
+
+    /// What it says of the upstream: that it took the upgrade says nothing, for it may drop the
+    /// connection at once.
+    fn outcome(&self, has_ended: bool) -> Option<Outcome> {
+        match self.first_end.get() {
+            _ if self.said_goodbye.get() => Some(Outcome::Good),
+            None if has_ended => None,
+            None => Some(Outcome::Good),
+            Some((Side::Server, is_clean)) => {
+                // A WebSocket that ends without a word has broken off (§7.1.5).
+                let is_good = is_clean && !self.is_websocket;
+                Some(if is_good { Outcome::Good } else { Outcome::Bad })
+            }
+            Some((Side::Client, _)) => None,
+        }
     }
 
     /// Ends once nothing has come through for `limit`; never, if that is zero.
@@ -92,6 +152,15 @@ impl Activity<'_> {
 enum Side {
     Client,
     Server,
+}
+
+impl Side {
+    fn other(self) -> Side {
+        match self {
+            Side::Client => Side::Server,
+            Side::Server => Side::Client,
+        }
+    }
 }
 
 async fn relay(
@@ -122,9 +191,12 @@ async fn relay(
                 is_leaving = true;
                 continue;
             }
-            count = from.read(&mut buffer) => count?,
+            count = from.read(&mut buffer) => {
+                count.inspect_err(|_| activity.ended(side, false))?
+            }
         };
         let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
+            activity.ended(side, true);
             // It may have ended because it was told of the drain first.
             if drain.is_some_and(Drain::is_draining) && frames.is_between() {
                 to.write_all(&going_away(side)).await?;
@@ -134,9 +206,15 @@ async fn relay(
         activity.note();
         if drain.is_some() {
             frames.feed(bytes);
+            if frames.said_goodbye {
+                activity.said_goodbye.set(true);
+            }
         }
-        to.write_all(bytes).await?;
-        to.flush().await?;
+        let passed_on = async {
+            to.write_all(bytes).await?;
+            to.flush().await
+        };
+        passed_on.await.inspect_err(|_: &io::Error| activity.ended(side.other(), false))?;
         activity.note();
     }
 }
@@ -161,6 +239,8 @@ struct FrameTracker {
     head: [u8; 14],
     head_bytes: usize,
     payload_left: u64,
+    /// Whether a Close frame has begun.
+    said_goodbye: bool,
 }
 
 impl FrameTracker {
@@ -180,6 +260,8 @@ impl FrameTracker {
             if let Some(place) = self.head.get_mut(self.head_bytes) {
                 *place = *first;
             }
+            let is_close = self.head_bytes == 0 && *first & 0x0f == OPCODE_CLOSE;
+            self.said_goodbye |= is_close;
             self.head_bytes = self.head_bytes.saturating_add(1);
             bytes = rest;
             if let Some(payload) = self.payload_length() {

@@ -24,8 +24,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::clock::monotonic;
-use crate::health::breaker::SharedBreaker;
+use crate::health::breaker::BreakerSettings;
 use crate::health::dependency::DependencyStatus;
+use crate::health::shared_breaker::SharedBreaker;
+use crate::health::slow::SlowCalls;
 use crate::metrics::labels::{BreakerState, LookupResult};
 
 use memory::{Memory, Recalled};
@@ -117,7 +119,8 @@ struct Shared {
     settings: Settings,
     source: Source,
     memory: Memory,
-    breaker: SharedBreaker,
+    breaker: Arc<SharedBreaker>,
+    slow_calls: Arc<SlowCalls>,
     stats: Arc<Stats>,
     waiters: AtomicUsize,
     /// Whether the last call to the database was answered.
@@ -126,17 +129,23 @@ struct Shared {
 
 impl Subscriptions {
     /// Starts the thread, and waits some seconds at most to see whether the database takes the
-    /// query. One that cannot be reached is no error. `shards`: threads that will ask.
+    /// query. One that cannot be reached is no error. `shards`: threads that will ask;
+    /// `slow_calls`: where look-ups are told of that are slow.
     ///
     /// # Errors
     /// The query is wrong; there is nothing to check a certificate against; no thread.
-    pub fn start(settings: Settings, shards: usize) -> Result<Self, StartError> {
+    pub fn start(
+        settings: Settings,
+        shards: usize,
+        slow_calls: Arc<SlowCalls>,
+    ) -> Result<Self, StartError> {
         let source = Source::new(&settings).map_err(StartError::Authorities)?;
         let shared = Arc::new(Shared {
             memory: Memory::new(settings.cache_ttl, monotonic()),
             settings,
             source,
-            breaker: SharedBreaker::default(),
+            breaker: SharedBreaker::new(BreakerSettings::STEADY, monotonic()),
+            slow_calls,
             stats: Arc::new(Stats::new(shards)),
             waiters: AtomicUsize::new(0),
             is_well: AtomicBool::new(true),

@@ -15,9 +15,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use crate::clock::monotonic;
+use crate::clock::{Clock, monotonic};
 use crate::health::breaker::{FAILURES_IN_A_ROW, Outcome, jitter};
-use crate::metrics::labels::BreakerState;
+use crate::health::slow::SlowCall;
+use crate::metrics::labels::{BreakerState, CheckResult, QueryType};
 
 use super::memory::Recalled;
 use super::postgres::Postgres;
@@ -243,7 +244,9 @@ impl Service {
                 // No request has to find out by waiting.
                 self.shared.is_well.store(false, Ordering::Relaxed);
                 for _ in 0..FAILURES_IN_A_ROW {
-                    if let Some(state) = self.shared.breaker.record(Outcome::Bad, monotonic()) {
+                    if let Some(state) =
+                        self.shared.breaker.record(Outcome::Bad, monotonic(), jitter())
+                    {
                         self.shared.stats.count_transition(state);
                     }
                 }
@@ -307,8 +310,15 @@ impl Service {
         };
         let result = result.unwrap_or(Err(Failure::Timeout));
         let now = monotonic();
-        if now.saturating_duration_since(asked_at) > self.shared.settings.slow {
+        let took = now.saturating_duration_since(asked_at);
+        let is_slow = took > self.shared.settings.slow;
+        if is_slow {
             self.shared.stats.count_slow();
+        }
+        if is_slow || is_late {
+            let at = Clock::System.now();
+            let call = SlowCall::new(QueryType::Database, at, took, is_late);
+            self.shared.slow_calls.note(call, now);
         }
         // The memory first: who asks once the flight has landed finds it there.
         let answer = match result {
@@ -363,8 +373,7 @@ impl Service {
                 continue;
             }
             let opened_at = breaker.opened_at();
-            let pause = TEND_INTERVAL.mul_f64(jitter() / 5.0);
-            let Some(probe) = breaker.try_probe(monotonic(), pause) else { continue };
+            let Some(probe) = breaker.try_probe(monotonic(), jitter()) else { continue };
             let outcome = match self.look().await {
                 Ok(()) => Outcome::Good,
                 Err(error) => {
@@ -372,7 +381,7 @@ impl Service {
                     Outcome::Bad
                 }
             };
-            let changed = probe.end(outcome);
+            let changed = probe.end(outcome, monotonic(), jitter());
             if outcome == Outcome::Good {
                 self.note_contact();
             }
@@ -385,7 +394,15 @@ impl Service {
         let user = self.failed_user.borrow().clone();
         let waiting = Waiting::new(&self.shared.stats);
         let budget = self.shared.settings.timeout;
+        let started = monotonic();
         let answer = self.shared.source.probe(user.as_deref(), budget, waiting).await;
+        let result = match &answer {
+            Ok(_) | Err(Failure::User(_)) => CheckResult::Ok,
+            Err(Failure::Timeout) => CheckResult::Timeout,
+            Err(Failure::Lost(_) | Failure::Query(_)) => CheckResult::Error,
+        };
+        let took = monotonic().saturating_duration_since(started);
+        self.shared.stats.checks().record(result, took);
         self.vain_looks.set(match &answer {
             Ok(_) | Err(Failure::User(_)) => 0,
             Err(_) => self.vain_looks.get().saturating_add(1),
@@ -408,7 +425,7 @@ impl Service {
     }
 
     fn note_good(&self) {
-        self.shared.breaker.record(Outcome::Good, monotonic());
+        self.shared.breaker.record(Outcome::Good, monotonic(), 0.0);
         self.note_contact();
     }
 
@@ -429,7 +446,7 @@ impl Service {
             self.failed_user.replace(Some(Rc::clone(user)));
         }
         self.shared.is_well.store(false, Ordering::Relaxed);
-        if let Some(state) = self.shared.breaker.record(Outcome::Bad, monotonic()) {
+        if let Some(state) = self.shared.breaker.record(Outcome::Bad, monotonic(), jitter()) {
             self.shared.stats.count_transition(state);
             tracing::warn!(
                 server = self.server(),

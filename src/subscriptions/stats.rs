@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::metrics::cells::PerShard;
+use crate::metrics::checks::CheckCells;
 use crate::metrics::labels::{BreakerState, LookupResult};
 
 /// Counters of all workers together, and how many look-ups wait.
@@ -15,6 +16,7 @@ pub struct Stats {
     slow: AtomicU64,
     transitions: [AtomicU64; BreakerState::COUNT],
     queue: AtomicU64,
+    checks: Arc<CheckCells>,
 }
 
 /// One worker's part.
@@ -31,6 +33,7 @@ impl Stats {
             slow: AtomicU64::new(0),
             transitions: Default::default(),
             queue: AtomicU64::new(0),
+            checks: Arc::default(),
         }
     }
 
@@ -53,6 +56,11 @@ impl Stats {
     /// How often the breaker entered this state.
     pub fn transitions(&self, to: BreakerState) -> u64 {
         self.transitions.get(to.index()).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// What looks after the database came to.
+    pub fn checks(&self) -> &Arc<CheckCells> {
+        &self.checks
     }
 
     /// Look-ups that wait for a connection.

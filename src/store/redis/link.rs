@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use crate::clock::monotonic;
 use crate::health::breaker::{Outcome, jitter};
 use crate::health::tasks::watched;
-use crate::metrics::labels::{RedisErrorKind, TaskType};
+use crate::metrics::labels::{CheckResult, RedisErrorKind, TaskType};
 
 use super::RedisShared;
 use super::codec::{Call, ReplyError, SCRIPT};
@@ -257,7 +257,7 @@ impl Link {
     async fn look(self: &Arc<Self>) -> bool {
         let shared = &self.shared;
         let opened_at = shared.breaker.opened_at();
-        if let Some(probe) = shared.breaker.try_probe(monotonic(), watch_jitter()) {
+        if let Some(probe) = shared.breaker.try_probe(monotonic(), jitter()) {
             self.set_up(true);
             let outcome = match self.probe().await {
                 Ok(()) => Outcome::Good,
@@ -266,22 +266,58 @@ impl Link {
                     Outcome::Bad
                 }
             };
-            shared.note_probe(probe.end(outcome), opened_at);
+            shared.note_probe(probe.end(outcome, monotonic(), jitter()), opened_at);
             return outcome == Outcome::Good;
         }
-        let error = match timeout(WATCH_INTERVAL, self.client.ping::<()>(None)).await {
-            Ok(Ok(())) => {
-                self.set_up(true);
-                return true;
-            }
-            Ok(Err(error)) => error.into(),
-            Err(_) => CheckError::new(RedisErrorKind::Timeout, "no PONG"),
+        if shared.breaker.is_closed() && shared.takes_write_check(monotonic()) {
+            return match self.probe().await {
+                Ok(()) => {
+                    shared.note_good();
+                    true
+                }
+                Err(error) => {
+                    shared.note_bad(&error);
+                    false
+                }
+            };
+        }
+        let started = monotonic();
+        let answer = match timeout(WATCH_INTERVAL, self.client.ping::<()>(None)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(CheckError::from(error)),
+            Err(_) => Err(CheckError::new(RedisErrorKind::Timeout, "no PONG")),
         };
-        shared.count_against(&error);
-        false
+        self.count_check(&answer, started);
+        match answer {
+            Ok(()) => self.set_up(true),
+            Err(error) => {
+                shared.count_against(&error);
+                return false;
+            }
+        }
+        true
     }
 
+    fn count_check(&self, answer: &Result<(), CheckError>, started: Instant) {
+        let result = match answer {
+            Ok(()) => CheckResult::Ok,
+            Err(error) if error.kind == RedisErrorKind::Timeout => CheckResult::Timeout,
+            Err(_) => CheckResult::Error,
+        };
+        let took = monotonic().saturating_duration_since(started);
+        self.shared.stats.checks().record(result, took);
+    }
+
+    /// Runs the script as a check does that writes.
     async fn probe(self: &Arc<Self>) -> Result<(), CheckError> {
+        let started = monotonic();
+        let written = self.write().await;
+        self.count_check(&written, started);
+        self.shared.is_writable.store(written.is_ok(), Ordering::Relaxed);
+        written
+    }
+
+    async fn write(self: &Arc<Self>) -> Result<(), CheckError> {
         let settings = &self.shared.settings;
         let call = Call::probe(&settings.names, self.next_sequence());
         let ticket = call.ticket;

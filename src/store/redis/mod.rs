@@ -11,14 +11,16 @@ pub mod names;
 pub mod settings;
 pub mod stats;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use fred::bytes_utils::Str;
+use parking_lot::Mutex;
 
 use crate::clock::monotonic;
-use crate::health::breaker::{Outcome, SharedBreaker};
+use crate::health::breaker::{BreakerSettings, Outcome, jitter};
+use crate::health::shared_breaker::SharedBreaker;
 use crate::health::tasks::watched;
 use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
@@ -35,12 +37,15 @@ use link::{AbortOnDrop, Link};
 use settings::RedisSettings;
 use stats::{Reason, RedisStats};
 
+/// Between two checks of whether Redis can be written to, while requests are checked there.
+const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
 /// What the stores of all workers share.
 #[derive(Debug)]
 pub struct RedisShared {
     settings: RedisSettings,
     local: Arc<MemoryStore>,
-    breaker: SharedBreaker,
+    breaker: Arc<SharedBreaker>,
     stats: RedisStats,
     /// The script's hash, as the first load told it; depends on nothing but the script.
     script: OnceLock<Str>,
@@ -48,6 +53,9 @@ pub struct RedisShared {
     stores: AtomicUsize,
     /// Those of them that have a connection.
     connected: AtomicUsize,
+    /// When it was last tried whether it can be written to, and whether it could.
+    write_check: Mutex<Option<Instant>>,
+    is_writable: AtomicBool,
 }
 
 impl RedisShared {
@@ -56,11 +64,13 @@ impl RedisShared {
         RedisShared {
             settings,
             local,
-            breaker: SharedBreaker::default(),
+            breaker: SharedBreaker::new(BreakerSettings::STEADY, monotonic()),
             stats: RedisStats::default(),
             script: OnceLock::new(),
             stores: AtomicUsize::new(0),
             connected: AtomicUsize::new(0),
+            write_check: Mutex::default(),
+            is_writable: AtomicBool::new(true),
         }
     }
 
@@ -95,6 +105,23 @@ impl RedisShared {
         connected > 0 && connected >= self.stores.load(Ordering::Relaxed)
     }
 
+    /// Whether the last check of whether it can be written to was good, or none was made yet: a
+    /// primary that was demoted answers a PING as before.
+    pub fn is_writable(&self) -> bool {
+        self.is_writable.load(Ordering::Relaxed)
+    }
+
+    /// Whether such a check is due; who asks has to make it. One worker does it for all.
+    fn takes_write_check(&self, now: Instant) -> bool {
+        let Some(mut last) = self.write_check.try_lock() else { return false };
+        let is_soon = |at| now.saturating_duration_since(at) < WRITE_CHECK_INTERVAL;
+        if last.is_some_and(is_soon) {
+            return false;
+        }
+        *last = Some(now);
+        true
+    }
+
     fn decide_without(&self, plan: &Plan<'_>, now: Timestamp, reason: Reason) -> Checked {
         let mode = plan.on_failure.unwrap_or(self.settings.on_failure);
         self.stats.count_fallback(mode, reason);
@@ -102,7 +129,7 @@ impl RedisShared {
     }
 
     fn note_good(&self) {
-        self.breaker.record(Outcome::Good, monotonic());
+        self.breaker.record(Outcome::Good, monotonic(), 0.0);
     }
 
     fn note_bad(&self, error: &CheckError) {
@@ -117,7 +144,7 @@ impl RedisShared {
         if error.kind == RedisErrorKind::Overload || is_own {
             return;
         }
-        if let Some(state) = self.breaker.record(Outcome::Bad, monotonic()) {
+        if let Some(state) = self.breaker.record(Outcome::Bad, monotonic(), jitter()) {
             self.stats.count_transition(state);
             tracing::warn!(
                 server = %self.settings.target,

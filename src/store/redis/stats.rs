@@ -1,7 +1,9 @@
 //! What the store counts about itself: plain numbers for whoever exports them. No names of metrics.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::metrics::checks::CheckCells;
 use crate::metrics::labels::{BreakerState, RedisErrorKind};
 use crate::policy::compiled::FailureMode;
 
@@ -35,6 +37,7 @@ pub struct RedisStats {
     forced_reconnects: AtomicU64,
     late_replies: AtomicU64,
     in_flight: AtomicU64,
+    checks: Arc<CheckCells>,
 }
 
 impl RedisStats {
@@ -72,6 +75,11 @@ impl RedisStats {
     /// Checks sent to Redis and not answered yet.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// What checks of the watchers came to: PINGs, and calls of the script that write.
+    pub fn checks(&self) -> &Arc<CheckCells> {
+        &self.checks
     }
 
     pub(super) fn count_error(&self, kind: RedisErrorKind) {
