@@ -339,7 +339,11 @@ fn health_says_why_and_since_when_and_what_was_before() {
     let (status, gone) = health(&tollgate, "?verbose=1");
     assert_eq!((status, &gone["status"]), (200, &"degraded".into()), "{gone}");
     assert!(gone["reasons"][0].as_str().unwrap().starts_with("upstream "), "{gone}");
-    assert_ne!(gone["details"]["dependencies"]["upstream"]["status"], "healthy");
+    let upstream = &gone["details"]["dependencies"]["upstream"];
+    assert_ne!(upstream["status"], "healthy");
+    assert_eq!(upstream["last_error"]["result"], "connect", "{gone}");
+    assert!(upstream["last_error"]["at"].as_str() >= upstream["since"].as_str(), "{gone}");
+    assert_eq!(upstream["last_check"], serde_json::Value::Null, "no checks are configured");
     let history = gone["history"].as_array().unwrap();
     assert_eq!(history.len(), 2, "{gone}");
     assert_eq!(
@@ -379,6 +383,11 @@ fn the_history_goes_on_while_nobody_asks() {
     let reason = history[0]["reason"].as_str().unwrap();
     assert!(reason.contains("limits decided in mode local"), "{history}");
     assert!(reason.contains("redis unhealthy"), "{history}");
+    support::wait_until("it says how", || {
+        let (_, health) = health(&tollgate, "?verbose=1");
+        let redis = &health["details"]["dependencies"]["redis"];
+        redis["last_error"]["result"] == "io" && redis["last_check"]["result"] == "error"
+    });
 }
 
 /// `tollgate health`, and how long it took.

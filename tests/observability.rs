@@ -634,6 +634,7 @@ impl Admin {
                 status: DependencyStatus::Healthy,
                 breaker: Some(BreakerState::Closed),
             })),
+            redis_errors: Box::new(Vec::new),
             database: None,
             jwks: None,
             top: Arc::new(TopTalkers::new(2, monotonic())),

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use crate::limiter::time::{Micros, Timestamp};
 use crate::metrics::labels::Dependency;
 
+use super::signs::{Sign, Signs};
 use super::verdict::{Evidence, Verdict, is_well};
 
 /// What ended so long ago is forgotten.
@@ -30,6 +31,8 @@ pub struct History {
     entries: VecDeque<Entry>,
     /// Whether each is well, and since when.
     dependencies: [Option<(bool, Timestamp)>; Dependency::COUNT],
+    /// What checks and calls came to last.
+    signs: [(Signs, Signs); Dependency::COUNT],
 }
 
 impl History {
@@ -55,6 +58,30 @@ impl History {
         while self.entries.get(1).is_some_and(|next| now.since(next.since) >= KEPT) {
             self.entries.pop_front();
         }
+    }
+
+    /// Looks at how many checks of a dependency came to what, and how many calls of it failed how.
+    pub fn count(
+        &mut self,
+        dependency: Dependency,
+        checks: impl IntoIterator<Item = (&'static str, u64)>,
+        errors: impl IntoIterator<Item = (&'static str, u64)>,
+        now: Timestamp,
+    ) {
+        if let Some((of_checks, of_errors)) = self.signs.get_mut(dependency.index()) {
+            of_checks.observe(checks, now);
+            of_errors.observe(errors, now);
+        }
+    }
+
+    /// What the last check of a dependency came to.
+    pub fn last_check(&self, dependency: Dependency) -> Option<Sign> {
+        self.signs.get(dependency.index())?.0.last()
+    }
+
+    /// How a call of a dependency failed last.
+    pub fn last_error(&self, dependency: Dependency) -> Option<Sign> {
+        self.signs.get(dependency.index())?.1.last()
     }
 
     /// The verdicts of the last hour, the newest first; that one holds.
