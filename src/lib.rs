@@ -15,6 +15,7 @@ pub mod policy;
 pub mod proxy;
 pub mod store;
 pub mod subscriptions;
+pub mod sys;
 pub mod tls;
 pub mod top;
 pub mod trace;

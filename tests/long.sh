@@ -20,6 +20,8 @@ tests/long.sh NAME [ARGUMENTS]
   subscriptions-bench  what it costs to know what a user has bought
   drain        drains and reloads under load lose none of 100,000 requests each (DRAIN_REQUESTS)
   streaming    1 GiB each way through every protocol: throughput and highest memory (STREAM_MIB)
+  leak-drill   a build that leaks 50 KB/s is found out, one that warms up or does nothing is not
+               (the detector's hour is LEAK_DRILL_WINDOW, 240s; takes 1.7 times as long)
   fuzz         every fuzz target for a while each, one after the other (fuzz/README.md; needs a nightly
                compiler and cargo-fuzz; fuzz SECONDS TARGET…, 1,200 seconds without)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
@@ -50,6 +52,7 @@ drain | streaming)
     export DRAIN_REQUESTS="${DRAIN_REQUESTS:-100000}" STREAM_MIB="${STREAM_MIB:-1024}"
     exec cargo test --release --locked --test "$name" -- --nocapture "$@"
     ;;
+leak-drill) exec cargo test --locked --features leak-drill --test leak_drill -- --nocapture "$@" ;;
 properties) PROPTEST_CASES="${PROPTEST_CASES:-25600}" exec cargo test --release --locked -- "$@" ;;
 fuzz)
     seconds=${1:-1200}

@@ -18,6 +18,7 @@ use tollgate::health::dependency::{DependencyStatus, DependencyView, LimiterView
 use tollgate::health::detector::{Detector, Queues};
 use tollgate::health::heartbeat::Heartbeats;
 use tollgate::health::loops::Loops;
+use tollgate::health::memory::{Growth, MemoryView, Verdict};
 use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
@@ -637,6 +638,12 @@ impl Admin {
             redis_errors: Box::new(Vec::new),
             database: None,
             jwks: None,
+            memory: Box::new(|| MemoryView {
+                resident: Some(300 << 20),
+                limit: Some(1 << 30),
+                allocated: Some(200 << 20),
+                growth: Growth { bytes_per_second: 20.0 * 1024.0, verdict: Verdict::Growing },
+            }),
             top: Arc::new(TopTalkers::new(2, monotonic())),
             history: parking_lot::Mutex::default(),
             limiter: Box::new(move || LimiterView {
@@ -734,9 +741,16 @@ fn health_has_the_promised_shape() {
     assert!(health["backpressure"]["db_queue_size"].is_null(), "no database");
     assert_eq!(health["backpressure"]["workers_stuck"], 0);
     assert_eq!(health["backpressure"]["async_tasks_pending"], 0);
-    assert!(health["memory"]["rss_mb"].as_f64().unwrap() > 0.1);
-    assert!(health["memory"]["percent"].as_f64().is_some());
-    assert!(health["memory"]["growth_rate_mb_per_sec"].is_null());
+    let memory = serde_json::json!(
+        {
+            "rss_mb": 300.0,
+            "percent": 29.3,
+            "growth_rate_mb_per_sec": 0.01953,
+            "verdict": "growing",
+            "allocated_mb": 200.0,
+        }
+    );
+    assert_eq!(health["memory"], memory);
     let dependencies = serde_json::json!(
         {
             "database": "not_configured",

@@ -18,7 +18,6 @@ use crate::metrics::labels::Dependency;
 
 use super::answers::{Answer, json, unready};
 use super::health_details::Details;
-use super::memory;
 use super::state::AdminState;
 
 /// The status of a dependency that the configuration does not name.
@@ -71,7 +70,7 @@ fn answer(
         instance: &state.instance,
         config_hash: &config_hash,
         backpressure: backpressure(state),
-        memory: memory_of_process(),
+        memory: memory(state),
         dependencies: Dependencies(&evidence),
         circuit_breakers: Breakers(&evidence),
         rate_limiter: RateLimiter {
@@ -127,19 +126,23 @@ fn backpressure(state: &AdminState) -> Backpressure {
     }
 }
 
-fn memory_of_process() -> Memory {
-    let rss = metrics_process::collector::collect().resident_memory_bytes;
+fn memory(state: &AdminState) -> Memory {
+    let view = (state.memory)();
+    let mebibytes = |bytes: u64| rounded(bytes as f64 / MEBIBYTE, 10.0);
     Memory {
-        rss_mb: rss.map(|rss| rounded(rss as f64 / MEBIBYTE, 10.0)),
-        percent: rss.zip(memory::limit_bytes()).and_then(|(rss, limit)| {
-            (limit > 0).then(|| rounded(rss as f64 * 100.0 / limit as f64, 100.0))
+        rss_mb: view.resident.map(mebibytes),
+        percent: view.resident.zip(view.limit).and_then(|(resident, limit)| {
+            (limit > 0).then(|| rounded(resident as f64 * 100.0 / limit as f64, 100.0))
         }),
-        growth_rate_mb_per_sec: None,
+        growth_rate_mb_per_sec: rounded(view.growth.bytes_per_second / MEBIBYTE, 1e5),
+        verdict: view.growth.verdict.as_str(),
+        allocated_mb: view.allocated.map(mebibytes),
     }
 }
 
 fn rounded(value: f64, steps: f64) -> f64 {
-    (value * steps).round() / steps
+    // Nothing is shown as -0.
+    (value * steps).round() / steps + 0.0
 }
 
 /// A time in UTC, to the second; nothing beyond the year 9999, which only a broken clock shows.
@@ -185,7 +188,9 @@ struct Backpressure {
 struct Memory {
     rss_mb: Option<f64>,
     percent: Option<f64>,
-    growth_rate_mb_per_sec: Option<f64>,
+    growth_rate_mb_per_sec: f64,
+    verdict: &'static str,
+    allocated_mb: Option<f64>,
 }
 
 /// Each dependency's status.

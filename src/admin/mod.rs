@@ -14,5 +14,3 @@ pub mod server;
 pub mod slow;
 pub mod state;
 pub mod top;
-
-mod memory;

@@ -11,6 +11,7 @@ use crate::health::dependency::{DependencyView, LimiterView};
 use crate::health::detector::Detector;
 use crate::health::heartbeat::Heartbeats;
 use crate::health::history::History;
+use crate::health::memory::MemoryView;
 use crate::health::readiness::Readiness;
 use crate::health::slow::SlowCalls;
 use crate::health::upstream::UpstreamHealth;
@@ -56,6 +57,8 @@ pub struct AdminState {
     pub database: Option<View<DependencyView>>,
     /// The key sets that are fetched, where there are any; of several, the one that does worst.
     pub jwks: Option<View<DependencyView>>,
+    /// The process's memory.
+    pub memory: View<MemoryView>,
     /// Who asks most.
     pub top: Arc<TopTalkers>,
     /// What the status was.

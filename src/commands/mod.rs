@@ -2,11 +2,14 @@
 
 pub mod check;
 pub mod demo;
+#[cfg(feature = "leak-drill")]
+mod drill;
 pub mod example_backend;
 pub mod explain;
 pub mod health;
 mod identity;
 pub mod logging;
+mod memory;
 pub mod reload;
 pub mod reload_files;
 pub mod run;

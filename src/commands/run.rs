@@ -24,7 +24,7 @@ use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::watchdog::{self, Watchdog};
 use super::wiring::{Wired, instance};
-use super::{Failure, RunArgs, reload, reload_files, say, subscriptions, tls};
+use super::{Failure, RunArgs, memory, reload, reload_files, say, subscriptions, tls};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
@@ -32,6 +32,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const KEYS_AT_START: Duration = Duration::from_secs(3);
 /// How often the store in memory looks for expired state.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
+/// How long one round over it takes at the least: a small one need not be looked at all the time.
+const SWEEP_ROUND: Duration = Duration::from_secs(1);
 /// How often the status is noted, and the minutes that are over are taken from the workers.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -222,6 +224,10 @@ fn spawn_background(wired: &Wired) {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
         background(async move { addresses.keep_fresh(ttl).await });
     }
+    let (watch, metrics) = (Arc::clone(&wired.memory_watch), Arc::clone(&wired.gate.metrics));
+    background(memory::watch(watch, metrics));
+    #[cfg(feature = "leak-drill")]
+    background(super::drill::run());
     let admin = Arc::clone(&wired.admin);
     background(async move {
         let mut interval = tokio::time::interval(OBSERVE_INTERVAL);
@@ -234,7 +240,8 @@ fn spawn_background(wired: &Wired) {
     });
     let gate = Arc::clone(&wired.gate);
     background(async move {
-        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        let shards = u32::try_from(gate.memory.shards()).unwrap_or(u32::MAX).max(1);
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL.max(SWEEP_ROUND / shards));
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         for shard in (0..gate.memory.shards()).cycle() {
             interval.tick().await;

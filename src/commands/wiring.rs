@@ -50,6 +50,7 @@ use crate::top::talkers::TopTalkers;
 
 use super::identity::{Slow, identifier};
 use super::logging::Recorders;
+use super::memory::{self, SharedWatch};
 use super::subscriptions;
 
 /// Digits of the policy's hash that are shown.
@@ -68,6 +69,8 @@ pub struct Wired {
     pub admin: Arc<AdminState>,
     /// How long the upstream's addresses hold.
     pub dns_ttl: Duration,
+    /// Where the process's memory goes.
+    pub memory_watch: Arc<SharedWatch>,
     /// How the upstream is checked, if it is.
     pub health_check: Option<HealthCheck>,
 }
@@ -102,6 +105,7 @@ impl Wired {
             .redis
             .as_ref()
             .map(|it| Arc::new(RedisShared::new(redis_settings(it), Arc::clone(&memory))));
+        let memory_watch = Arc::new(SharedWatch::new(memory::schedule()));
         let upstream = settings.upstream.clone();
         let health_check = upstream.as_ref().and_then(|it| it.health_check.as_ref());
         let health_check = health_check.map(self::health_check);
@@ -134,14 +138,18 @@ impl Wired {
                 .clone()
                 .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
             jwks: jwks_view(&identifier),
+            memory: {
+                let watch = Arc::clone(&memory_watch);
+                Box::new(move || watch.view())
+            },
             top: Arc::clone(&top),
             history: Mutex::default(),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
                 let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
+                let (identifier, watch) = (Arc::clone(&identifier), Arc::clone(&memory_watch));
                 let detector = Arc::clone(&detector);
-                let identifier = Arc::clone(&identifier);
                 let upstream = Arc::clone(&upstream_health);
                 Box::new(move || {
                     let breaker = upstream.breaker();
@@ -149,6 +157,8 @@ impl Wired {
                     metrics.publish_transitions(Dependency::Upstream, transitions);
                     recorders.publish(&metrics);
                     detector.observe(clock::monotonic());
+                    let bought = subscriptions.as_deref();
+                    memory::publish(&metrics, &watch, &memory, &identifier, bought);
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
                     if let Some(redis) = &redis {
@@ -185,7 +195,7 @@ impl Wired {
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
-        Ok(Wired { gate, admin, dns_ttl, health_check })
+        Ok(Wired { gate, admin, dns_ttl, health_check, memory_watch })
     }
 }
 

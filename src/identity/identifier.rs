@@ -197,6 +197,11 @@ impl Identifier {
         self.methods.iter().map(of).sum()
     }
 
+    /// Keys of the key sets that were fetched.
+    pub fn keys_fetched(&self) -> usize {
+        self.remotes().map(|remote| remote.source.load().set.len()).sum()
+    }
+
     fn by_token(
         &self,
         jwt: &JwtMethod,

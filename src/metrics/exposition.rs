@@ -3,7 +3,8 @@
 use std::fmt::{Display, Write};
 
 use super::histogram::{Edges, HistogramTotals};
-use super::names::{Desc, Kind};
+use super::labels::ObjectType;
+use super::names::{self, Desc, Kind};
 
 /// The text of one family.
 #[derive(Debug)]
@@ -88,8 +89,9 @@ pub fn for_exporter(value: &str) -> String {
 }
 
 /// All families in the order of their names, samples in order too, so that two scrapes of the
-/// same state are the same bytes. `series` is the family that tells how many samples there are.
-pub fn assemble(exporter: &str, own: &[Family], series: &'static Desc) -> String {
+/// same state are the same bytes. Their number is told twice: in a family of its own, and among
+/// the `objects`, which lack that one sample.
+pub fn assemble(exporter: &str, own: &[Family], mut objects: Family) -> String {
     let mut samples: usize = own.iter().map(|family| family.samples).sum();
     let mut blocks: Vec<String> =
         own.iter().filter(|family| family.samples > 0).map(|family| family.text.clone()).collect();
@@ -104,9 +106,11 @@ pub fn assemble(exporter: &str, own: &[Family], series: &'static Desc) -> String
         text.push('\n');
         blocks.push(text);
     }
-    let mut count = Family::new(series);
-    count.sample(&[], samples.saturating_add(1));
-    blocks.push(count.text);
+    let samples = samples.saturating_add(objects.samples).saturating_add(2);
+    objects.sample(&[ObjectType::MetricSeries.as_str()], samples);
+    let mut count = Family::new(&names::SERIES);
+    count.sample(&[], samples);
+    blocks.extend([count.text, objects.text]);
     blocks.sort_unstable();
     blocks.concat()
 }
@@ -114,7 +118,6 @@ pub fn assemble(exporter: &str, own: &[Family], series: &'static Desc) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::names;
 
     #[test]
     fn label_values_are_escaped() {
@@ -129,10 +132,20 @@ mod tests {
         let mut own = Family::new(&names::DEGRADED);
         own.sample(&[], 0);
         let empty = Family::new(&names::P95);
-        let text = assemble(exporter, &[own, empty], &names::SERIES);
+        let mut objects = Family::new(&names::OBJECTS);
+        objects.sample(&["requests"], 7);
+        let text = assemble(exporter, &[own, empty], objects);
         let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-        let own = format!("{} 0", names::DEGRADED.name);
-        assert_eq!(samples[..3], ["b{l=\"1\"} 1", "b{l=\"2\"} 1", &*own]);
-        assert!(samples[3].ends_with(" 4"));
+        let objects =
+            |kind: &str, count| format!("{}{{type=\"{kind}\"}} {count}", names::OBJECTS.name);
+        let expected = [
+            "b{l=\"1\"} 1",
+            "b{l=\"2\"} 1",
+            &objects("requests", 7),
+            &objects("metric_series", 6),
+            &format!("{} 0", names::DEGRADED.name),
+            &format!("{} 6", names::SERIES.name),
+        ];
+        assert_eq!(samples, expected);
     }
 }

@@ -531,6 +531,58 @@ label! {
     }
 }
 
+label! {
+    /// What the allocator's bytes are.
+    AllocatorKind {
+        /// Asked for by the program and not given back.
+        Allocated = "allocated",
+        /// In pages that hold any of them.
+        Active = "active",
+        /// In pages that lie in memory, free ones and the allocator's own included.
+        Resident = "resident",
+        /// Address space that is kept for later.
+        Retained = "retained",
+        /// Address space in use.
+        Mapped = "mapped",
+        /// The allocator's own books.
+        Metadata = "metadata",
+    }
+}
+
+label! {
+    /// What there may be many of.
+    ObjectType {
+        /// Open connections from callers.
+        Connections = "connections",
+        /// Requests whose answer is not finished.
+        Requests = "requests",
+        /// Buffers of 16 KiB that upgraded connections are relayed through, two for each.
+        Buffers = "buffers",
+        /// Entries of stores and caches in memory.
+        LocalCacheEntries = "local_cache_entries",
+        /// Parts of a quota that this process holds to spend by itself.
+        Leases = "leases",
+        /// Keys of key sets that were fetched.
+        JwksKeys = "jwks_keys",
+        /// Series of metrics.
+        MetricSeries = "metric_series",
+        /// Upgraded connections.
+        WebsocketTunnels = "websocket_tunnels",
+    }
+}
+
+label! {
+    /// Who reclaims memory.
+    Generation {
+        /// The sweep of the store in memory: rounds over all of it, and expired entries.
+        Sweep = "0",
+        /// The allocator giving back dirty pages (written to, and free): purges, and pages.
+        Dirty = "1",
+        /// The same of muzzy pages (which the kernel has been told it may take).
+        Muzzy = "2",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

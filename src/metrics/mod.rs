@@ -15,6 +15,7 @@ pub mod histogram;
 pub mod identity;
 pub mod labels;
 pub mod logs;
+pub mod memory;
 pub mod names;
 pub mod page;
 pub mod policy;

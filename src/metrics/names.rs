@@ -6,10 +6,11 @@
 use metrics::Unit;
 
 use super::labels::{
-    Attempt, BreakerState, CacheResult, CheckResult, CodeClass, CutReason, Dependency, Direction,
-    ErrorType, FallbackMode, FallbackReason, HandshakeResult, IdentifierTypes, IdentityError,
-    LimitDecision, LimiterBackend, LookupResult, MethodLabel, Outcome, Periods, PoolState,
-    QueryType, RedisErrorKind, RefusalReason, TaskType, Values,
+    AllocatorKind, Attempt, BreakerState, CacheResult, CheckResult, CodeClass, CutReason,
+    Dependency, Direction, ErrorType, FallbackMode, FallbackReason, Generation, HandshakeResult,
+    IdentifierTypes, IdentityError, LimitDecision, LimiterBackend, LookupResult, MethodLabel,
+    ObjectType, Outcome, Periods, PoolState, QueryType, RedisErrorKind, RefusalReason, TaskType,
+    Values,
 };
 
 /// What kind of series a metric has.
@@ -276,10 +277,28 @@ declare! {
         "Look-ups beyond the pool's connections. Should be 0 nearly always: requests wait for it.";
     RSS: Gauge "memory_rss_bytes" [] Bytes
         "Resident memory."
-        "As the operating system counts it, at the time of the scrape: what the machine is short of when it is short. The allocator keeps some of it for later, so it need not fall when the traffic does.";
+        "Field 2 of /proc/self/statm, at the time of the scrape: what the machine is short of when it is short. The allocator keeps free pages for a while, so it need not fall when the traffic does; what the program itself holds is memory_allocator_bytes{kind=\"allocated\"}.";
     VMS: Gauge "memory_vms_bytes" [] Bytes
         "Virtual memory: address space, not use."
-        "Large by design (the allocator reserves address space), and no reason for an alert.";
+        "Field 1 of /proc/self/statm. Large by design (the allocator reserves address space), and no reason for an alert.";
+    MEMORY_LIMIT: Gauge "memory_limit_bytes" [] Bytes
+        "Memory that this process may use: the lowest limit of its control groups, else the machine's memory; 0 where neither is known."
+        "Control groups of version 1 and 2, its own and all above. Read anew with every scrape.";
+    ALLOCATOR: Gauge "memory_allocator_bytes" ["kind": AllocatorKind] Bytes
+        "The allocator's own account; all 0 where the allocator is not jemalloc."
+        "Added up over all arenas for each scrape. resident far above allocated is fragmentation, or a burst just past, and no leak.";
+    OBJECTS: Gauge "memory_objects_count" ["type": ObjectType] Count
+        "Live objects that the program counts itself; not a census of the heap."
+        "Taken at the scrape. Whatever rises here beside memory_rss_bytes tells what the memory is for. Buffers inside of the HTTP library are not counted; two of 16 KiB for each upgraded connection are. Leases are 0: every check asks its store.";
+    GC_COLLECTIONS: Counter "memory_gc_collections_total" ["generation": Generation] Count
+        "Reclaim runs. Generation 0: rounds of the sweep over the store in memory; 1: the allocator's purges of dirty pages; 2: of muzzy pages."
+        "There is no garbage collector: these three take back what is no longer used. A round goes over the whole store and takes a second at the least. Purges are as jemalloc counts them, over all arenas; muzzy ones only happen where its muzzy_decay_ms is above 0, which it is not by itself.";
+    GC_COLLECTED: Counter "memory_gc_collected_total" ["generation": Generation] Count
+        "What those runs reclaimed. Generation 0: expired entries of the store in memory; 1: dirty pages; 2: muzzy pages. The unit differs."
+        "Entries that an insertion freed in passing count too.";
+    MEMORY_GROWTH: Gauge "memory_growth_rate_bytes_per_second" [] Bytes
+        "Growth of resident and swapped memory over the last hour, by a robust slope; 0 until an hour was watched, below 0 where it shrinks."
+        "The median of the slopes between any two of 120 medians of a minute (Theil and Sen), found anew every 5 minutes, the first time 70 minutes after the start. docs/memory.md tells a leak from a warm-up.";
 
     # "The process and its signals"
     BUILD_INFO: Gauge "tollgate_build_info" ["version", "commit", "rustc"] Count

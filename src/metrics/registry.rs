@@ -22,6 +22,7 @@ use super::labels::{
     Attempt, BreakerState, CutReason, Dependency, FallbackMode, FallbackReason, IdentityError,
     LimiterBackend, LimiterMode, LookupResult, PoolState, QueryType, RedisErrorKind, RefusalReason,
 };
+use super::memory::MemoryCells;
 use super::names;
 use super::runtime::RuntimeCells;
 use super::series::{
@@ -91,6 +92,7 @@ pub struct Metrics {
     in_flight: Level,
     pub(super) runtime: Arc<RuntimeCells>,
     pub(super) tls: TlsCells,
+    pub(super) memory: MemoryCells,
     redis_queue: AtomicU64,
     database_queue: AtomicU64,
     redis_slow: Duration,
@@ -175,6 +177,9 @@ impl Metrics {
         let handles = Handles::new(recorder);
         handles.gauge(&names::BUILD_INFO, &[build.version, build.commit, build.rustc]).set(1.0);
         handles.gauge(&names::DB_QUEUE, &[]).set(0.0);
+        for desc in [&names::RSS, &names::VMS, &names::MEMORY_GROWTH] {
+            handles.gauge(desc, &[]).set(0.0);
+        }
         handles.gauge(&names::DEGRADED, &[]).set(0.0);
         handles.gauge(&names::UPSTREAM_WAITING, &[]).set(0.0);
         handles.gauge(&names::CONFIG_LOADED_AT, &[]).set(0.0);
@@ -188,6 +193,7 @@ impl Metrics {
             in_flight: Level::new(shards),
             runtime: Arc::new(RuntimeCells::new(workers, shards)),
             tls: TlsCells::new(shards),
+            memory: MemoryCells::new(shards),
             redis_queue: AtomicU64::new(0),
             database_queue: AtomicU64::new(0),
             redis_slow,

@@ -68,6 +68,7 @@ impl Metrics {
         }
         self.publish_process(handles);
         self.publish_tls(handles);
+        let objects = self.objects(&endpoints, &listeners);
         self.publish_runtime(handles);
 
         let mut own = self.histograms(&endpoints, &upstreams);
@@ -80,7 +81,8 @@ impl Metrics {
         }
         own.push(hash);
         own.push(publish_system(handles));
-        assemble(&self.exporter.render(), &own, &names::SERIES)
+        self.publish_memory();
+        assemble(&self.exporter.render(), &own, objects)
     }
 
     fn publish_process(&self, handles: &Handles) {
@@ -211,8 +213,6 @@ fn publish_system(handles: &Handles) -> Family {
         (&names::PROCESS_VMS, process.virtual_memory_bytes),
         (&names::PROCESS_VMS_MAX, process.virtual_memory_max_bytes),
         (&names::PROCESS_THREADS, process.threads),
-        (&names::RSS, process.resident_memory_bytes),
-        (&names::VMS, process.virtual_memory_bytes),
     ];
     for (desc, value) in gauges {
         if let Some(value) = value {

@@ -73,6 +73,8 @@ pub fn spawn(
         let (down_read, down_write) = tokio::io::split(TokioIo::new(downstream));
         let (up_read, up_write) = tokio::io::split(TokioIo::new(upstream));
         let drain = is_websocket.then_some(&worker.gate.drain);
+        let metrics = &worker.gate.metrics;
+        let _buffers = (metrics.buffer_held(), metrics.buffer_held());
         let to_downstream = relay(up_read, down_write, &activity, drain, Side::Server);
         let to_upstream = relay(down_read, up_write, &activity, drain, Side::Client);
         let mut relays = pin!(async {

@@ -40,6 +40,8 @@ pub struct MemoryStore {
     capacity: usize,
     len: AtomicUsize,
     evictions: AtomicU64,
+    sweeps: AtomicU64,
+    swept: AtomicU64,
 }
 
 /// A shard on cache lines of its own, so that its lock disturbs no neighbour.
@@ -66,6 +68,8 @@ impl MemoryStore {
             capacity,
             len: AtomicUsize::new(0),
             evictions: AtomicU64::new(0),
+            sweeps: AtomicU64::new(0),
+            swept: AtomicU64::new(0),
         }
     }
 
@@ -117,10 +121,12 @@ impl MemoryStore {
     /// Forgets what has expired in one shard, and says how much that was. Looks at a bounded number
     /// of records; in a shard that holds more, the next call goes on where this one ended.
     pub fn sweep(&self, now: Timestamp, shard: usize) -> usize {
-        match self.shards.get(shard) {
-            Some(Padded(shard)) => self.sweep_some(&mut shard.lock(), now, SWEPT_AT_ONCE),
-            None => 0,
+        let Some(Padded(locked)) = self.shards.get(shard) else { return 0 };
+        let freed = self.sweep_some(&mut locked.lock(), now, SWEPT_AT_ONCE);
+        if shard.saturating_add(1) == self.shards.len() {
+            self.sweeps.fetch_add(1, Ordering::Relaxed);
         }
+        freed
     }
 
     /// Number of shards, for who calls [`MemoryStore::sweep`] on one after the other.
@@ -147,6 +153,16 @@ impl MemoryStore {
     /// identity pass its limits once more.
     pub fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
+    }
+
+    /// Rounds that [`MemoryStore::sweep`] has made: each ends with the last shard.
+    pub fn sweeps(&self) -> u64 {
+        self.sweeps.load(Ordering::Relaxed)
+    }
+
+    /// Records that were freed because they had expired.
+    pub fn swept(&self) -> u64 {
+        self.swept.load(Ordering::Relaxed)
     }
 
     fn check_in(&self, shard: &mut Shard, scopes: &Scopes, now: Timestamp) -> Decision {
@@ -197,6 +213,7 @@ impl MemoryStore {
         let freed = shard.sweep(now, count);
         if freed > 0 {
             self.len.fetch_sub(freed, Ordering::Relaxed);
+            self.swept.fetch_add(freed as u64, Ordering::Relaxed);
         }
         freed
     }

@@ -113,6 +113,16 @@ impl Memory {
         }
     }
 
+    /// Users who are remembered.
+    pub fn len(&self) -> usize {
+        self.users.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     fn millis(&self, now: Instant) -> u64 {
         whole_millis(now.saturating_duration_since(self.started))
     }

@@ -226,6 +226,11 @@ impl Subscriptions {
         }
     }
 
+    /// Users whose answer is kept.
+    pub fn users_remembered(&self) -> usize {
+        self.shared.memory.len()
+    }
+
     /// The counters.
     pub fn stats(&self) -> &Stats {
         &self.shared.stats

@@ -1,0 +1,7 @@
+//! What the operating system and the allocator say of this process.
+//!
+//! Readings only: nothing here is kept, judged or published, and no file but [`allocator`] may be
+//! unsafe. Where something cannot be read there is `None`, never a made-up number.
+
+pub mod allocator;
+pub mod memory;
