@@ -558,3 +558,37 @@ identity:
         assert!(transitions(&tollgate, name, "closed") >= 1.0);
     }
 }
+
+#[test]
+fn a_primary_that_was_demoted_is_noticed_while_nobody_asks() {
+    let Some(store) = RedisServer::spawn_with(&["--replica-read-only", "yes"]) else { return };
+    let backend = Backend::ok();
+    let config = format!("store: {{ redis: {{ url: '{}', timeout: 5s }} }}\n", store.url());
+    let tollgate = Start::default().upstream(backend.address).config(&config).run();
+    wait_until("redis is well", || dependency(&tollgate, "redis") == 1.0);
+    // It answers a PING as before.
+    store.words("REPLICAOF 127.0.0.1 1");
+    wait_until("it is noticed", || dependency(&tollgate, "redis") < 1.0);
+    assert_eq!(health(&tollgate)["dependencies"]["redis"], "degraded");
+    store.words("REPLICAOF NO ONE");
+    wait_until("redis is well again", || dependency(&tollgate, "redis") == 1.0);
+    assert_eq!(transitions(&tollgate, "redis", "open"), 0.0, "a single write failed");
+}
+
+#[test]
+fn a_stream_that_the_upstream_resets_says_nothing_of_the_others() {
+    let backend = Http2Backend::spawn(|mut exchange| async move {
+        match exchange.head.uri.path() {
+            "/poison" => exchange.respond.send_reset(h2::Reason::INTERNAL_ERROR),
+            _ => exchange.ok("ok"),
+        }
+    });
+    let config = format!("upstream: {{ url: '{}', retries: 0 }}\n", backend.h2c());
+    let tollgate = Start::default().config(&config).tiers(support::GENEROUS).run();
+    // Whoever finds a request that is given up cannot have the upstream shut to all.
+    for _ in 0..20 {
+        assert_eq!(tollgate.get("/poison").status, 502);
+    }
+    assert_eq!(tollgate.get("/").status, 200);
+    assert_eq!(state(&tollgate, "upstream"), 0.0);
+}

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 #![allow(clippy::disallowed_methods, reason = "tests wait by the real time, and end")]
 
+#[path = "support/http2.rs"]
+mod http2;
 mod support;
 
 use std::io::{BufRead, BufReader, Write};
@@ -568,4 +570,44 @@ fn spans_that_wait_are_sent_before_the_end() {
     signal(tollgate.pid(), "TERM");
     assert!(tollgate.wait().success());
     assert_eq!(collector.spans().len(), 30);
+}
+
+#[test]
+fn every_way_to_ask_has_its_line() {
+    let backend = Backend::spawn(|mut connection| {
+        while let Some(seen) = connection.request() {
+            if seen.field("upgrade").is_none() {
+                connection.ok("ok");
+                continue;
+            }
+            connection.send(
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+            );
+            connection.read_some(1);
+        }
+    });
+    let (tollgate, _directory, path) = start(backend.address, POLICY, "");
+    let grpc = || http2::request("POST", "/grpc").header("content-type", "application/grpc");
+    http2::run(async {
+        let mut client = http2::Polite::connect(tollgate.data).await;
+        assert_eq!(client.get("/h2").await.status, 200);
+        for status in ["200", "200", "429"] {
+            let answer = client.ask(grpc().body(()).unwrap(), Some(b"x")).await.unwrap();
+            let refused = answer.headers.contains_key("grpc-status");
+            assert_eq!((answer.status, refused), (200, status == "429"));
+        }
+    });
+    let mut client = Client::connect_from("127.0.0.8", tollgate.data);
+    let upgrade =
+        "GET /ws HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    assert_eq!(client.send(upgrade).head().status, 101);
+    // While the tunnel is open: a line is written with the 101.
+    let lines = wait_lines(&path, 5);
+    let statuses = |path: &str| -> Vec<u64> {
+        let of_path = lines.iter().filter(|line| line["path"] == path);
+        of_path.map(|line| line["status"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(statuses("/h2"), [200]);
+    assert_eq!(statuses("/grpc"), [200, 200, 429]);
+    assert_eq!(statuses("/ws"), [101]);
 }

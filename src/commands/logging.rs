@@ -32,10 +32,14 @@ use crate::otlp::export::{Exporter, Tracer, exporter};
 const OWN_ROOM: Room = Room { chunks: 1024, bytes: 1 << 20 };
 /// Of access lines, beside what each worker keeps.
 const ACCESS_ROOM: Room = Room { chunks: 1024, bytes: 4 << 20 };
-/// How long the end waits for lines to be written, and for spans to be sent.
-const AT_END: Duration = Duration::from_secs(2);
-/// How often it is told what was left out and what was lost.
+/// How long the end waits for the lines of each log to be written.
+const AT_END: Duration = Duration::from_secs(1);
+/// How long it waits for spans to be sent: longer than the exporter does itself.
+const SPANS_AT_END: Duration = Duration::from_secs(2);
+/// How often it is told what was left out.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
+/// How many times as long passes between two lines about what was lost.
+const LOSSES_EVERY: u32 = 12;
 
 /// The logs of a process.
 #[derive(Debug)]
@@ -102,7 +106,7 @@ impl Logs {
             .with(EnvFilter::new(settings.level));
         // A second one in the same process keeps the first: that is for tests only.
         if subscriber.try_init().is_ok() {
-            hook_panics();
+            hook_panics(self.own.clone());
         }
     }
 
@@ -135,19 +139,19 @@ impl Logs {
     /// Tells now and then what was left out and what was lost. Runs on the control thread.
     pub async fn tell_losses(&self) {
         let mut told = self.figures();
+        let mut is_quiet_for = 0_u32;
         loop {
             tokio::time::sleep(TELL_INTERVAL).await;
             self.tell_left_out();
+            is_quiet_for = is_quiet_for.saturating_sub(1);
             let now = self.figures();
             let access = now.access_dropped.saturating_sub(told.access_dropped);
-            if access > 0 {
-                tracing::warn!(lines = access, "lines of the access log were dropped");
-            }
             let own = now.dropped.saturating_sub(told.dropped);
-            if own > 0 {
-                tracing::warn!(lines = own, "lines of this log were dropped");
+            if is_quiet_for == 0 && (access > 0 || own > 0) {
+                is_quiet_for = LOSSES_EVERY;
+                told = now;
+                tracing::warn!(access_log = access, this_log = own, "lines were lost");
             }
-            told = now;
         }
     }
 
@@ -213,18 +217,14 @@ impl Exporting {
     /// Sends what is left, if that can be done soon.
     pub async fn finish(self) {
         self.end.send_replace(true);
-        tokio::time::timeout(AT_END, self.task).await.ok();
+        tokio::time::timeout(SPANS_AT_END, self.task).await.ok();
     }
 }
 
-/// A panic is told of like everything else, so that whoever panics waits for no reader. On the main
-/// thread it ends the process, so that there it is said at once.
-fn hook_panics() {
-    let usual = std::panic::take_hook();
+/// A panic is told of like everything else, so that whoever panics waits for no reader; on the main
+/// thread for a moment, since it may end the process.
+fn hook_panics(own: LineQueue) {
     std::panic::set_hook(Box::new(move |panic| {
-        if std::thread::current().name() == Some("main") {
-            return usual(panic);
-        }
         let payload = panic.payload();
         let said = payload.downcast_ref::<&str>().copied();
         let said = said.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
@@ -232,6 +232,9 @@ fn hook_panics() {
         let thread = std::thread::current();
         let thread = thread.name().unwrap_or("unnamed");
         tracing::error!(thread, place, "panic: {}", said.unwrap_or("of unknown reason"));
+        if thread == "main" {
+            own.settle(AT_END);
+        }
     }));
 }
 

@@ -70,7 +70,7 @@ pub fn log(log: &Log) -> LogSettings {
 pub fn tracing(tracing: &Tracing, report: &mut Report<'_>) -> Option<TracingSettings> {
     // What is no number is in no range.
     if !(0.0..=1.0).contains(&tracing.sample) {
-        let found = format!("{} is no part of a whole", tracing.sample);
+        let found = tracing.sample.to_string();
         report.value(config_path!["tracing", "sample"], Problem::new(found).expected("0 to 1"));
     }
     let endpoint = tracing.otlp_endpoint.as_deref()?;

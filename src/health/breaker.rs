@@ -15,6 +15,9 @@ pub const FAILURES_IN_A_ROW: u32 = 5;
 pub const WINDOW_CALLS_MIN: u32 = 20;
 /// Good probes in a row that close a breaker.
 pub const GOOD_PROBES: u32 = 3;
+/// How long a call may keep others from finding out whether the upstream is back. As long as it
+/// likes would be as long as its client likes, who may be slow to send its body.
+pub const CALL_LEASE_MAX: Duration = Duration::from_secs(10);
 /// First and longest time that the upstream's breaker stays open.
 pub const UPSTREAM_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
@@ -45,7 +48,8 @@ pub struct BreakerSettings {
     pub jitter: (f64, f64),
     /// Least time between the beginnings of two probes.
     pub probe_gap: Duration,
-    /// A probe of which nothing was heard for so long has lost its place.
+    /// A probe of which nothing was heard for so long makes room for another; what it comes to
+    /// counts all the same.
     pub probe_lease: Duration,
     /// Whether it counts as half-open as soon as its pause is over; if not, with the first probe
     /// that was good.
@@ -124,12 +128,17 @@ pub struct Breaker {
     pauses: u32,
     probe: Option<(Lease, Instant)>,
     leases: u64,
+    /// How often it has opened or closed.
+    round: u64,
     good_probes: u32,
 }
 
 /// The place of the one probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lease(u64);
+pub struct Lease {
+    number: u64,
+    round: u64,
+}
 
 impl Breaker {
     /// Closed.
@@ -143,6 +152,7 @@ impl Breaker {
             pauses: 0,
             probe: None,
             leases: 0,
+            round: 0,
             good_probes: 0,
         }
     }
@@ -210,7 +220,7 @@ impl Breaker {
         }
         self.refresh(now);
         self.leases = self.leases.wrapping_add(1);
-        let lease = Lease(self.leases);
+        let lease = Lease { number: self.leases, round: self.round };
         self.probe = Some((lease, now + self.settings.probe_lease));
         let (least, most) = self.settings.jitter;
         let gap = 1.0 + least + (most - least) * jitter.clamp(0.0, 1.0);
@@ -218,9 +228,10 @@ impl Breaker {
         Some(lease)
     }
 
-    /// Ends a probe. One that has lost its place says nothing.
+    /// Ends a probe. One that began before the breaker opened again, or closed, says nothing.
     pub fn end_probe(&mut self, lease: Lease, outcome: Outcome, now: Instant, jitter: f64) {
-        if !self.give_up(lease) {
+        self.give_up(lease);
+        if lease.round != self.round {
             return;
         }
         if outcome == Outcome::Bad {
@@ -236,14 +247,14 @@ impl Breaker {
             closed_at: Some(now),
             pauses: self.pauses.saturating_add(1),
             leases: self.leases,
+            round: self.round.wrapping_add(1),
             ..Breaker::new(self.settings)
         };
     }
 
-    /// Takes a probe's place away without an outcome, which says nothing either way. Returns
-    /// whether it had one.
-    pub fn give_up(&mut self, lease: Lease) -> bool {
-        self.probe.take_if(|(running, _)| *running == lease).is_some()
+    /// Takes a probe's place away, if it has it still, without an outcome.
+    pub fn give_up(&mut self, lease: Lease) {
+        self.probe.take_if(|(running, _)| *running == lease);
     }
 
     /// How long until a call may be made as a probe, if nothing else happens: zero where one may
@@ -261,6 +272,7 @@ impl Breaker {
 
     fn pause(&mut self, now: Instant, jitter: f64) {
         self.state = BreakerState::Open;
+        self.round = self.round.wrapping_add(1);
         self.good_probes = 0;
         self.next_probe = Some(now + self.settings.pause(self.pauses, jitter));
     }

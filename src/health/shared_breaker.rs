@@ -224,9 +224,7 @@ impl Probe {
 impl Drop for Probe {
     fn drop(&mut self) {
         if let Some(lease) = self.lease.take() {
-            self.breaker.change(|breaker| {
-                breaker.give_up(lease);
-            });
+            self.breaker.change(|breaker| breaker.give_up(lease));
         }
     }
 }

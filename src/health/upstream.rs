@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::metrics::labels::BreakerState;
 
-use super::breaker::{BreakerSettings, Outcome};
+use super::breaker::{BreakerSettings, CALL_LEASE_MAX, Outcome};
 use super::dependency::{DependencyStatus, DependencyView};
 use super::shared_breaker::{Probe, SharedBreaker, Ticket};
 
@@ -65,13 +65,13 @@ pub enum Admission {
 
 impl UpstreamHealth {
     /// Nothing known yet. Without checks, calls find out for themselves whether an upstream is
-    /// back; one of which nothing is heard for `call_max` makes room for another.
+    /// back; one of which nothing is heard for `call_max`, or [`CALL_LEASE_MAX`], makes room.
     pub fn new(checks: Option<CheckRules>, call_max: Duration, now: Instant) -> Self {
         let settings = match checks {
             Some(CheckRules { interval, timeout, rise, .. }) => {
                 BreakerSettings::probed_by_checks(interval, timeout, rise)
             }
-            None => BreakerSettings::probed_by_calls(call_max),
+            None => BreakerSettings::probed_by_calls(call_max.min(CALL_LEASE_MAX)),
         };
         UpstreamHealth {
             breaker: SharedBreaker::new(settings, now),

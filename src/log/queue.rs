@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+/// How often it is looked whether a queue is empty.
+const SETTLE_PAUSE: Duration = Duration::from_millis(5);
+
 /// Some whole lines, each with its end.
 #[derive(Debug, Default)]
 pub struct Chunk {
@@ -138,6 +141,16 @@ impl LineQueue {
         let mut has_ended = self.shared.has_ended.lock();
         if !*has_ended {
             self.shared.ended.wait_for(&mut has_ended, within);
+        }
+    }
+
+    /// Waits until nothing is queued, at most so long.
+    pub fn settle(&self, within: Duration) {
+        let mut left = within;
+        while self.shared.queued.load(Relaxed) > 0 && !left.is_zero() {
+            let pause = left.min(SETTLE_PAUSE);
+            std::thread::sleep(pause);
+            left = left.saturating_sub(pause);
         }
     }
 

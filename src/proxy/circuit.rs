@@ -45,9 +45,9 @@ pub fn ask(gate: &Gate) -> Result<Permit, Refusal> {
     }
 }
 
-/// Notes what came of a call.
-pub fn note(gate: &Gate, permit: Permit, outcome: Outcome) {
-    let now = monotonic();
+/// Notes what came of a call by `now`.
+#[inline]
+pub fn note(gate: &Gate, permit: Permit, outcome: Outcome, now: Instant) {
     match permit {
         Permit::Call(ticket) => {
             let changed = gate.upstream_health.called(ticket, outcome, now, jitter);

@@ -125,14 +125,20 @@ impl Exchange {
         }
     }
 
-    /// Notes the answer's head and how it will have ended if nothing else happens. `upstream` is
-    /// how long the upstream took for it.
-    pub fn answered(&mut self, status: StatusCode, ending: Ending, upstream: Option<Duration>) {
+    /// Notes the answer's head, at `now`, and how it will have ended if nothing else happens.
+    /// `upstream` is how long the upstream took for it.
+    pub fn answered(
+        &mut self,
+        status: StatusCode,
+        ending: Ending,
+        upstream: Option<Duration>,
+        now: Instant,
+    ) {
         if let Some(facts) = &mut self.facts {
             facts.status = status.as_u16();
             facts.ending = Some(ending);
             facts.upstream = upstream;
-            let total = clock::monotonic().saturating_duration_since(facts.started);
+            let total = now.saturating_duration_since(facts.started);
             facts.overhead = Some(total.saturating_sub(upstream.unwrap_or_default()));
         }
     }

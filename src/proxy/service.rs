@@ -77,9 +77,10 @@ pub async fn handle(
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
             let mut permit = Some(permit);
             let called = call.forward(request, &mut permit).await;
+            let now = clock::monotonic();
             let outcome = called.as_ref().map_or_else(|it| it.outcome, |_| Some(Outcome::Good));
             if let Some((permit, outcome)) = permit.zip(outcome) {
-                circuit::note(&worker.gate, permit, outcome);
+                circuit::note(&worker.gate, permit, outcome, now);
             }
             let mut response = match called {
                 Ok((response, took)) => {
@@ -87,7 +88,7 @@ pub async fn handle(
                     if let Some(notes) = exchange.notes() {
                         notes.upstream_answered(response.status(), took);
                     }
-                    exchange.answered(response.status(), ending, Some(took));
+                    exchange.answered(response.status(), ending, Some(took), now);
                     response
                 }
                 Err(failure) => {
@@ -278,7 +279,7 @@ async fn decide<'a>(
         Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
         Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
             let response = denied(worker, &decision);
-            exchange.answered(response.status(), Ending::RateLimited, None);
+            exchange.answered(response.status(), Ending::RateLimited, None, clock::monotonic());
             Next::Answer(response)
         }
         Checked::Decided { decision, backend } => {
@@ -379,7 +380,7 @@ fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
         | Refusal::RequestTimeout
         | Refusal::ContentTooLarge => Ending::Refused,
     };
-    exchange.answered(refusal.status(), ending, None);
+    exchange.answered(refusal.status(), ending, None, clock::monotonic());
     reply::refuse(refusal)
 }
 

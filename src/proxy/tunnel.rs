@@ -14,6 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::clock;
 use crate::health::breaker::Outcome;
 use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
@@ -86,7 +87,7 @@ pub fn spawn(
         });
         let has_ended = tokio::time::timeout(STABLE_AFTER, relays.as_mut()).await.is_ok();
         if let (Some(permit), Some(outcome)) = (permit.take(), activity.outcome(has_ended)) {
-            circuit::note(&worker.gate, permit, outcome);
+            circuit::note(&worker.gate, permit, outcome, clock::monotonic());
         }
         if !has_ended {
             relays.await;

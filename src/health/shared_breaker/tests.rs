@@ -234,16 +234,25 @@ fn who_fails_again_soon_after_it_closed_waits_longer() {
 }
 
 #[test]
-fn a_probe_of_which_nothing_is_heard_loses_its_place() {
+fn a_probe_of_which_nothing_is_heard_loses_its_place_and_counts_all_the_same() {
     let start = crate::clock::monotonic();
     let breaker = opened(traffic(start), start, MIDDLE);
     let lost = breaker.try_probe(after(start, 5_000), MIDDLE).unwrap();
     assert!(breaker.try_probe(after(start, 34_999), MIDDLE).is_none());
     let other = breaker.try_probe(after(start, 35_000), MIDDLE).unwrap();
-    assert_eq!(lost.end(Outcome::Bad, after(start, 35_001), MIDDLE), None, "too late");
-    assert!(breaker.try_probe(after(start, 35_002), MIDDLE).is_none(), "the other one runs");
-    drop(other);
-    assert!(breaker.try_probe(after(start, 35_003), MIDDLE).is_some());
+    let changed = lost.end(Outcome::Bad, after(start, 35_001), MIDDLE);
+    assert_eq!(changed, Some(BreakerState::Open));
+    // The other one runs on, began before that, and says nothing any more.
+    assert!(breaker.try_probe(after(start, 45_001), MIDDLE).is_none());
+    assert_eq!(other.end(Outcome::Good, after(start, 45_002), MIDDLE), None);
+    let late = breaker.try_probe(after(start, 45_003), MIDDLE).unwrap();
+    let next = breaker.try_probe(after(start, 75_003), MIDDLE).unwrap();
+    for probe in [late, next] {
+        assert_eq!(probe.end(Outcome::Good, after(start, 75_004), MIDDLE), None);
+    }
+    let third = breaker.try_probe(after(start, 75_005), MIDDLE).unwrap();
+    let changed = third.end(Outcome::Good, after(start, 75_006), MIDDLE);
+    assert_eq!(changed, Some(BreakerState::Closed), "an upstream that is slow is well");
 }
 
 #[test]
@@ -324,7 +333,7 @@ struct Oracle {
     closed_at: Option<Instant>,
     goods: u32,
     generation: u32,
-    /// The generation that each call under way was let pass in; `None` for a probe.
+    /// Who has the place of the probe, and until when.
     holder: Option<(usize, Instant)>,
 }
 
@@ -410,7 +419,7 @@ proptest! {
                     if let Some(probe) = probe {
                         oracle.holder = Some((number, now + LEASE));
                         let until = now + LEASE;
-                        under_way.push((number, 0, UnderWay::Probe(probe, until)));
+                        under_way.push((number, oracle.generation, UnderWay::Probe(probe, until)));
                     } else if let Some(ticket) = ticket {
                         under_way.push((number, oracle.generation, UnderWay::Call(ticket)));
                     }
@@ -433,9 +442,11 @@ proptest! {
                             }
                             if oracle.holder.is_some_and(|(holder, _)| holder == id) {
                                 oracle.holder = None;
-                                if let Some(outcome) = outcome {
-                                    oracle.probe_ended(outcome, now);
-                                }
+                            }
+                            if let Some(outcome) = outcome
+                                && generation == oracle.generation
+                            {
+                                oracle.probe_ended(outcome, now);
                             }
                         }
                     }
