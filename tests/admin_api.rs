@@ -7,6 +7,8 @@
     reason = "a test stops at the first surprise, and ends"
 )]
 
+#[path = "support/redis.rs"]
+mod redis;
 mod support;
 
 use std::io::{Read, Write};
@@ -383,10 +385,29 @@ fn the_history_goes_on_while_nobody_asks() {
     let reason = history[0]["reason"].as_str().unwrap();
     assert!(reason.contains("limits decided in mode local"), "{history}");
     assert!(reason.contains("redis unhealthy"), "{history}");
-    support::wait_until("it says how", || {
-        let (_, health) = health(&tollgate, "?verbose=1");
-        let redis = &health["details"]["dependencies"]["redis"];
-        redis["last_error"]["result"] == "io" && redis["last_check"]["result"] == "error"
+}
+
+#[test]
+fn what_a_check_and_a_failed_call_came_to_is_told() {
+    let backend = Backend::ok();
+    let Some(server) = redis::RedisServer::spawn() else { return };
+    let config = format!("store: {{ redis: {{ url: '{}', timeout: 200ms }} }}", server.url());
+    let tollgate = Start::default().upstream(backend.address).config(&config).run();
+    assert_eq!(tollgate.get("/").status, 200);
+    let of_redis = || health(&tollgate, "?verbose=1").1["details"]["dependencies"]["redis"].clone();
+    assert_eq!(of_redis()["last_error"], serde_json::Value::Null);
+
+    server.pause();
+    support::wait_until("calls and checks fail, and are told of", || {
+        tollgate.get("/");
+        let redis = of_redis();
+        redis["last_error"]["result"] == "timeout" && redis["last_check"]["result"] == "timeout"
+    });
+    server.resume();
+    support::wait_until("checks are good again", || {
+        let redis = of_redis();
+        assert_eq!(redis["last_error"]["result"], "timeout", "{redis}");
+        redis["last_check"]["result"] == "ok" && redis["status"] == "healthy"
     });
 }
 
