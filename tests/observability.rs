@@ -637,6 +637,7 @@ impl Admin {
                 status: DependencyStatus::Healthy,
                 breaker: Some(BreakerState::Closed),
             })),
+            redis_errors: Box::new(Vec::new),
             database: None,
             jwks: None,
             memory: Box::new(|| MemoryView {
