@@ -14,7 +14,6 @@ use crate::limiter::time::Timestamp;
 use crate::policy::identity::IdentifierType;
 
 use super::cells::{Level, LevelGuard, PerShard};
-use super::checks::CheckCells;
 use super::edge_labels::{CutReason, IdentityError, PoolState, RefusalReason};
 use super::handles::{Events, Handles, describe_all, increment, set_all};
 use super::histogram::{HistogramTotals, LIMITER_EDGES};
