@@ -3,8 +3,9 @@
 //! Three layers. [`names`] declares each metric once: name, type, labels, help, unit. What a
 //! request touches counts in cells that belong to the thread ([`cells`], [`histogram`], [`window`])
 //! and are reached by index, never by label ([`policy`]). What happens rarely goes through cached
-//! handles of the exporter's recorder. A scrape adds the cells up, hands the sums to the recorder
-//! and lets the exporter write the text ([`registry`]).
+//! handles of the exporter's recorder ([`registry`]). A scrape adds the cells up, writes the families
+//! of the policy and all histograms itself, and takes the rest from the exporter. [`page`] makes the
+//! documentation.
 //!
 //! Label values come from closed enums ([`labels`]) or from configuration, never from a request.
 //! Nothing here reads a clock: the time is an argument.
