@@ -83,6 +83,7 @@ fn per_request(metrics: &Arc<Metrics>, counted: &PolicyMetrics, worker: usize) -
         counted.record(black_box(&RequestRecord {
             endpoint: Some(RuleId(3)),
             evaluated: Some((TierId(0), IdentifierType::Ip)),
+            units: 1,
             method: MethodLabel::Get,
             status: 200,
             ending: Ending::Answered,
@@ -113,10 +114,57 @@ fn main() {
             println!("two workers: {:6.1} ns a request", worker.join().unwrap_or(f64::NAN));
         }
     });
-    metrics.render(NOW);
-    let start = monotonic();
+    scrape(&metrics);
+    // A large policy: what a scrape of five thousand series and more costs.
+    let large = Metrics::new(2, build, Duration::from_millis(10));
+    let rules = policy(90);
+    let counted = PolicyMetrics::new(&large, &rules, Duration::from_secs(1));
+    for worker in 0..2 {
+        touch_all(&large, &counted, worker, 90);
+    }
+    scrape(&large);
+}
+
+/// Has a worker count something of every endpoint and tier.
+fn touch_all(metrics: &Arc<Metrics>, counted: &PolicyMetrics, worker: usize, rules: u16) {
+    use_shard(worker);
+    let upstream = metrics.upstream("default");
+    for round in 0..200_u64 {
+        for (rule, tier) in (0..rules).flat_map(|rule| (0..4).map(move |tier| (rule, tier))) {
+            counted.record(&RequestRecord {
+                endpoint: Some(RuleId(rule)),
+                evaluated: Some((TierId(tier), IdentifierType::Ip)),
+                units: 1,
+                method: MethodLabel::Get,
+                status: 200,
+                ending: Ending::Answered,
+                at: NOW,
+                duration: Duration::from_micros(500 + 777 * round),
+                overhead: Some(Duration::from_micros(20 + round)),
+                upstream: Some((&upstream, Duration::from_micros(400 + 777 * round))),
+                bytes_in: 0,
+                bytes_out: 1024,
+            });
+        }
+    }
+}
+
+fn scrape(metrics: &Metrics) {
     let text = metrics.render(NOW);
-    let took = start.elapsed();
+    let mut times: Vec<Duration> = (0..50)
+        .map(|_| {
+            let start = monotonic();
+            black_box(metrics.render(NOW));
+            start.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
     let series = text.lines().filter(|line| !line.starts_with('#')).count();
-    println!("scrape: {series} series, {} KiB, {took:?}", text.len() / 1024);
+    let (median, worst) = (times.get(25).copied(), times.last().copied());
+    println!(
+        "scrape: {series} series, {} KiB, median {:?}, worst of 50 {:?}",
+        text.len() / 1024,
+        median.unwrap_or_default(),
+        worst.unwrap_or_default()
+    );
 }

@@ -23,9 +23,10 @@ use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::{Micros, Timestamp};
+use tollgate::metrics::edge_labels::{HandshakeResult, RefusalReason};
 use tollgate::metrics::labels::{
-    BreakerState, CheckResult, Dependency, Ending, FallbackMode, FallbackReason, HandshakeResult,
-    LimiterBackend, LimiterMode, MethodLabel, RedisErrorKind, RefusalReason,
+    BreakerState, CheckResult, Dependency, Ending, FallbackMode, FallbackReason, LimiterBackend,
+    LimiterMode, MethodLabel, RedisErrorKind,
 };
 use tollgate::metrics::names::{self, Kind};
 use tollgate::metrics::policy::{PolicyMetrics, RequestRecord};
@@ -77,6 +78,7 @@ fn record(ending: Ending, status: u16) -> RequestRecord<'static> {
     RequestRecord {
         endpoint: None,
         evaluated: Some((TierId(0), IdentifierType::Ip)),
+        units: 1,
         method: MethodLabel::Get,
         status,
         ending,
@@ -592,8 +594,44 @@ fn the_number_of_series_stays_within_the_budget() {
     let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
     let policy_metrics = PolicyMetrics::new(&metrics, &policy(&rules), SLOW);
     exercise(&metrics, &policy_metrics);
-    let series = parse(&metrics.render(NOW)).samples.len();
-    assert!(series < 3_000, "{series}");
+    let shown = parse(&metrics.render(NOW));
+    assert!(shown.samples.len() < 3_100, "{}", shown.samples.len());
+    // What grows with the policy: endpoints x (tiers x kinds x 2 + outcomes x classes + buckets x 3).
+    let endpoints = rules.len() + 1;
+    let bound = endpoints * (2 * 3 * 2 + 6 * 6 + 15 * 3);
+    let grows = shown.samples.keys().filter(|series| series.contains("endpoint=")).count();
+    assert!(grows <= bound, "{grows} of {bound}");
+}
+
+#[test]
+fn the_series_of_a_rule_that_is_gone_are_shown_for_an_hour() {
+    let metrics = metrics();
+    let first = PolicyMetrics::new(&metrics, &policy(&["history", "export"]), SLOW);
+    let endpoint = Some(RuleId(1));
+    first.record(&RequestRecord { endpoint, ..record(Ending::Answered, 200) });
+    let hits = "rate_limit_hits_total{endpoint=export,identifier_type=ip,tier=free}";
+    let of_rule = |at: Timestamp| {
+        let shown = parse(&metrics.render(at));
+        let named = |series: &&String| series.contains("=export");
+        (shown.samples.keys().filter(named).count(), shown.samples.get(hits).copied())
+    };
+    let (before, value) = of_rule(NOW);
+    assert!(before > 50 && value == Some(1.0), "{before} {value:?}");
+    PolicyMetrics::new(&metrics, &policy(&["history"]), SLOW);
+    assert_eq!(of_rule(NOW), (before, Some(1.0)));
+    let tunnel = first.websocket_opened(endpoint);
+    let almost = NOW.plus(HOUR).minus(Micros::SECOND);
+    assert_eq!(of_rule(almost), (before, Some(1.0)));
+    // Its tunnel is still open, and counted; the rule's own limits are not shown any more.
+    let (left, value) = of_rule(NOW.plus(HOUR));
+    assert!(left > 50 && left < before && value == Some(1.0), "{left} of {before}");
+    drop(tunnel);
+    assert_eq!(of_rule(NOW.plus(HOUR)), (0, None));
+    // A request that began under the old policy may end yet. It does no harm.
+    first.record(&RequestRecord { endpoint, ..record(Ending::Answered, 200) });
+    assert_eq!(of_rule(NOW.plus(HOUR)), (0, None));
+    PolicyMetrics::new(&metrics, &policy(&["history", "export"]), SLOW);
+    assert_eq!(of_rule(NOW.plus(HOUR)), (before, Some(0.0)));
 }
 
 /// An admin port on loopback, served by a thread of its own.
@@ -635,6 +673,7 @@ impl Admin {
                 status: DependencyStatus::Healthy,
                 breaker: Some(BreakerState::Closed),
             })),
+            redis_errors: Box::new(Vec::new),
             database: None,
             jwks: None,
             memory: Box::new(|| MemoryView {

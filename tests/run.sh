@@ -50,9 +50,10 @@ stop_unit() {
 }
 
 install() {
-    local redis_was_installed=no postgres_was_installed=no
+    local redis_was_installed=no postgres_was_installed=no prometheus_was_installed=no
     if has redis-server; then redis_was_installed=yes; fi
     if has_postgres; then postgres_was_installed=yes; fi
+    if has prometheus; then prometheus_was_installed=yes; fi
 
     say "installing: $*"
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null ||
@@ -63,6 +64,9 @@ install() {
     # The packages start servers of their own; the tests bring theirs, so those go again.
     if [ "$redis_was_installed" = no ] && unit_is_active redis-server; then
         stop_unit redis-server
+    fi
+    if [ "$prometheus_was_installed" = no ] && unit_is_active prometheus; then
+        stop_unit prometheus
     fi
     if [ "$postgres_was_installed" = no ] && unit_is_active postgresql; then
         stop_unit postgresql
@@ -79,6 +83,8 @@ has_postgres || missing+=(postgresql)
 for tool in curl openssl; do
     has "$tool" || missing+=("$tool")
 done
+# promtool, which checks what the metrics look like.
+has promtool || missing+=(prometheus)
 # The allocator is built from C: it asks for a compiler and for make.
 { has cc && has make; } || missing+=(build-essential)
 

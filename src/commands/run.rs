@@ -139,7 +139,7 @@ fn serve_logged(
     let resource = Resource { version: env!("CARGO_PKG_VERSION"), instance: instance() };
     let (recorders, exporter) = Logs::recorders(logs, settings.tracing.as_ref(), resource)?;
     let bought = subscriptions::start(settings, workers, &recorders.slow_calls)?;
-    let wired = Wired::new(loaded, workers, bought, recorders)?;
+    let mut wired = Wired::new(loaded, workers, bought, recorders)?;
     let (listeners, with_tls) = tls::equip(sockets, &of_listeners, &wired.gate.metrics)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -167,6 +167,14 @@ fn serve_logged(
                 tracing::error!(%error, "the admin port is not served");
             }
         });
+        if let Some(mut wanted) = wired.wanted_pages.take() {
+            let admin = Arc::clone(&wired.admin);
+            background(async move {
+                while let Some(page) = wanted.recv().await {
+                    page.serve(&admin);
+                }
+            });
+        }
         spawn_background(&wired);
         let losses = Arc::clone(logs);
         background(async move { losses.tell_losses().await });

@@ -7,6 +7,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use http::{HeaderValue, Response};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::access::AdminToken;
 use crate::admin::answers::{Answer, metrics_response};
@@ -55,11 +56,32 @@ use super::subscriptions;
 
 /// Digits of the policy's hash that are shown.
 const HASH_DIGITS: usize = 12;
+/// Pages of the admin port that wait to be made for the data ports.
+const PAGES_WANTED_MAX: usize = 64;
 /// Largest head of an upstream's answer, in bytes.
 const UPSTREAM_HEAD_BYTES_MAX: usize = 64 << 10;
 
 const BREAKER_STATES: [BreakerState; BreakerState::COUNT] =
     [BreakerState::Closed, BreakerState::HalfOpen, BreakerState::Open];
+
+/// A page of the admin port that was asked for on a data port.
+pub struct WantedPage {
+    make: fn(&AdminState) -> Answer,
+    reply: oneshot::Sender<Response<bytes::Bytes>>,
+}
+
+impl WantedPage {
+    /// Makes it. That takes milliseconds: not for a worker.
+    pub fn serve(self, admin: &AdminState) {
+        let answer = (self.make)(admin);
+        let mut response = Response::new(answer.body);
+        *response.status_mut() = answer.status;
+        let content_type = HeaderValue::from_static(answer.content_type);
+        response.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
+        // Who asked may be gone.
+        let _ = self.reply.send(response);
+    }
+}
 
 /// Everything that runs, ready to be started.
 pub struct Wired {
@@ -67,6 +89,8 @@ pub struct Wired {
     pub gate: Arc<Gate>,
     /// The admin port's.
     pub admin: Arc<AdminState>,
+    /// What is asked of the admin port's pages on the data ports, for whoever makes them.
+    pub wanted_pages: Option<mpsc::Receiver<WantedPage>>,
     /// How long the upstream's addresses hold.
     pub dns_ttl: Duration,
     /// Where the process's memory goes.
@@ -99,6 +123,7 @@ impl Wired {
         let slow_fetches = Slow { after: settings.slow_jwks, calls: &slow_calls };
         let identifier = identifier(&settings.identity, slow_fetches, &metrics)?;
         let identifier = Arc::new(identifier);
+        metrics.set_identifier_types(&identifier.kinds());
         let policy_metrics = PolicyMetrics::new(&metrics, &policy, settings.slow_upstream);
         let memory = Arc::new(MemoryStore::new(settings.max_identities));
         let redis = settings
@@ -133,6 +158,7 @@ impl Wired {
             redis: redis
                 .clone()
                 .map(|redis| -> View<DependencyView> { Box::new(move || redis_view(&redis)) }),
+            redis_errors: redis_errors(redis.clone()),
             database: subscriptions
                 .clone()
                 .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
@@ -171,6 +197,7 @@ impl Wired {
         });
         admin.set_config_hash(shown_hash(&policy_hash));
         metrics.set_config_loaded(clock.now());
+        let (exposed, wanted_pages) = exposed(&settings);
         let gate = Arc::new(Gate {
             settings: proxy_settings(&settings, upstream.as_ref(), workers),
             active: ArcSwap::from_pointee(Active { policy, metrics: policy_metrics }),
@@ -187,14 +214,15 @@ impl Wired {
             subscriptions,
             top,
             target,
-            exposed: exposed(&settings, &admin),
+            exposed,
             untrusted: Once::default(),
             access_log,
             tracer,
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);
-        Ok(Wired { gate, admin, dns_ttl, health_check, memory_watch })
+        let wanted_pages = Some(wanted_pages);
+        Ok(Wired { gate, admin, wanted_pages, dns_ttl, health_check, memory_watch })
     }
 }
 
@@ -274,6 +302,14 @@ fn adopt_checks(
     if let Some(subscriptions) = subscriptions {
         metrics.adopt_checks(Dependency::Database, subscriptions.stats().checks());
     }
+}
+
+fn redis_errors(redis: Option<Arc<RedisShared>>) -> View<Vec<(&'static str, u64)>> {
+    Box::new(move || {
+        let Some(redis) = &redis else { return Vec::new() };
+        let errors = |kind: &RedisErrorKind| (kind.as_str(), redis.stats().errors(*kind));
+        RedisErrorKind::ALL.iter().map(errors).collect()
+    })
 }
 
 fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
@@ -415,16 +451,15 @@ fn target(upstream: Option<&UpstreamSettings>) -> anyhow::Result<Target> {
     Ok(Target { place, protocol })
 }
 
-fn exposed(settings: &Loadable, admin: &Arc<AdminState>) -> Vec<(&'static str, Page)> {
-    let page = |answer: fn(&AdminState) -> Answer| -> Page {
-        let admin = Arc::clone(admin);
+fn exposed(settings: &Loadable) -> (Vec<(&'static str, Page)>, mpsc::Receiver<WantedPage>) {
+    let (wanted, receiver) = mpsc::channel(PAGES_WANTED_MAX);
+    let page = |make: fn(&AdminState) -> Answer| -> Page {
+        let wanted = wanted.clone();
         Box::new(move || {
-            let answer = answer(&admin);
-            let mut response = Response::new(answer.body);
-            *response.status_mut() = answer.status;
-            let content_type = HeaderValue::from_static(answer.content_type);
-            response.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
-            response
+            let (reply, answer) = oneshot::channel();
+            // With too many waiting it is dropped, which the asker sees.
+            let _ = wanted.try_send(WantedPage { make, reply });
+            answer
         })
     };
     let mut pages = Vec::new();
@@ -434,7 +469,7 @@ fn exposed(settings: &Loadable, admin: &Arc<AdminState>) -> Vec<(&'static str, P
     if settings.server.expose_metrics {
         pages.push(("/metrics", page(metrics_response)));
     }
-    pages
+    (pages, receiver)
 }
 
 /// The name of this replica: the machine's.

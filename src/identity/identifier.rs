@@ -7,10 +7,11 @@ use arc_swap::ArcSwap;
 use http::header::{HeaderMap, HeaderName};
 
 use crate::limiter::time::Timestamp;
-use crate::metrics::labels::IdentityError;
+use crate::metrics::edge_labels::IdentityError;
 use crate::metrics::registry::Metrics;
 use crate::policy::caller::Credential;
 use crate::policy::facts::RequestFacts;
+use crate::policy::identity::IdentifierType;
 
 use super::api_key::{ApiKeyFault, KeyTable};
 use super::cache::{self, TokenCache};
@@ -103,6 +104,17 @@ impl Identifier {
     /// Tries these methods, in this order.
     pub fn new(methods: Vec<Method>, metrics: Arc<Metrics>) -> Self {
         Identifier { methods: methods.into(), throttle: FailureThrottle::default(), metrics }
+    }
+
+    /// The kinds of identities that there can be.
+    pub fn kinds(&self) -> Vec<IdentifierType> {
+        let of = |method: &Method| match method {
+            Method::Jwt(_) => IdentifierType::User,
+            Method::ApiKey(_) => IdentifierType::Key,
+            Method::Address => IdentifierType::Ip,
+        };
+        // Whoever presents nothing is known by the address, whatever the methods.
+        self.methods.iter().map(of).chain([IdentifierType::Ip]).collect()
     }
 
     /// The methods, in order.

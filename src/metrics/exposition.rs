@@ -1,5 +1,6 @@
 //! Prometheus's text format: what the exporter does not write itself, and the order of it all.
 
+use std::borrow::Cow;
 use std::fmt::{Display, Write};
 
 use super::histogram::{Edges, HistogramTotals};
@@ -12,6 +13,8 @@ pub struct Family {
     desc: &'static Desc,
     text: String,
     samples: usize,
+    /// The edges of a histogram as they are printed, with the last that is none.
+    edges: Vec<String>,
 }
 
 impl Family {
@@ -25,48 +28,61 @@ impl Family {
         let help = desc.help.replace('\\', "\\\\").replace('\n', "\\n");
         let name = desc.name;
         let text = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
-        Family { desc, text, samples: 0 }
-    }
-
-    /// A single value.
-    pub fn sample(&mut self, labels: &[&str], value: impl Display) {
-        self.line("", labels, None, value);
+        Family { desc, text, samples: 0, edges: Vec::new() }
     }
 
     /// The buckets, sum and count of one histogram.
     pub fn histogram(&mut self, labels: &[&str], edges: Edges, totals: &HistogramTotals) {
-        for (edge, count) in totals.cumulative(edges) {
-            let edge = edge.map_or_else(|| "+Inf".into(), |nanos| (nanos as f64 / 1e9).to_string());
-            self.line("_bucket", labels, Some(&edge), count);
+        debug_assert_eq!(labels.len(), self.desc.labels.len(), "{}", self.desc.name);
+        let mut pairs = String::with_capacity(64);
+        push_pairs(&mut pairs, self.desc.labels, labels);
+        if self.edges.is_empty() {
+            self.edges = edges.iter().map(|nanos| (*nanos as f64 / 1e9).to_string()).collect();
+            self.edges.push("+Inf".to_owned());
         }
-        self.line("_sum", labels, None, totals.sum_seconds());
-        self.line("_count", labels, None, totals.count());
+        let (name, text) = (self.desc.name, &mut self.text);
+        let comma = if pairs.is_empty() { "" } else { "," };
+        for (edge, (_, count)) in self.edges.iter().zip(totals.cumulative(edges)) {
+            // Writing to a string cannot fail, here and below.
+            let _ = writeln!(text, "{name}_bucket{{{pairs}{comma}le=\"{edge}\"}} {count}");
+        }
+        let pairs = if pairs.is_empty() { pairs } else { format!("{{{pairs}}}") };
+        let _ = writeln!(text, "{name}_sum{pairs} {}", totals.sum_seconds());
+        let _ = writeln!(text, "{name}_count{pairs} {}", totals.count());
+        self.samples = self.samples.saturating_add(self.edges.len()).saturating_add(2);
     }
 
-    fn line(&mut self, suffix: &str, labels: &[&str], edge: Option<&str>, value: impl Display) {
+    /// A single value.
+    pub fn sample(&mut self, labels: &[&str], value: impl Display) {
         debug_assert_eq!(labels.len(), self.desc.labels.len(), "{}", self.desc.name);
         self.text.push_str(self.desc.name);
-        self.text.push_str(suffix);
-        let pairs = self.desc.labels.iter().copied().zip(labels.iter().copied());
-        let mut open = '{';
-        for (label, value) in pairs.chain(edge.map(|edge| ("le", edge))) {
-            self.text.push(open);
-            self.text.push_str(label);
-            self.text.push_str("=\"");
-            push_escaped(&mut self.text, value);
-            self.text.push('"');
-            open = ',';
-        }
-        if open == ',' {
+        if !labels.is_empty() {
+            self.text.push('{');
+            push_pairs(&mut self.text, self.desc.labels, labels);
             self.text.push('}');
         }
-        // Writing to a string cannot fail.
         let _ = writeln!(self.text, " {value}");
         self.samples = self.samples.saturating_add(1);
     }
 }
 
+fn push_pairs(text: &mut String, labels: &[&str], values: &[&str]) {
+    for (index, (label, value)) in labels.iter().zip(values).enumerate() {
+        if index > 0 {
+            text.push(',');
+        }
+        text.push_str(label);
+        text.push_str("=\"");
+        push_escaped(text, value);
+        text.push('"');
+    }
+}
+
 fn push_escaped(text: &mut String, value: &str) {
+    // Nearly no value needs it.
+    if !value.contains(['\\', '"', '\n']) {
+        return text.push_str(value);
+    }
     for character in value.chars() {
         match character {
             '\\' => text.push_str("\\\\"),
@@ -93,8 +109,12 @@ pub fn for_exporter(value: &str) -> String {
 /// the `objects`, which lack that one sample.
 pub fn assemble(exporter: &str, own: &[Family], mut objects: Family) -> String {
     let mut samples: usize = own.iter().map(|family| family.samples).sum();
-    let mut blocks: Vec<String> =
-        own.iter().filter(|family| family.samples > 0).map(|family| family.text.clone()).collect();
+    // By name, and the text that the exporter made.
+    let mut blocks: Vec<(&str, Cow<'_, str>)> = own
+        .iter()
+        .filter(|family| family.samples > 0)
+        .map(|family| (family.desc.name, Cow::Borrowed(&*family.text)))
+        .collect();
     for block in exporter.split("\n\n").filter(|block| !block.trim().is_empty()) {
         let mut lines: Vec<&str> = block.lines().filter(|line| !line.is_empty()).collect();
         let heads = lines.iter().take_while(|line| line.starts_with('#')).count();
@@ -102,17 +122,22 @@ pub fn assemble(exporter: &str, own: &[Family], mut objects: Family) -> String {
         if let Some(found) = lines.get_mut(heads..) {
             found.sort_unstable();
         }
+        let name = lines.first().and_then(|head| head.split(' ').nth(2)).unwrap_or_default();
         let mut text = lines.join("\n");
         text.push('\n');
-        blocks.push(text);
+        blocks.push((name, Cow::Owned(text)));
     }
     let samples = samples.saturating_add(objects.samples).saturating_add(2);
     objects.sample(&[ObjectType::MetricSeries.as_str()], samples);
     let mut count = Family::new(&names::SERIES);
     count.sample(&[], samples);
-    blocks.extend([count.text, objects.text]);
+    for family in [&count, &objects] {
+        blocks.push((family.desc.name, Cow::Borrowed(&family.text)));
+    }
     blocks.sort_unstable();
-    blocks.concat()
+    let mut text = String::with_capacity(blocks.iter().map(|(_, text)| text.len()).sum());
+    blocks.iter().for_each(|(_, block)| text.push_str(block));
+    text
 }
 
 #[cfg(test)]

@@ -1,16 +1,13 @@
 //! Handles of the exporter's recorder, for what happens rarely and for the sums of a scrape.
 
-use std::collections::HashMap;
 use std::fmt;
 
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
+use super::edge_labels::{CutReason, IdentityError, RefusalReason, ShedReason, TunnelEvent};
 use super::exposition::for_exporter;
-use super::labels::{
-    Attempt, CutReason, FallbackMode, FallbackReason, IdentityError, QueryType, RedisErrorKind,
-    RefusalReason,
-};
+use super::labels::{Attempt, FallbackMode, FallbackReason, QueryType, RedisErrorKind};
 use super::names::{self, Desc, Kind};
 
 const METADATA: Metadata<'static> = Metadata::new("tollgate", Level::INFO, None);
@@ -33,18 +30,6 @@ pub(super) struct Handles {
     recorder: PrometheusRecorder,
 }
 
-/// The handles that the recorder gave out for sums, so that a scrape looks up no labels.
-pub(super) type Sums = HashMap<SumId, Counter>;
-
-/// A cell whose sum is published: the family, the series that owns it, its index there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct SumId {
-    pub(super) name: &'static str,
-    /// Address of the series, which is never freed.
-    pub(super) owner: usize,
-    pub(super) index: usize,
-}
-
 impl Handles {
     pub(super) fn new(recorder: PrometheusRecorder) -> Self {
         Handles { recorder }
@@ -65,23 +50,6 @@ impl Handles {
     /// Makes the counter with these labels, at zero, so that a rate sees its first increment.
     pub(super) fn show(&self, desc: &'static Desc, labels: &[&str]) {
         self.counter(desc, labels).increment(0);
-    }
-
-    /// Publishes the sum of a cell. A sum of zero makes no series: what is to be there from the
-    /// start is made with [`Handles::show`].
-    pub(super) fn publish(
-        &self,
-        sums: &mut Sums,
-        desc: &'static Desc,
-        id: (usize, usize),
-        sum: u64,
-        labels: &[&str],
-    ) {
-        if sum == 0 {
-            return;
-        }
-        let id = SumId { name: desc.name, owner: id.0, index: id.1 };
-        sums.entry(id).or_insert_with(|| self.counter(desc, labels)).absolute(sum);
     }
 }
 
@@ -110,6 +78,7 @@ pub(super) struct Events {
     pub(super) http2_cut: Box<[Counter]>,
     pub(super) identity_errors: Box<[Counter]>,
     pub(super) reloads: Box<[Counter]>,
+    pub(super) tunnels: Box<[Counter]>,
     pub(super) degraded: Gauge,
 }
 
@@ -124,6 +93,13 @@ impl Events {
         let cuts: Vec<&str> = CutReason::ALL.iter().map(|it| it.as_str()).collect();
         let identity: Vec<&str> = IdentityError::ALL.iter().map(|it| it.as_str()).collect();
         let reloads: Vec<&str> = Attempt::ALL.iter().map(|it| it.as_str()).collect();
+        let tunnels: Vec<&str> = TunnelEvent::ALL.iter().map(|it| it.as_str()).collect();
+        // Nothing is shed yet, and nothing limits what is in flight.
+        for reason in ShedReason::ALL {
+            handles.show(&names::SHED, &[reason.as_str()]);
+        }
+        handles.gauge(&names::CONCURRENCY_LIMIT, &[]).set(0.0);
+        handles.gauge(&names::USAGE_FLUSH_LAG, &[]).set(0.0);
         let fallbacks = FallbackMode::ALL.iter().flat_map(|mode| {
             FallbackReason::ALL.iter().map(|reason| [mode.as_str(), reason.as_str()])
         });
@@ -139,6 +115,7 @@ impl Events {
             http2_cut: each(&names::HTTP2_CUT, &cuts),
             identity_errors: each(&names::IDENTITY_ERRORS, &identity),
             reloads: each(&names::CONFIG_RELOADS, &reloads),
+            tunnels: each(&names::TUNNEL_EVENTS, &tunnels),
             degraded: handles.gauge(&names::DEGRADED, &[]),
         }
     }

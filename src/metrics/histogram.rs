@@ -66,6 +66,33 @@ pub const LIMITER_EDGES: Edges = &[
     50 * MILLIS,
 ];
 
+/// For upgraded connections: a second to a day.
+pub const TUNNEL_EDGES: Edges = &[
+    SECONDS,
+    5 * SECONDS,
+    15 * SECONDS,
+    60 * SECONDS,
+    300 * SECONDS,
+    900 * SECONDS,
+    3_600 * SECONDS,
+    14_400 * SECONDS,
+    86_400 * SECONDS,
+];
+
+/// For shares of a whole, in billionths, so that they print as what they are: 0 to 1.
+pub const SHARE_EDGES: Edges = &[
+    0,
+    50 * MILLIS,
+    100 * MILLIS,
+    200 * MILLIS,
+    300 * MILLIS,
+    400 * MILLIS,
+    500 * MILLIS,
+    750 * MILLIS,
+    900 * MILLIS,
+    SECONDS,
+];
+
 /// The cells of one histogram. The same edges must be given on every call.
 #[derive(Debug, Default)]
 pub struct HistogramCells {
@@ -77,7 +104,12 @@ impl HistogramCells {
     /// Adds one duration.
     #[inline]
     pub fn record(&self, edges: Edges, duration: Duration) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.record_billionths(edges, u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Adds one value, in the unit of the edges.
+    #[inline]
+    pub fn record_billionths(&self, edges: Edges, nanos: u64) {
         let bucket = edges.iter().position(|edge| nanos <= *edge).unwrap_or(edges.len());
         if let Some(cell) = self.buckets.get(bucket) {
             cell.fetch_add(1, Ordering::Relaxed);
@@ -151,7 +183,7 @@ mod tests {
 
     #[test]
     fn every_set_of_edges_rises_and_fits() {
-        for edges in [REQUEST_EDGES, OVERHEAD_EDGES, LIMITER_EDGES] {
+        for edges in [REQUEST_EDGES, OVERHEAD_EDGES, LIMITER_EDGES, TUNNEL_EDGES, SHARE_EDGES] {
             assert!(edges.len() <= EDGES_MAX);
             assert!(edges.is_sorted_by(|a, b| a < b));
         }

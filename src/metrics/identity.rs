@@ -1,6 +1,7 @@
 //! What is counted of credentials and of the keys that they are verified with.
 
-use super::labels::{Attempt, BreakerState, CacheResult, Dependency};
+use super::edge_labels::CacheResult;
+use super::labels::{Attempt, BreakerState, Dependency};
 use super::names;
 use super::registry::Metrics;
 use super::series::count;

@@ -2,37 +2,8 @@
 
 use http::Method;
 
-use crate::limiter::quota::Period;
-use crate::policy::identity::IdentifierType;
-
 /// The values that a label may have, each with what it says; empty where they are not a closed set.
 pub type Values = &'static [(&'static str, &'static str)];
-
-/// Kinds of identities.
-#[derive(Clone, Copy, Debug)]
-pub struct IdentifierTypes;
-
-impl IdentifierTypes {
-    /// Every value, and what it says.
-    pub const VALUES: Values = &[
-        (IdentifierType::Ip.as_str(), "An address, or the prefix that it belongs to."),
-        (IdentifierType::User.as_str(), "A user of a verified token or certificate."),
-        (IdentifierType::Key.as_str(), "The id of an API key."),
-    ];
-}
-
-/// Windows of limits.
-#[derive(Clone, Copy, Debug)]
-pub struct Periods;
-
-impl Periods {
-    /// Every value, and what it says.
-    pub const VALUES: Values = &[
-        (Period::Second.as_str(), "A token bucket: `per_second`, with its `burst`."),
-        (Period::Minute.as_str(), "A sliding window of 60 seconds."),
-        (Period::Hour.as_str(), "A sliding window of 60 minutes."),
-    ];
-}
 
 macro_rules! label {
     (
@@ -68,6 +39,7 @@ macro_rules! label {
         }
     };
 }
+pub(super) use label;
 
 label! {
     /// A request's method; those that callers make up share one value.
@@ -263,6 +235,8 @@ label! {
         Block = "block",
         /// It would have refused, were it not in shadow mode.
         ShadowBlock = "shadow_block",
+        /// It had room, and four fifths or more of it are used now. Counted beside `allow`.
+        Near = "near",
     }
 }
 
@@ -403,84 +377,6 @@ label! {
 }
 
 label! {
-    /// Why a connection was closed unread.
-    RefusalReason {
-        /// All connections are in use.
-        MaxConnections = "max_connections",
-        /// The address has its share.
-        MaxConnectionsPerIp = "max_connections_per_ip",
-        /// The process has no file descriptor left.
-        FileDescriptors = "file_descriptors",
-    }
-}
-
-label! {
-    /// Why a connection of HTTP/2 was cut.
-    CutReason {
-        /// Too many frames that bring nothing.
-        Flood = "flood",
-        /// A head took too long.
-        HeadTimeout = "head_timeout",
-        /// Its client read nothing for too long.
-        ReaderStalled = "reader_stalled",
-    }
-}
-
-label! {
-    /// How a TLS handshake with a caller ended.
-    HandshakeResult {
-        /// It was made.
-        Ok = "ok",
-        /// The caller spoke something else, refused what it was shown, or left.
-        Failed = "failed",
-        /// It took too long.
-        Timeout = "timeout",
-        /// It was the oldest of too many that were under way.
-        Evicted = "evicted",
-    }
-}
-
-label! {
-    /// Why a credential or a forwarding field was not believed.
-    IdentityError {
-        /// Past its time, or before it.
-        Expired = "expired",
-        /// The signature does not fit.
-        BadSignature = "bad_signature",
-        /// No key of that name.
-        UnknownKid = "unknown_kid",
-        /// An API key that no one has.
-        UnknownKey = "unknown_key",
-        /// A token without a claim that names its user.
-        NoUser = "no_user",
-        /// Not looked at: its address has sent too many that were wrong.
-        Throttled = "throttled",
-        /// A subscription of a credential or of the database that no tier is known for.
-        UnknownSubscription = "unknown_subscription",
-        /// Another issuer, audience or algorithm than configured.
-        Unacceptable = "unacceptable",
-        /// Not to be parsed.
-        Malformed = "malformed",
-        /// A forwarding field from a peer that is not trusted.
-        XffUntrusted = "xff_untrusted",
-        /// A trusted peer's forwarding field that names nobody: the peer's own address counted.
-        XffMalformed = "xff_malformed",
-        /// `X-Forwarded-For` was believed, and `Forwarded` names somebody else.
-        XffConflict = "xff_conflict",
-    }
-}
-
-label! {
-    /// Whether something was remembered.
-    CacheResult {
-        /// It was.
-        Hit = "hit",
-        /// It was not.
-        Miss = "miss",
-    }
-}
-
-label! {
     /// What became of an attempt.
     Attempt {
         /// It went well.
@@ -508,16 +404,6 @@ label! {
         UsageFlush = "usage_flush",
         /// Timers, the admin port, names, keys, and what else goes on beside requests.
         Background = "background",
-    }
-}
-
-label! {
-    /// What a connection of a pool does.
-    PoolState {
-        /// It carries a call.
-        Active = "active",
-        /// It waits for one.
-        Idle = "idle",
     }
 }
 

@@ -5,12 +5,14 @@
 
 use metrics::Unit;
 
+use super::edge_labels::{
+    CacheResult, CutReason, HandshakeResult, IdentifierTypes, IdentityError, Periods, PoolState,
+    RefusalReason, ShedReason, TunnelEvent,
+};
 use super::labels::{
-    AllocatorKind, Attempt, BreakerState, CacheResult, CheckResult, CodeClass, CutReason,
-    Dependency, Direction, ErrorType, FallbackMode, FallbackReason, Generation, HandshakeResult,
-    IdentifierTypes, IdentityError, LimitDecision, LimiterBackend, LookupResult, MethodLabel,
-    ObjectType, Outcome, Periods, PoolState, QueryType, RedisErrorKind, RefusalReason, TaskType,
-    Values,
+    AllocatorKind, Attempt, BreakerState, CheckResult, CodeClass, Dependency, Direction, ErrorType,
+    FallbackMode, FallbackReason, Generation, LimitDecision, LimiterBackend, LookupResult,
+    MethodLabel, ObjectType, Outcome, QueryType, RedisErrorKind, TaskType, Values,
 };
 
 /// What kind of series a metric has.
@@ -119,9 +121,12 @@ declare! {
     REMAINING: Gauge "rate_limit_remaining_requests" ["identifier_type": IdentifierTypes, "tier"] Count
         "Lowest remaining quota told to any identity in the last 60 seconds; while none was seen, the tier's own limit."
         "A minimum over identities, because there is no such thing as the remaining quota of all: of each decision, the limit that the answer speaks of (the tightest), in a window that slides in steps of 10 seconds. 0 says that at least one identity of the tier was out of requests. No reading resets it, so all scrapers see the same low. It says nothing of how many identities are short: tollgate_remaining_ratio does.";
+    REMAINING_RATIO: Histogram "tollgate_remaining_ratio" ["tier"] Count
+        "Share of the tightest limit that a decision left, from 0 to 1."
+        "One value for each request whose limits were checked: of all limits that refuse, the tier's and the rules', the smallest share that is left after the request, as a part of the window or of the burst. How the callers of a tier are spread, where rate_limit_remaining_requests tells of the worst alone: `rate(tollgate_remaining_ratio_bucket{le=\"0.1\"}[5m])` against the count is the share of requests that came within a tenth of a limit. It weighs by requests, so one busy caller weighs much. Refused requests are in it, mostly in the bucket of 0.";
     LIMIT_DECISIONS: Counter "tollgate_limit_decisions_total" ["rule", "window": Periods, "decision": LimitDecision] Count
         "Verdicts of single limits: one request meets several. Rule 'tier' is the tier's own."
-        "One increment for each limit of each request: a tier with three windows makes three. Good for finding out which limit is too tight, and what a rule in shadow mode would do. A rule's own limits stand beside the tier's under the rule's name.";
+        "One increment for each limit of each request: a tier with three windows makes three. `allow`, `block` and `shadow_block` add up to all verdicts; `near` is an early warning beside them, a part of `allow`. Good for finding out which limit is too tight, and what a rule in shadow mode would do. A rule's own limits stand beside the tier's under the rule's name.";
     DEGRADED: Gauge "rate_limit_degraded" [] Count
         "How limits are decided now: 0 exact, 1 local, 2 open, 3 closed."
         "Seen by this process at the time of the scrape: 0 means that the configured store, Redis or memory, answers. Any other value is the failure mode of the file that holds while Redis does not answer; a tier or rule with an `on_failure` of its own may differ.";
@@ -131,6 +136,15 @@ declare! {
     LIMITER_DURATION: Histogram "tollgate_limiter_duration_seconds" ["backend": LimiterBackend] Seconds
         "Time to check all limits of one request."
         "From the plan being made to the decision being there, all limits of a request together, taken around the call on the worker that serves it: with Redis it includes the wait for its answer, with memory it is less than a microsecond or two. Requests without limits are not in it.";
+    OVER_ADMISSION: Gauge "tollgate_over_admission_estimate" [] Count
+        "Most requests that this process may have let pass beyond limits in the last 60 seconds, because it decided without the store."
+        "0 as long as decisions are exact, so always with the store in memory. While Redis does not answer, each request that the modes `local` and `open` admit counts, for a minute: replicas do not see each other then, and any of these requests may be one too many. A bound, and a wide one: with `local` and few replicas most of them were within the limits. Add it up over replicas. Limits of an hour may be exceeded for longer than it shows.";
+    SHED: Counter "tollgate_shed_total" ["reason": ShedReason] Count
+        "Requests refused with 503 because there was too much to do."
+        "There is no shedding in this version (`shedding.mode: off`), so it stays 0; it is there for the dashboards.";
+    CONCURRENCY_LIMIT: Gauge "tollgate_concurrency_limit" [] Count
+        "Most requests that may be in flight before further ones are shed; 0: no limit."
+        "There is no shedding in this version (`shedding.mode: off`), so it stays 0. Compare it to tollgate_requests_in_flight.";
     STORE_IDENTITIES: Gauge "tollgate_store_identities" [] Count
         "Identities whose state the store in memory holds."
         "Entries of the table in memory, bounded by `store.memory.max_identities`; with Redis it holds only what the mode `local` needs. State that has run out is swept away a shard at a time, so it falls some seconds after the traffic.";
@@ -176,9 +190,25 @@ declare! {
     BYTES: Counter "tollgate_bytes_total" ["direction": Direction] Bytes
         "Body bytes received from callers (in) and sent to them (out)."
         "Bodies only, as they pass; no heads, no chunk framing, nothing of upgraded connections, and not the cost of TLS. Counted when the request is over, so that a long download appears at its end.";
+    USAGE_UNITS: Counter "tollgate_usage_units_total" ["tier"] Count
+        "Cost of the requests that were admitted: 1 each, or the `cost` of their rule."
+        "Counted when the request is over, whatever the upstream answered. Not counted: what was refused, what is exempt, and what got its cost back because nothing of it reached the upstream. For a look at who uses how much by tier; the figures by identity are no metric.";
+    USAGE_FLUSH_LAG: Gauge "tollgate_usage_flush_lag_seconds" [] Seconds
+        "Age of the oldest usage record that is not written yet; 0 while no sink is configured."
+        "There is no sink of usage records in this version, so it stays 0.";
     WEBSOCKETS: Gauge "websocket_connections_active" ["endpoint"] Count
         "Upgraded connections that are open."
         "From the upstream's 101 to the end of the tunnel, whatever protocol was upgraded to. The upgrade itself is a request and counted as such, with the time to its 101: an open tunnel is not a slow request.";
+
+    TUNNEL_EVENTS: Counter "tollgate_websocket_events_total" ["event": TunnelEvent] Count
+        "Upgraded connections that were opened, that ended by whose doing, and that a limit refused."
+        "`open` less the four ends is what is open now. Who said goodbye first decides: over WebSocket the first Close frame, or else whose side of the connection ended first. What no upgrade came of although both agreed counts as an end like any other.";
+    TUNNEL_MESSAGES: Counter "tollgate_websocket_messages_total" ["direction": Direction] Count
+        "WebSocket messages passed on, from clients (in) and to them (out)."
+        "Text and binary messages by their last frame, however many frames they have; no pings, pongs or Close frames. Other protocols that a connection was upgraded to have no messages that tollgate would know.";
+    TUNNEL_DURATION: Histogram "tollgate_websocket_duration_seconds" [] Seconds
+        "How long upgraded connections were open."
+        "Counted at their end, so that what is open still is not in it. The time of the request that opened it is in tollgate_request_duration_seconds, and ends with its 101.";
 
     # "Connections"
     CONNECTIONS_ACTIVE: Gauge "tollgate_connections_active" ["listener"] Count
@@ -253,13 +283,13 @@ declare! {
         "The larger of two: how late a timer of each worker fired (every 50 ms, less the timer's own 2 ms), and how long the poll has lasted that runs now, which a thread beside the workers looks at every 20 ms. A worker that is blocked is seen while it is blocked. Reading it changes nothing: every scraper sees the same peak.";
     ASYNC_TASKS: Gauge "backpressure_async_tasks_pending" ["task_type": TaskType] Count
         "Tasks of tollgate's runtimes that have not ended, by what they are for."
-        "connection: one for each connection of a caller and for what drives each to the upstream. request: streams of HTTP/2, either side; a request over HTTP/1.1 is part of its connection's task. websocket: upgraded connections. Tasks that a library starts by itself, as Redis's client does, are not among them.";
+        "connection: one for each connection of a caller and for what drives each to the upstream. request: streams of HTTP/2, either side; a request over HTTP/1.1 is part of its connection's task. websocket: upgraded connections. Not among them: tasks that a library starts by itself, as Redis's client does, and those of the thread that asks the database, whose look-ups backpressure_db_queue_size shows.";
     UPSTREAM_WAITING: Gauge "tollgate_upstream_waiting" [] Count
         "Requests that wait for a connection to the upstream, or for a stream on one."
         "A request that finds an idle connection does not wait. More than a few for long: the upstream accepts slowly, or allows fewer streams than there are requests.";
     POOL_WAIT: Histogram "tollgate_pool_wait_seconds" ["pool"] Seconds
         "Time for which calls waited for a connection."
-        "Only those that found none idle are counted; for the upstream, to connect is part of it, and one that was not made counts too.";
+        "upstream: only requests that found no idle connection are counted; to connect is part of the wait, and one that came to nothing counts too. database: every look-up.";
     RUNTIME_LAG: Histogram "tollgate_runtime_lag_seconds" ["worker"] Seconds
         "How late a timer fired that every worker sets each 50 ms, less the timer's own 2 ms."
         "A worker that hangs adds nothing until it comes round again: the gauges tell of it meanwhile. Worker 'control' is the thread of the admin port, which a scrape itself keeps busy for milliseconds.";

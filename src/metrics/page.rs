@@ -22,8 +22,18 @@ registry that the program itself uses: `tollgate schema metrics` prints it for t
   listed here, or names from the configuration. `endpoint` is the name of the rule that matched, and
   `other` where none did; beyond 200 rules the rest share `other`, too, which is counted.
 - A series that can exist is there from the start, at 0, so that a rate sees its first increment.
-  What depends on a feature (TLS, Redis, a database, key sets) is there once that is configured.
-- Counters live as long as the process, reloads of the policy included.
+  What depends on a feature (TLS, Redis, a database, key sets) is there once that is configured, and
+  kinds of identities once something makes them: `user` with tokens, `key` with API keys.
+- Two families have more combinations than are worth their memory. Of `tollgate_requests_total` each
+  endpoint has nine for GET and for POST from the start: `allowed` with 2xx, 3xx and 4xx, `limited`
+  with 4xx, `upstream_error`, `proxy_error` and `shed` with 5xx, `client_abort` with 2xx and none.
+  With the first request of another method its nine are there; what is rarer comes as it happens.
+  Of `tollgate_request_duration_seconds` there are `allowed` and `limited`, the others as they happen.
+- Counters live as long as the process, reloads of the policy included. The series of a rule or tier
+  that a reload took away are shown for an hour more, from the first scrape without it: it may come
+  back. If its place is needed for a new rule, they go at once.
+- How many series there are: with 4 tiers and two kinds of identities about 80 for each endpoint, 4
+  more for each window of its own limits, and some 500 beside them: 3,000 for 30 endpoints.
 ";
 
 /// Labels that configuration or the build gives their values, and where from.

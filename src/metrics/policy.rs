@@ -3,7 +3,6 @@
 //! Made once, when a policy is compiled. After that a request finds everything that it counts in
 //! tables, by rule, tier and closed enums: no label, no hash, no lock, no allocation.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,24 +14,23 @@ use crate::policy::identity::IdentifierType;
 use crate::policy::plan::{Plan, RuleId, TierId};
 
 use super::cells::{LevelGuard, PerShard};
-use super::handles::Handles;
-use super::histogram::{OVERHEAD_EDGES, REQUEST_EDGES};
+use super::edge_labels::TunnelEvent;
+use super::histogram::{OVERHEAD_EDGES, REQUEST_EDGES, SHARE_EDGES};
 use super::labels::{
-    CodeClass, Direction, Ending, ErrorType, LimitDecision, LimiterBackend, MethodLabel, Outcome,
-    QueryType,
+    CodeClass, Direction, Ending, ErrorType, LimitDecision, LimiterBackend, MethodLabel, QueryType,
 };
+use super::named::Named;
 use super::names;
-use super::registry::{Metrics, Named};
+use super::registry::Metrics;
 use super::series::{
-    EndpointSeries, PairSeries, ScopeSeries, TierSeries, UpstreamSeries, count, ending_index,
-    verdict_index,
+    EndpointSeries, PairSeries, ScopeSeries, TierSeries, UpstreamSeries, count, count_many,
+    ending_index, verdict_index,
 };
 
 /// What the `rule` label calls the tier's own limits.
 const TIER_RULE: &str = "tier";
-/// Pairs of tier and endpoint up to which every kind of identity is there from the start; beyond
-/// it addresses only, and the others once they are seen.
-const PAIRS_WITH_ALL_KINDS_MAX: usize = 250;
+/// The parts of a limit of which one that is left is near its end.
+const NEAR: u64 = 5;
 
 /// The counters of one policy.
 #[derive(Debug)]
@@ -60,6 +58,8 @@ pub struct RequestRecord<'a> {
     pub endpoint: Option<RuleId>,
     /// Whose limits were evaluated; `None` where none were asked: exempt, malformed, shed.
     pub evaluated: Option<(TierId, IdentifierType)>,
+    /// What it has spent; 0 if nothing, or if it was given back.
+    pub units: u32,
     /// Its method.
     pub method: MethodLabel,
     /// The status of the answer; 0 if none was begun.
@@ -86,57 +86,59 @@ impl PolicyMetrics {
     pub fn new(metrics: &Arc<Metrics>, policy: &Policy, slow_after: Duration) -> Self {
         let shards = metrics.shards;
         let mut named = metrics.named.lock();
-        let rules = policy.rules().iter();
-        let thresholds = rules.clone().map(|rule| rule.slow_threshold.unwrap_or(slow_after));
-        let (mut dropped, mut folded) = (0_u64, BTreeSet::new());
-        // A policy that comes again folds nothing anew.
-        let known = std::mem::take(&mut named.folded);
-        let mut endpoint = |name: &str, slow_after| {
-            let series = named.endpoints.get(name, |name| EndpointSeries::new(name, shards));
-            if *series.name != *name {
-                dropped = dropped.saturating_add(u64::from(!known.contains(name)));
-                folded.insert(name.into());
-            }
-            Endpoint { series, slow_after }
-        };
-        let mut endpoints: Vec<Endpoint> =
-            rules.zip(thresholds).map(|(rule, slow)| endpoint(&rule.name, slow)).collect();
-        endpoints.push(endpoint(NO_RULE, slow_after));
-        named.folded = folded;
+        let rules = || policy.rules().iter();
+        named.endpoints.begin(rules().map(|rule| &*rule.name).chain([NO_RULE]));
+        named.scopes.begin(rules().map(|rule| &*rule.name).chain([TIER_RULE]));
+        named.tiers.begin(policy.tiers().iter().map(|tier| &*tier.name));
+        let thresholds = rules().map(|rule| (&*rule.name, rule.slow_threshold));
+        let endpoints: Box<[Endpoint]> = thresholds
+            .chain([(NO_RULE, None)])
+            .map(|(name, own)| Endpoint {
+                series: named.endpoints.get(name, |name| EndpointSeries::new(name, shards)),
+                slow_after: own.unwrap_or(slow_after),
+            })
+            .collect();
         let tiers: Box<[Arc<TierSeries>]> = policy
             .tiers()
             .iter()
             .map(|tier| {
-                let series = named.tiers.get(&tier.name, TierSeries::new);
+                let series = named.tiers.get(&tier.name, |name| TierSeries::new(name, shards));
                 series.set_ceiling(untouched(&tier.limits));
                 series
             })
             .collect();
         // A tier that was given up has nothing to show once its last callers are a minute ago.
-        for gone in
-            named.tiers.all().iter().filter(|it| !tiers.iter().any(|tier| Arc::ptr_eq(tier, it)))
-        {
-            gone.set_ceiling(None);
-        }
+        named.tiers.gone().for_each(|gone| gone.set_ceiling(None));
+        let rule_limits = rules().map(|rule| rule.limits.iter().flatten().collect());
+        let tier_limits = policy.tiers().iter().map(|tier| &tier.limits).collect();
+        let limits: Vec<Vec<&LimitSet>> = rule_limits.chain([tier_limits]).collect();
+        let scopes = rules().map(|rule| &*rule.name).chain([TIER_RULE]);
+        let scopes: Box<[Arc<ScopeSeries>]> = scopes
+            .zip(&limits)
+            .map(|(name, limits)| {
+                let series = named.scopes.get(name, |name| ScopeSeries::new(name, shards));
+                series.set_periods(Period::ALL.into_iter().filter(|period| has(limits, *period)));
+                series
+            })
+            .collect();
         let pairs = pairs(&mut named, &endpoints, &tiers, shards);
-        let rule_names = policy.rules().iter().map(|rule| &*rule.name);
-        let scopes =
-            rule_names.chain([TIER_RULE]).map(|name| scope(&mut named, name, shards)).collect();
+        named.drop_pairs();
+        let dropped = [
+            ("endpoint", named.endpoints.newly_folded()),
+            ("tier", named.tiers.newly_folded()),
+            ("rule", named.scopes.newly_folded()),
+        ];
         drop(named);
 
-        let made = PolicyMetrics {
-            metrics: Arc::clone(metrics),
-            endpoints: endpoints.into(),
-            tiers,
-            pairs,
-            scopes,
-        };
-        let handles = &metrics.handles;
-        made.show_from_the_start(handles, policy);
-        for desc in names::ALL.iter().filter(|desc| desc.labels.contains(&"endpoint")) {
-            handles.counter(&names::SERIES_DROPPED, &[desc.name]).increment(dropped);
+        for desc in names::ALL {
+            let folded = dropped.iter().filter(|(label, _)| desc.labels.contains(label));
+            let folded: Vec<u64> = folded.map(|(_, count)| *count).collect();
+            if !folded.is_empty() {
+                let counter = metrics.handles.counter(&names::SERIES_DROPPED, &[desc.name]);
+                counter.increment(folded.iter().sum());
+            }
         }
-        made
+        PolicyMetrics { metrics: Arc::clone(metrics), endpoints, tiers, pairs, scopes }
     }
 
     /// Counts a request that is over. To be called once for each, on every way out.
@@ -168,6 +170,12 @@ impl PolicyMetrics {
                 }
             });
         }
+        if request.units > 0
+            && let Some(tier) = request.evaluated.and_then(|(tier, _)| self.tier(tier))
+        {
+            let units = u64::from(request.units);
+            tier.cells.with_own(|cells| count_many(std::slice::from_ref(&cells.units), 0, units));
+        }
         if request.ending == Ending::UpstreamTimeout {
             self.metrics.query_timed_out(QueryType::Upstream);
         }
@@ -194,9 +202,12 @@ impl PolicyMetrics {
         at: Timestamp,
     ) {
         self.metrics.limiter_checked(backend, took);
+        let mut tightest = None;
         for status in decision.statuses() {
+            let (left, limit) = (u64::from(status.remaining), u64::from(status.limit));
+            let has_room = status.wait.is_zero();
             let verdict = match status.mode {
-                _ if status.wait.is_zero() => LimitDecision::Allow,
+                _ if has_room => LimitDecision::Allow,
                 Mode::Enforce => LimitDecision::Block,
                 Mode::Shadow => LimitDecision::ShadowBlock,
             };
@@ -206,12 +217,23 @@ impl PolicyMetrics {
                 None => self.scopes.last(),
             };
             if let Some(scope) = scope {
-                let index = verdict_index(status.period, verdict);
-                scope.cells.with_own(|cells| count(&cells.verdicts, index));
+                scope.cells.with_own(|cells| {
+                    count(&cells.verdicts, verdict_index(status.period, verdict));
+                    if has_room && left.saturating_mul(NEAR) <= limit {
+                        let near = verdict_index(status.period, LimitDecision::Near);
+                        count(&cells.verdicts, near);
+                    }
+                });
+            }
+            if status.mode == Mode::Enforce && is_tighter((left, limit), tightest) {
+                tightest = Some((left, limit));
             }
         }
-        let kind = plan.identity.identifier_type() as usize;
-        let lowest = self.tiers.get(usize::from(plan.tier.0)).and_then(|it| it.lowest.get(kind));
+        let Some(tier) = self.tier(plan.tier) else { return };
+        if let Some(share) = tightest.and_then(billionths) {
+            tier.cells.with_own(|cells| cells.shares.record_billionths(SHARE_EDGES, share));
+        }
+        let lowest = tier.lowest.get(plan.identity.identifier_type() as usize);
         if let (Some(lowest), Some(shown)) = (lowest, decision.shown()) {
             lowest.observe(shown.remaining, at);
         }
@@ -219,6 +241,7 @@ impl PolicyMetrics {
 
     /// A connection was upgraded; it is open until the guard is dropped, reloads or not.
     pub fn websocket_opened(&self, endpoint: Option<RuleId>) -> Option<LevelGuard> {
+        self.metrics.tunnel_event(TunnelEvent::Open);
         self.endpoint(endpoint).map(|endpoint| endpoint.series.websockets.enter())
     }
 
@@ -237,6 +260,10 @@ impl PolicyMetrics {
         }
     }
 
+    fn tier(&self, tier: TierId) -> Option<&TierSeries> {
+        self.tiers.get(usize::from(tier.0)).map(Arc::as_ref)
+    }
+
     fn endpoint_index(&self, rule: Option<RuleId>) -> usize {
         let last = self.endpoints.len().saturating_sub(1);
         rule.map_or(last, |rule| usize::from(rule.0).min(last))
@@ -250,49 +277,17 @@ impl PolicyMetrics {
         let row = self.endpoint_index(rule).checked_mul(self.tiers.len())?;
         self.pairs.get(row.checked_add(usize::from(tier.0))?).map(Arc::as_ref)
     }
+}
 
-    /// Makes the series that are sure to come, at zero: a rate cannot see the first increment of
-    /// a series that was not there before.
-    fn show_from_the_start(&self, handles: &Handles, policy: &Policy) {
-        for Endpoint { series, .. } in &self.endpoints {
-            for method in [MethodLabel::Get, MethodLabel::Post] {
-                for (class, outcome) in [
-                    (CodeClass::Success, Outcome::Allowed),
-                    (CodeClass::ClientError, Outcome::Allowed),
-                    (CodeClass::ServerError, Outcome::UpstreamError),
-                    (CodeClass::ClientError, Outcome::Limited),
-                ] {
-                    let rest = [method.as_str(), class.as_str(), outcome.as_str()];
-                    let [method, class, outcome] = rest;
-                    handles.show(&names::REQUESTS, &[&series.name, method, class, outcome]);
-                }
-            }
-            for error in ErrorType::ALL {
-                handles.show(&names::ERRORS, &[error.as_str(), &series.name]);
-            }
-        }
-        let all_kinds = self.pairs.len() <= PAIRS_WITH_ALL_KINDS_MAX;
-        let kinds = IdentifierType::ALL;
-        for kind in kinds.iter().filter(|kind| all_kinds || **kind == IdentifierType::Ip) {
-            for pair in &self.pairs {
-                let labels = [kind.as_str(), &pair.tier, &pair.endpoint];
-                handles.show(&names::HITS, &labels);
-                handles.show(&names::BLOCKS, &labels);
-            }
-        }
-        let rule_limits = policy.rules().iter().map(|rule| rule.limits.iter().flatten().collect());
-        let tier_limits = policy.tiers().iter().map(|tier| &tier.limits).collect();
-        let limits = rule_limits.chain([tier_limits]);
-        for (scope, limits) in self.scopes.iter().zip(limits) {
-            let limits: Vec<&LimitSet> = limits;
-            for period in Period::ALL.iter().filter(|period| has(&limits, **period)) {
-                for decision in LimitDecision::ALL {
-                    let labels = [&*scope.name, period.as_str(), decision.as_str()];
-                    handles.show(&names::LIMIT_DECISIONS, &labels);
-                }
-            }
-        }
-    }
+/// Whether the share of the first is the smaller one.
+fn is_tighter(one: (u64, u64), other: Option<(u64, u64)>) -> bool {
+    // Both of them are numbers of 32 bits.
+    other.is_none_or(|other| one.0.saturating_mul(other.1) < other.0.saturating_mul(one.1))
+}
+
+/// The share, in billionths.
+fn billionths((left, limit): (u64, u64)) -> Option<u64> {
+    left.saturating_mul(1_000_000_000).checked_div(limit)
 }
 
 fn has(limits: &[&LimitSet], period: Period) -> bool {
@@ -307,11 +302,6 @@ fn has(limits: &[&LimitSet], period: Period) -> bool {
 fn untouched(limits: &LimitSet) -> Option<u32> {
     let windows = [limits.minute, limits.hour].into_iter().flatten().min();
     windows.or(limits.second.map(|bucket| bucket.burst)).map(std::num::NonZeroU32::get)
-}
-
-fn scope(named: &mut Named, name: &str, shards: usize) -> Arc<ScopeSeries> {
-    let make = |name: &str| ScopeSeries { name: name.into(), cells: PerShard::new(shards) };
-    named.scopes.get(name, make)
 }
 
 fn pairs(

@@ -3,40 +3,31 @@
 //! Series outlive the policies that use them. Their number is bounded whatever configurations
 //! come and go: names beyond the bound share `other`, and are counted.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use parking_lot::Mutex;
 
 use crate::limiter::time::Timestamp;
-use crate::policy::compiled::NO_RULE;
+use crate::policy::identity::IdentifierType;
 
 use super::cells::{Level, LevelGuard, PerShard};
-use super::checks::CheckCells;
-use super::handles::{Events, Handles, Sums, describe_all, increment, set_all};
-use super::histogram::LIMITER_EDGES;
+use super::edge_labels::{CutReason, IdentityError, PoolState, RefusalReason};
+use super::handles::{Events, Handles, describe_all, increment, set_all};
+use super::histogram::{HistogramTotals, LIMITER_EDGES};
 use super::labels::{
-    Attempt, BreakerState, CutReason, Dependency, FallbackMode, FallbackReason, IdentityError,
-    LimiterBackend, LimiterMode, LookupResult, PoolState, QueryType, RedisErrorKind, RefusalReason,
+    Attempt, BreakerState, Dependency, FallbackMode, FallbackReason, LimiterBackend, LimiterMode,
+    LookupResult, QueryType, RedisErrorKind,
 };
 use super::memory::MemoryCells;
+use super::named::Named;
 use super::names;
 use super::runtime::RuntimeCells;
-use super::series::{
-    EndpointSeries, ListenerSeries, PairSeries, PoolSeries, ProcessCells, ScopeSeries, TierSeries,
-    UpstreamSeries,
-};
+use super::series::{ListenerSeries, PoolSeries, ProcessCells, UpstreamSeries};
 use super::tls::TlsCells;
 
-/// Distinct endpoints that get series of their own while the process lives.
-pub const ENDPOINTS_MAX: usize = 200;
-/// Distinct tiers that do.
-pub const TIERS_MAX: usize = 64;
-/// Distinct upstreams, pools and listeners, each.
-pub const PEERS_MAX: usize = 64;
 /// What is running.
 #[derive(Clone, Copy, Debug)]
 pub struct Build {
@@ -69,6 +60,8 @@ pub struct RedisFigures {
 pub struct DatabaseFigures {
     /// Look-ups that wait for a connection.
     pub queue: u64,
+    /// How long look-ups have waited for a connection.
+    pub waits: HistogramTotals,
     /// Connections in use.
     pub active: usize,
     /// Connections that wait to be used.
@@ -94,76 +87,15 @@ pub struct Metrics {
     pub(super) tls: TlsCells,
     pub(super) memory: MemoryCells,
     redis_queue: AtomicU64,
-    database_queue: AtomicU64,
+    /// As last published; none without a database.
+    pub(super) database_waits: Mutex<Option<HistogramTotals>>,
     redis_slow: Duration,
+    /// Kinds of identities that there can be: one bit each.
+    identifier_types: AtomicU8,
     /// Taken when a policy is compiled and for a moment in a scrape, never by a request.
     pub(super) named: Mutex<Named>,
     pub(super) handles: Handles,
-    /// Held for the length of a scrape: two at once take turns.
-    pub(super) sums: Mutex<Sums>,
     pub(super) exporter: PrometheusHandle,
-}
-
-/// What configuration names.
-#[derive(Debug)]
-pub(super) struct Named {
-    pub(super) endpoints: Names<EndpointSeries>,
-    /// Endpoints of the policy in force that share `other`; bounded as a policy's rules are.
-    pub(super) folded: BTreeSet<Box<str>>,
-    pub(super) tiers: Names<TierSeries>,
-    /// By tier and endpoint; bounded because both of them are.
-    pub(super) pairs: BTreeMap<(Box<str>, Box<str>), Arc<PairSeries>>,
-    pub(super) scopes: Names<ScopeSeries>,
-    pub(super) upstreams: Names<UpstreamSeries>,
-    pub(super) pools: Names<PoolSeries>,
-    pub(super) listeners: Names<ListenerSeries>,
-    /// By the index of the dependency.
-    pub(super) checks: BTreeMap<usize, Arc<CheckCells>>,
-    pub(super) config_hash: Box<str>,
-}
-
-/// Series by name, up to a bound; what is beyond it shares `other`.
-#[derive(Debug)]
-pub(super) struct Names<T> {
-    map: BTreeMap<Box<str>, Arc<T>>,
-    bound: usize,
-}
-
-impl<T> Names<T> {
-    fn new(bound: usize) -> Self {
-        Names { map: BTreeMap::new(), bound }
-    }
-
-    /// The series of that name, or of `other`.
-    pub(super) fn get(&mut self, name: &str, make: impl FnOnce(&str) -> T) -> Arc<T> {
-        let others = usize::from(self.map.contains_key(NO_RULE));
-        let is_full = self.map.len().saturating_sub(others) >= self.bound;
-        let name = if is_full && !self.map.contains_key(name) { NO_RULE } else { name };
-        Arc::clone(self.map.entry(name.into()).or_insert_with(|| Arc::new(make(name))))
-    }
-
-    /// Every series, in the order of their names.
-    pub(super) fn all(&self) -> Vec<Arc<T>> {
-        self.map.values().cloned().collect()
-    }
-}
-
-impl Default for Named {
-    fn default() -> Self {
-        Named {
-            endpoints: Names::new(ENDPOINTS_MAX),
-            folded: BTreeSet::new(),
-            tiers: Names::new(TIERS_MAX),
-            pairs: BTreeMap::new(),
-            // The tier's own scope beside those of the rules.
-            scopes: Names::new(ENDPOINTS_MAX.saturating_add(1)),
-            upstreams: Names::new(PEERS_MAX),
-            pools: Names::new(PEERS_MAX),
-            listeners: Names::new(PEERS_MAX),
-            checks: BTreeMap::new(),
-            config_hash: Box::default(),
-        }
-    }
 }
 
 impl Metrics {
@@ -195,13 +127,29 @@ impl Metrics {
             tls: TlsCells::new(shards),
             memory: MemoryCells::new(shards),
             redis_queue: AtomicU64::new(0),
-            database_queue: AtomicU64::new(0),
+            database_waits: Mutex::default(),
             redis_slow,
+            identifier_types: AtomicU8::new(u8::MAX),
             named: Mutex::default(),
             handles,
-            sums: Mutex::default(),
             exporter,
         })
+    }
+
+    /// Only these kinds of identities can be: the others get no series before they are seen.
+    pub fn set_identifier_types(&self, kinds: &[IdentifierType]) {
+        let bits = kinds.iter().fold(0, |bits, kind| bits | identifier_bit(*kind));
+        self.identifier_types.store(bits, Ordering::Relaxed);
+    }
+
+    /// Whether there can be identities of this kind.
+    pub(super) fn can_be(&self, kind: IdentifierType) -> bool {
+        self.identifier_types.load(Ordering::Relaxed) & identifier_bit(kind) != 0
+    }
+
+    /// A request was admitted that no other replica knows of, because the store did not answer.
+    pub fn admitted_alone(&self, at: Timestamp) {
+        self.process.with_own(|cells| cells.admitted_alone.add_one(at));
     }
 
     /// A request begins; it is in flight until the guard is dropped.
@@ -259,14 +207,9 @@ impl Metrics {
         self.publish_transitions(Dependency::Redis, figures.transitions);
     }
 
-    /// Look-ups that wait for a database connection, as last published.
-    pub fn database_queue(&self) -> u64 {
-        self.database_queue.load(Ordering::Relaxed)
-    }
-
     /// Takes over what look-ups in the database of subscriptions have counted.
     pub fn publish_database(&self, figures: &DatabaseFigures) {
-        self.database_queue.store(figures.queue, Ordering::Relaxed);
+        *self.database_waits.lock() = Some(figures.waits);
         let (handles, events) = (&self.handles, &self.events);
         handles.gauge(&names::DB_QUEUE, &[]).set(figures.queue as f64);
         let states = [(PoolState::Active, figures.active), (PoolState::Idle, figures.idle)];
@@ -386,4 +329,8 @@ impl Metrics {
     pub fn listener(&self, name: &str) -> Arc<ListenerSeries> {
         self.named.lock().listeners.get(name, |name| ListenerSeries::new(name, self.shards))
     }
+}
+
+const fn identifier_bit(kind: IdentifierType) -> u8 {
+    1 << kind as u8
 }

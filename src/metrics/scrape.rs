@@ -5,25 +5,17 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::limiter::quota::Period;
 use crate::limiter::time::Timestamp;
-use crate::policy::identity::IdentifierType;
 use crate::tls::certificate::days_left;
 
+use super::edge_labels::CacheResult;
 use super::exposition::{Family, assemble};
-use super::handles::{Handles, Sums};
+use super::handles::Handles;
 use super::histogram::{HistogramTotals, LIMITER_EDGES, OVERHEAD_EDGES, REQUEST_EDGES};
-use super::labels::{CacheResult, Direction, ErrorType, LimitDecision, LimiterBackend, Outcome};
+use super::labels::{Direction, LimiterBackend};
 use super::names;
 use super::registry::Metrics;
-use super::series::{
-    EndpointSeries, PairSeries, ScopeSeries, TierSeries, UpstreamSeries, endings, total,
-    verdict_index,
-};
-use super::window::quantile;
-
-/// The share of answers that [`names::P95`] speaks of.
-const P95: f64 = 0.95;
+use super::series::{PairSeries, UpstreamSeries, total};
 
 impl Metrics {
     /// Everything in Prometheus's text format, as of `now`. A reading changes nothing: any number
@@ -31,7 +23,8 @@ impl Metrics {
     pub fn render(&self, now: Timestamp) -> String {
         // In its own statement: the lock on names is not held while the text is made.
         let (endpoints, tiers, pairs, scopes, upstreams, pools, listeners, config_hash) = {
-            let named = self.named.lock();
+            let mut named = self.named.lock();
+            named.expire(now);
             let pairs: Vec<Arc<PairSeries>> = named.pairs.values().cloned().collect();
             (
                 named.endpoints.all(),
@@ -45,10 +38,6 @@ impl Metrics {
             )
         };
         let handles = &self.handles;
-        let mut sums = self.sums.lock();
-        endpoints.iter().for_each(|it| publish_endpoint(handles, &mut sums, it, now));
-        pairs.iter().for_each(|it| publish_pair(handles, &mut sums, it));
-        scopes.iter().for_each(|it| publish_scope(handles, &mut sums, it));
         for pool in &pools {
             for (state, count) in pool.counts() {
                 handles.gauge(&names::POOL_CONNECTIONS, &[&pool.name, state]).set(count as f64);
@@ -71,10 +60,17 @@ impl Metrics {
         let objects = self.objects(&endpoints, &listeners);
         self.publish_runtime(handles);
 
-        let mut own = self.histograms(&endpoints, &upstreams);
+        let mut own = self.policy_families((&endpoints, &tiers), (&pairs, &scopes), now);
+        own.extend(self.histograms(&upstreams));
         own.push(self.publish_checks());
         own.extend(self.histograms_of_pressure(&pools));
-        own.push(remaining(&tiers, now));
+        own.push(self.publish_tunnels(handles));
+        let mut alone = Family::new(&names::OVER_ADMISSION);
+        alone.sample(
+            &[],
+            self.process.iter().map(|cells| cells.admitted_alone.count(now)).sum::<u64>(),
+        );
+        own.push(alone);
         let mut hash = Family::new(&names::CONFIG_HASH);
         if !config_hash.is_empty() {
             hash.sample(&[&config_hash], 1);
@@ -99,22 +95,7 @@ impl Metrics {
         handles.gauge(&names::REDIS_QUEUE, &[]).set(self.redis_queue() as f64);
     }
 
-    fn histograms(
-        &self,
-        endpoints: &[Arc<EndpointSeries>],
-        upstreams: &[Arc<UpstreamSeries>],
-    ) -> Vec<Family> {
-        let mut requests = Family::new(&names::REQUEST_DURATION);
-        for endpoint in endpoints {
-            for outcome in Outcome::ALL {
-                let totals = endpoint.durations(*outcome);
-                // Those that are common are there from the start, the others once they happen.
-                let is_common = matches!(outcome, Outcome::Allowed | Outcome::Limited);
-                if is_common || totals.count() > 0 {
-                    requests.histogram(&[&endpoint.name, outcome.as_str()], REQUEST_EDGES, &totals);
-                }
-            }
-        }
+    fn histograms(&self, upstreams: &[Arc<UpstreamSeries>]) -> Vec<Family> {
         let mut overhead = Family::new(&names::OVERHEAD);
         let totals = HistogramTotals::of(self.process.iter().map(|cells| &cells.overhead));
         overhead.histogram(&[], OVERHEAD_EDGES, &totals);
@@ -138,67 +119,8 @@ impl Metrics {
             let totals = HistogramTotals::of(cells().map(|cells| &cells.connects));
             connects.histogram(&labels, REQUEST_EDGES, &totals);
         }
-        vec![requests, overhead, limiter, redis, durations, connects]
+        vec![overhead, limiter, redis, durations, connects]
     }
-}
-
-fn publish_endpoint(
-    handles: &Handles,
-    sums: &mut Sums,
-    endpoint: &Arc<EndpointSeries>,
-    now: Timestamp,
-) {
-    let owner = Arc::as_ptr(endpoint).addr();
-    let name = &*endpoint.name;
-    for (index, (method, class, outcome)) in endings().enumerate() {
-        let sum = total(endpoint.cells.iter().filter_map(|cells| cells.requests.get(index)));
-        let labels = [name, method.as_str(), class.as_str(), outcome.as_str()];
-        handles.publish(sums, &names::REQUESTS, (owner, index), sum, &labels);
-    }
-    for error in ErrorType::ALL {
-        let index = error.index();
-        let sum = total(endpoint.cells.iter().filter_map(|cells| cells.errors.get(index)));
-        handles.publish(sums, &names::ERRORS, (owner, index), sum, &[error.as_str(), name]);
-    }
-    let rings = endpoint.cells.iter().map(|cells| &cells.latencies);
-    handles.gauge(&names::P95, &[name]).set(quantile(rings, P95, now).unwrap_or(0.0));
-    handles.gauge(&names::WEBSOCKETS, &[name]).set(endpoint.websockets.count() as f64);
-}
-
-fn publish_pair(handles: &Handles, sums: &mut Sums, pair: &Arc<PairSeries>) {
-    let owner = Arc::as_ptr(pair).addr();
-    for (index, kind) in IdentifierType::ALL.iter().enumerate() {
-        let labels = [kind.as_str(), &pair.tier, &pair.endpoint];
-        let hits = total(pair.cells.iter().filter_map(|cells| cells.hits.get(index)));
-        handles.publish(sums, &names::HITS, (owner, index), hits, &labels);
-        let blocks = total(pair.cells.iter().filter_map(|cells| cells.blocks.get(index)));
-        handles.publish(sums, &names::BLOCKS, (owner, index), blocks, &labels);
-    }
-}
-
-fn publish_scope(handles: &Handles, sums: &mut Sums, scope: &Arc<ScopeSeries>) {
-    let owner = Arc::as_ptr(scope).addr();
-    for period in Period::ALL {
-        for decision in LimitDecision::ALL {
-            let index = verdict_index(period, *decision);
-            let sum = total(scope.cells.iter().filter_map(|cells| cells.verdicts.get(index)));
-            let labels = [&*scope.name, period.as_str(), decision.as_str()];
-            handles.publish(sums, &names::LIMIT_DECISIONS, (owner, index), sum, &labels);
-        }
-    }
-}
-
-fn remaining(tiers: &[Arc<TierSeries>], now: Timestamp) -> Family {
-    let mut family = Family::new(&names::REMAINING);
-    for tier in tiers {
-        for (kind, lowest) in IdentifierType::ALL.iter().zip(&tier.lowest) {
-            let value = lowest.lowest(now).map(u64::from).or_else(|| tier.ceiling());
-            if let Some(value) = value {
-                family.sample(&[kind.as_str(), &tier.name], value);
-            }
-        }
-    }
-    family
 }
 
 /// What the operating system says of the process. CPU time has fractions, which the recorder's

@@ -4,7 +4,7 @@
 //! All of them live as long as the process and are found again by name, so that a reload of the
 //! policy goes on counting where the old one stopped.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::limiter::quota::Period;
@@ -12,12 +12,12 @@ use crate::limiter::time::Timestamp;
 use crate::policy::identity::IdentifierType;
 
 use super::cells::{Level, LevelGuard, PerShard};
+use super::edge_labels::{CacheResult, HandshakeResult, PoolState};
 use super::histogram::{HistogramCells, HistogramTotals, REQUEST_EDGES};
 use super::labels::{
-    CacheResult, CodeClass, Direction, ErrorType, HandshakeResult, LimitDecision, LimiterBackend,
-    MethodLabel, Outcome, PoolState,
+    CodeClass, Direction, ErrorType, LimitDecision, LimiterBackend, MethodLabel, Outcome,
 };
-use super::window::{LatencyRing, SlidingMin};
+use super::window::{LatencyRing, SlidingCount, SlidingMin};
 
 /// Ways in which a request can end on one endpoint.
 pub const ENDINGS: usize = MethodLabel::COUNT * CodeClass::COUNT * Outcome::COUNT;
@@ -28,11 +28,12 @@ const IDENTIFIER_TYPES: usize = IdentifierType::ALL.len();
 /// Adds one, where there is such a cell; the indices are made of closed enums, so there is.
 #[inline]
 pub fn count(cells: &[AtomicU64], index: usize) {
-    add(cells, index, 1);
+    count_many(cells, index, 1);
 }
 
+/// Adds so many.
 #[inline]
-fn add(cells: &[AtomicU64], index: usize, by: u64) {
+pub fn count_many(cells: &[AtomicU64], index: usize, by: u64) {
     if let Some(cell) = cells.get(index) {
         cell.fetch_add(by, Ordering::Relaxed);
     }
@@ -131,11 +132,13 @@ pub struct PairCells {
     pub blocks: [AtomicU64; IDENTIFIER_TYPES],
 }
 
-/// What one tier's identities have left.
+/// What one tier's identities have left, and what they have used.
 #[derive(Debug)]
 pub struct TierSeries {
     /// The label.
     pub name: Box<str>,
+    /// Per worker.
+    pub cells: PerShard<TierCells>,
     /// By kind of identity; shared by all workers, because it is nearly only read.
     pub lowest: [SlidingMin; IDENTIFIER_TYPES],
     /// What an identity has that has sent nothing: the tier's tightest limit, plus one, so that
@@ -145,8 +148,13 @@ pub struct TierSeries {
 
 impl TierSeries {
     /// Nothing seen yet.
-    pub fn new(name: &str) -> Self {
-        TierSeries { name: name.into(), lowest: Default::default(), ceiling: AtomicU64::new(0) }
+    pub fn new(name: &str, shards: usize) -> Self {
+        TierSeries {
+            name: name.into(),
+            cells: PerShard::new(shards),
+            lowest: Default::default(),
+            ceiling: AtomicU64::new(0),
+        }
     }
 
     /// Sets what an untouched identity has; `None` for a tier without limits.
@@ -161,6 +169,16 @@ impl TierSeries {
     }
 }
 
+/// One worker's part of a tier.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct TierCells {
+    /// Of each decision, the share of the tightest limit that is left, in billionths.
+    pub shares: HistogramCells,
+    /// Cost of what was admitted.
+    pub units: AtomicU64,
+}
+
 /// Verdicts of one scope's limits.
 #[derive(Debug)]
 pub struct ScopeSeries {
@@ -168,6 +186,30 @@ pub struct ScopeSeries {
     pub name: Box<str>,
     /// Per worker.
     pub cells: PerShard<ScopeCells>,
+    /// Which periods it has limits for: one bit each.
+    periods: AtomicU8,
+}
+
+impl ScopeSeries {
+    /// Nothing counted yet.
+    pub fn new(name: &str, shards: usize) -> Self {
+        ScopeSeries { name: name.into(), cells: PerShard::new(shards), periods: AtomicU8::new(0) }
+    }
+
+    /// It has limits for these periods, and no others.
+    pub fn set_periods(&self, periods: impl Iterator<Item = Period>) {
+        let bits = periods.fold(0, |bits, period| bits | period_bit(period));
+        self.periods.store(bits, Ordering::Relaxed);
+    }
+
+    /// Whether it has a limit for this period.
+    pub fn has(&self, period: Period) -> bool {
+        self.periods.load(Ordering::Relaxed) & period_bit(period) != 0
+    }
+}
+
+const fn period_bit(period: Period) -> u8 {
+    1 << period as u8
 }
 
 /// One worker's part of a scope, by [`verdict_index`].
@@ -349,6 +391,12 @@ pub struct ProcessCells {
     pub token_lookups: [AtomicU64; CacheResult::COUNT],
     /// TLS handshakes with callers, by result.
     pub handshakes: [AtomicU64; HandshakeResult::COUNT],
+    /// Upgraded connections, by how long they were open.
+    pub tunnels: HistogramCells,
+    /// Their messages, by direction.
+    pub messages: [AtomicU64; Direction::COUNT],
+    /// Requests that were admitted without the store, lately.
+    pub admitted_alone: SlidingCount,
     bytes: [AtomicU64; Direction::COUNT],
 }
 
@@ -357,7 +405,7 @@ impl ProcessCells {
     #[inline]
     pub fn add_bytes(&self, direction: Direction, bytes: u64) {
         if bytes > 0 {
-            add(&self.bytes, direction.index(), bytes);
+            count_many(&self.bytes, direction.index(), bytes);
         }
     }
 

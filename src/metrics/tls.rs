@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::cells::{Level, LevelGuard};
+use super::edge_labels::HandshakeResult;
 use super::handles::Handles;
-use super::labels::HandshakeResult;
 use super::names;
 use super::registry::Metrics;
 use super::series::{count, total};

@@ -137,6 +137,40 @@ impl SlidingMin {
     }
 }
 
+/// How many there were in the last sixty seconds.
+#[derive(Debug, Default)]
+pub struct SlidingCount {
+    /// The slot's time in the upper half, its count in the lower.
+    slots: [AtomicU64; SLOTS as usize],
+}
+
+impl SlidingCount {
+    /// One more.
+    pub fn add_one(&self, at: Timestamp) {
+        let epoch = epoch(at);
+        let Some(slot) = self.slots.get(slot_index(epoch)) else { return };
+        let first = (epoch << 32) | 1;
+        let next = |found: u64| match found >> 32 == first >> 32 {
+            // Full only after four thousand million in ten seconds.
+            true if found & u64::from(u32::MAX) == u64::from(u32::MAX) => None,
+            true => Some(found.saturating_add(1)),
+            false => Some(first),
+        };
+        let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    /// How many there were in the sixty seconds before `now`.
+    pub fn count(&self, now: Timestamp) -> u64 {
+        let now = epoch(now);
+        self.slots
+            .iter()
+            .map(|slot| slot.load(Ordering::Relaxed))
+            .filter(|found| *found != 0 && is_recent(found >> 32, now))
+            .map(|found| found & u64::from(u32::MAX))
+            .sum()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -202,6 +236,18 @@ mod tests {
         assert_eq!(lowest.lowest(at(1_059)), Some(3));
         assert_eq!(lowest.lowest(at(1_060)), Some(50));
         assert_eq!(lowest.lowest(at(1_090)), None);
+    }
+
+    #[test]
+    fn a_count_slides() {
+        let count = SlidingCount::default();
+        assert_eq!(count.count(at(0)), 0);
+        for second in [1_000, 1_001, 1_030, 1_059] {
+            count.add_one(at(second));
+        }
+        assert_eq!([1_059, 1_060, 1_090, 1_120].map(|now| count.count(at(now))), [4, 2, 1, 0]);
+        count.add_one(at(1_060));
+        assert_eq!(count.count(at(1_060)), 3, "the slot of 1,000 s was taken over");
     }
 
     #[test]

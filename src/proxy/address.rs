@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crate::metrics::labels::IdentityError;
+use crate::metrics::edge_labels::IdentityError;
 use crate::policy::facts::RequestFacts;
 use crate::policy::forwarded::{ClientAddress, ForwardedFault};
 

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use parking_lot::Mutex;
 
 use crate::identity::identifier::{Identified, Invalid};
-use crate::metrics::labels::IdentityError;
+use crate::metrics::edge_labels::IdentityError;
 use crate::policy::caller::{Caller, Credential};
 use crate::policy::compiled::Policy;
 use crate::policy::facts::RequestFacts;

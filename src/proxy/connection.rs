@@ -15,7 +15,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::metrics::labels::HandshakeResult;
+use crate::metrics::edge_labels::HandshakeResult;
 use crate::tls::server::ServerTls;
 
 use super::handshake::HandshakeError;

@@ -54,6 +54,8 @@ struct Facts {
     /// As it came: it is read only of a call that was slow.
     traceparent: Option<HeaderValue>,
     evaluated: Option<(TierId, IdentifierType)>,
+    /// What it has spent.
+    units: u32,
     status: u16,
     /// `None`: not to be told of.
     ending: Option<Ending>,
@@ -83,6 +85,7 @@ impl Exchange {
             tier: None,
             traceparent: None,
             evaluated: None,
+            units: 0,
             status: 0,
             ending: Some(Ending::ClientAbort),
             overhead: None,
@@ -122,6 +125,22 @@ impl Exchange {
     pub fn evaluated(&mut self, plan: &Plan<'_>) {
         if let Some(facts) = &mut self.facts {
             facts.evaluated = Some((plan.tier, plan.identity.identifier_type()));
+        }
+    }
+
+    /// Notes what the request has spent; nothing, once that is given back.
+    pub fn spent(&mut self, units: u32) {
+        if let Some(facts) = &mut self.facts {
+            facts.units = units;
+        }
+    }
+
+    /// Notes that the upstream was asked, and gave no answer that could be passed on.
+    pub fn unanswered(&mut self, status: StatusCode, ending: Ending) {
+        self.answered(status, ending, None, clock::monotonic());
+        if let Some(facts) = &mut self.facts {
+            // How much of the time went into waiting is not known.
+            facts.overhead = None;
         }
     }
 
@@ -194,6 +213,9 @@ impl Exchange {
         let now = clock::monotonic();
         let duration = now.saturating_duration_since(facts.started);
         let timed_out = ending == Ending::UpstreamTimeout;
+        if timed_out || ending == Ending::UpstreamConnect {
+            self.worker.gate.upstream_health.count_error(timed_out);
+        }
         let (_, slow_after) = self.active.metrics.slow_after(facts.endpoint);
         if timed_out || facts.upstream.is_some_and(|took| took > slow_after) {
             let call = SlowCall {
@@ -222,6 +244,7 @@ impl Exchange {
         self.active.metrics.record(&RequestRecord {
             endpoint: facts.endpoint,
             evaluated: facts.evaluated,
+            units: facts.units,
             method: facts.method,
             status: facts.status,
             ending,

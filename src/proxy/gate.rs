@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::Method;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::clock::Clock;
 use crate::health::loops::Loops;
@@ -25,7 +25,6 @@ use crate::subscriptions::Subscriptions;
 use crate::top::talkers::TopTalkers;
 
 use super::address::Once;
-use super::body::ProxyBody;
 use super::caller::UnknownSubscriptions;
 use super::connect::Target;
 use super::headers::ResponseFields;
@@ -65,8 +64,9 @@ pub struct Settings {
     pub fields: ResponseFields,
 }
 
-/// Makes the answer of a path that tollgate itself answers on the data port.
-pub type Page = Box<dyn Fn() -> http::Response<bytes::Bytes> + Send + Sync>;
+/// Asks for the answer of a path that tollgate itself answers on the data port. It takes too long
+/// for a worker, so that it is made elsewhere; dropped by its maker, it cannot be had now.
+pub type Page = Box<dyn Fn() -> oneshot::Receiver<http::Response<bytes::Bytes>> + Send + Sync>;
 
 /// The policy in force, with its metrics at hand.
 #[derive(Debug)]
@@ -122,13 +122,13 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// The answer of an exposed page, if this is a request for one.
-    pub fn exposed<B>(&self, request: &http::Request<B>) -> Option<http::Response<ProxyBody>> {
+    /// The exposed page, if this is a request for one.
+    pub fn exposed<B>(&self, request: &http::Request<B>) -> Option<&Page> {
         if self.exposed.is_empty() || !matches!(*request.method(), Method::GET | Method::HEAD) {
             return None;
         }
         let (_, page) = self.exposed.iter().find(|(path, _)| *path == request.uri().path())?;
-        Some(page().map(ProxyBody::own))
+        Some(page)
     }
 }
 

@@ -20,7 +20,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::health::tasks::watched;
-use crate::metrics::labels::{CutReason, TaskType};
+use crate::metrics::edge_labels::CutReason;
+use crate::metrics::labels::TaskType;
 
 use super::connection::linger;
 use super::frames::{FrameWatch, head_due};

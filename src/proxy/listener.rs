@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::metrics::cells::LevelGuard;
-use crate::metrics::labels::RefusalReason;
+use crate::metrics::edge_labels::RefusalReason;
 use crate::metrics::series::ListenerSeries;
 use crate::tls::server::ServerTls;
 

@@ -5,6 +5,7 @@ use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER}
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use crate::health::breaker::Outcome;
+use crate::metrics::labels::Ending;
 
 use super::body::ProxyBody;
 
@@ -123,6 +124,22 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// How a request ends that is refused so.
+    pub const fn ending(self) -> Ending {
+        match self {
+            Refusal::StoreUnavailable => Ending::ProxyError,
+            Refusal::CircuitOpen { .. } => Ending::CircuitOpen,
+            Refusal::Unauthorized => Ending::Unauthorized,
+            Refusal::UpstreamUnreachable | Refusal::UpstreamBroken => Ending::UpstreamConnect,
+            Refusal::ConnectTimeout | Refusal::ResponseTimeout => Ending::UpstreamTimeout,
+            Refusal::BadRequest
+            | Refusal::Forbidden
+            | Refusal::MethodNotAllowed
+            | Refusal::RequestTimeout
+            | Refusal::ContentTooLarge => Ending::Refused,
+        }
+    }
+
     /// The status that it is answered with.
     pub fn status(self) -> StatusCode {
         self.parts().0

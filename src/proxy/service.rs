@@ -18,6 +18,7 @@ use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::log::access::Decided;
+use crate::metrics::edge_labels::TunnelEvent;
 use crate::metrics::labels::{Ending, LimiterBackend, QueryType};
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan, RuleId};
@@ -93,12 +94,15 @@ pub async fn handle(
                 }
                 Err(failure) => {
                     if !failure.may_have_arrived {
+                        exchange.spent(0);
                         shown = charged.and_then(|it| it.give_back(&worker)).or(shown);
                     }
                     if let Some(notes) = exchange.notes() {
                         notes.upstream_failed(shown.as_ref().map(|(shown, _)| shown.remaining));
                     }
-                    let mut response = refused(&mut exchange, failure.refusal);
+                    let refusal = failure.refusal;
+                    exchange.unanswered(refusal.status(), refusal.ending());
+                    let mut response = reply::refuse(refusal);
                     if has_body {
                         // How much of it was read is not known here.
                         close_after(&mut response, &conn);
@@ -223,9 +227,10 @@ async fn decide<'a>(
     if let Err(refusal) = headers::check_request(request, present) {
         return Next::Answer(refused(exchange, refusal));
     }
-    if let Some(response) = worker.gate.exposed(request) {
+    if let Some(page) = worker.gate.exposed(request) {
         exchange.keep_quiet();
-        return Next::Answer(response);
+        let page = page().await.map(|page| page.map(ProxyBody::own));
+        return Next::Answer(page.unwrap_or_else(|_| reply::refuse(Refusal::StoreUnavailable)));
     }
     let gate = &worker.gate;
     let facts = facts_of(request, conn);
@@ -266,6 +271,7 @@ async fn decide<'a>(
     exchange.evaluated(&plan);
     if plan.disposition == Disposition::Unlimited {
         decided(exchange, Decided::Allow);
+        exchange.spent(plan.cost);
         worker.top.record(&plan.identity, false);
         return Next::unlimited(endpoint, permit);
     }
@@ -274,15 +280,20 @@ async fn decide<'a>(
     match checked {
         Checked::FailedOpen => {
             decided(exchange, Decided::Allow);
+            exchange.spent(plan.cost);
             Next::unlimited(endpoint, permit)
         }
         Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
         Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny => {
+            if headers::wanted_upgrade(request, present).is_some() {
+                gate.metrics.tunnel_event(TunnelEvent::RefusedLimit);
+            }
             let response = denied(worker, &decision);
             exchange.answered(response.status(), Ending::RateLimited, None, clock::monotonic());
             Next::Answer(response)
         }
         Checked::Decided { decision, backend } => {
+            exchange.spent(plan.cost);
             let shown = decision.shown().map(|shown| (*shown, decision.now));
             let grant = Grant::new(&decision, plan.scopes().count());
             let charged = Some(Charged { plan, grant, backend });
@@ -319,6 +330,9 @@ async fn check(
         }
     };
     let took = clock::monotonic().saturating_duration_since(started);
+    if checked.is_alone() {
+        gate.metrics.admitted_alone(now);
+    }
     let mut is_answered = false;
     if let Checked::Decided { decision, backend } = &checked {
         let backend = match backend {
@@ -368,19 +382,7 @@ fn unauthorized(worker: &Worker, exchange: &mut Exchange, invalid: Invalid) -> R
 }
 
 fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
-    let ending = match refusal {
-        Refusal::StoreUnavailable => Ending::ProxyError,
-        Refusal::CircuitOpen { .. } => Ending::CircuitOpen,
-        Refusal::Unauthorized => Ending::Unauthorized,
-        Refusal::UpstreamUnreachable | Refusal::UpstreamBroken => Ending::UpstreamConnect,
-        Refusal::ConnectTimeout | Refusal::ResponseTimeout => Ending::UpstreamTimeout,
-        Refusal::BadRequest
-        | Refusal::Forbidden
-        | Refusal::MethodNotAllowed
-        | Refusal::RequestTimeout
-        | Refusal::ContentTooLarge => Ending::Refused,
-    };
-    exchange.answered(refusal.status(), ending, None, clock::monotonic());
+    exchange.answered(refusal.status(), refusal.ending(), None, clock::monotonic());
     reply::refuse(refusal)
 }
 

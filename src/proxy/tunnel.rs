@@ -7,7 +7,7 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use hyper::upgrade::OnUpgrade;
@@ -18,7 +18,8 @@ use crate::clock;
 use crate::health::breaker::Outcome;
 use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
-use crate::metrics::labels::TaskType;
+use crate::metrics::edge_labels::TunnelEvent;
+use crate::metrics::labels::{Direction, TaskType};
 
 use super::circuit::{self, Permit, STABLE_AFTER};
 use super::gate::Drain;
@@ -31,6 +32,10 @@ use super::worker::Worker;
 const CHUNK: usize = 16 * 1024;
 /// RFC 6455 §5.5.1.
 const OPCODE_CLOSE: u8 = 0x8;
+/// RFC 6455 §5.2: the last of the opcodes that carry messages.
+const OPCODE_BINARY: u8 = 0x2;
+/// RFC 6455 §5.2: the last frame of a message.
+const FIN: u8 = 0x80;
 /// How long both sides have to let the upgrade happen once it is agreed.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -53,18 +58,30 @@ pub fn spawn(
     protocol: &HeaderValue,
     held: Held,
 ) {
+    let counted = Counted {
+        worker: Rc::clone(worker),
+        opened: clock::monotonic(),
+        ended_by: Cell::new(None),
+    };
     let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     let (worker, conn) = (Rc::clone(worker), Arc::clone(conn));
     let relayed = async move {
         // Held to the end: the connection counts as open, the upstream's is no one else's.
         let Held { lease, guard, mut permit } = held;
         let (_conn, _held) = (conn, (lease, guard));
-        let both = async { tokio::try_join!(downstream, upstream) };
-        let Ok(Ok((downstream, upstream))) = tokio::time::timeout(HANDSHAKE, both).await else {
-            return;
+        let both = async {
+            let downstream = downstream.await.map_err(|_| TunnelEvent::CloseClient)?;
+            let upstream = upstream.await.map_err(|_| TunnelEvent::CloseUpstream)?;
+            Ok((downstream, upstream))
+        };
+        let both = tokio::time::timeout(HANDSHAKE, both).await;
+        let (downstream, upstream) = match both.unwrap_or(Err(TunnelEvent::IdleTimeout)) {
+            Ok(both) => both,
+            Err(event) => return counted.ended_by(event),
         };
         let idle_timeout = worker.gate.settings.tunnel_idle_timeout;
         let activity = Activity {
+            counted: &counted,
             timers: &worker.timers,
             last: Cell::new(worker.timers.now()),
             is_websocket,
@@ -82,7 +99,7 @@ pub fn spawn(
             tokio::select! {
                 // An error on either way ends both; a clean end of one leaves the other open.
                 _ = async { tokio::try_join!(to_downstream, to_upstream) } => {}
-                () = activity.silence(idle_timeout) => {}
+                () = activity.silence(idle_timeout) => counted.ended_by(TunnelEvent::IdleTimeout),
             }
         });
         let has_ended = tokio::time::timeout(STABLE_AFTER, relays.as_mut()).await.is_ok();
@@ -96,8 +113,31 @@ pub fn spawn(
     tokio::task::spawn_local(watched(TaskType::Websocket, relayed));
 }
 
+/// Tells of a tunnel once it is over. Dropped without a reason, it is the worker that has ended.
+struct Counted {
+    worker: Rc<Worker>,
+    opened: Instant,
+    ended_by: Cell<Option<TunnelEvent>>,
+}
+
+impl Counted {
+    /// Why it ends, if nothing else was the reason before.
+    fn ended_by(&self, event: TunnelEvent) {
+        self.ended_by.set(self.ended_by.get().or(Some(event)));
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let after = clock::monotonic().saturating_duration_since(self.opened);
+        let event = self.ended_by.get().unwrap_or(TunnelEvent::Drain);
+        self.worker.gate.metrics.tunnel_closed(event, after);
+    }
+}
+
 /// When something last came through, either way, and how it came to an end.
 struct Activity<'a> {
+    counted: &'a Counted,
     timers: &'a Timers,
     last: Cell<Tick>,
     is_websocket: bool,
@@ -114,6 +154,7 @@ impl Activity<'_> {
 
     /// Notes that this side has ended its connection, or that it broke.
     fn ended(&self, side: Side, is_clean: bool) {
+        self.counted.ended_by(side.closing());
         if self.first_end.get().is_none() {
             self.first_end.set(Some((side, is_clean)));
         }
@@ -158,6 +199,22 @@ enum Side {
 }
 
 impl Side {
+    /// The way that its bytes go.
+    fn direction(self) -> Direction {
+        match self {
+            Side::Client => Direction::In,
+            Side::Server => Direction::Out,
+        }
+    }
+
+    /// What it is called when this side ends it.
+    fn closing(self) -> TunnelEvent {
+        match self {
+            Side::Client => TunnelEvent::CloseClient,
+            Side::Server => TunnelEvent::CloseUpstream,
+        }
+    }
+
     fn other(self) -> Side {
         match self {
             Side::Client => Side::Server,
@@ -184,6 +241,7 @@ async fn relay(
     let mut is_leaving = false;
     loop {
         if is_leaving && frames.is_between() {
+            activity.counted.ended_by(TunnelEvent::Drain);
             // Between two frames: say goodbye in the peer's own terms (RFC 6455 §7.4.1).
             to.write_all(&going_away(side)).await?;
             return to.shutdown().await;
@@ -208,8 +266,11 @@ async fn relay(
         };
         activity.note();
         if drain.is_some() {
-            frames.feed(bytes);
+            let messages = frames.feed(bytes);
+            let metrics = &activity.counted.worker.gate.metrics;
+            metrics.tunnel_messages(side.direction(), messages);
             if frames.said_goodbye {
+                activity.counted.ended_by(side.closing());
                 activity.said_goodbye.set(true);
             }
         }
@@ -236,7 +297,7 @@ fn going_away(side: Side) -> Vec<u8> {
     }
 }
 
-/// Follows WebSocket frames just far enough to know where one ends (RFC 6455 §5.2).
+/// Follows WebSocket frames just far enough to know where one ends (RFC 6455 §5.2), and what it is.
 #[derive(Debug, Default)]
 struct FrameTracker {
     head: [u8; 14],
@@ -251,7 +312,9 @@ impl FrameTracker {
         self.head_bytes == 0 && self.payload_left == 0
     }
 
-    fn feed(&mut self, mut bytes: &[u8]) {
+    /// Goes on by so much, and says how many messages had their last frame begun in it.
+    fn feed(&mut self, mut bytes: &[u8]) -> u64 {
+        let mut messages: u64 = 0;
         while let Some((first, rest)) = bytes.split_first() {
             if self.payload_left > 0 {
                 let skipped = usize::try_from(self.payload_left).unwrap_or(usize::MAX);
@@ -270,8 +333,13 @@ impl FrameTracker {
             if let Some(payload) = self.payload_length() {
                 self.payload_left = payload;
                 self.head_bytes = 0;
+                let [kind, ..] = self.head;
+                // Text, binary, or what goes on with one; with FIN, it is the last.
+                let is_last = kind & FIN != 0 && kind & 0x0f <= OPCODE_BINARY;
+                messages = messages.saturating_add(u64::from(is_last));
             }
         }
+        messages
     }
 
     /// The payload's length, once the head is whole.
@@ -318,6 +386,26 @@ mod tests {
                 assert!(!tracked(&frame[..frame.len() - 1], chunk).is_between());
             }
             assert!(tracked(&whole.concat(), chunk).is_between());
+        }
+    }
+
+    #[test]
+    fn messages_are_counted_by_their_last_frame() {
+        let frames: [&[u8]; 8] = [
+            &[0x81, 1, b'a'],
+            // A binary message in three frames, with a ping between them.
+            &[0x02, 1, b'b'],
+            &[0x00, 0],
+            &[0x89, 0],
+            &[0x80, 0x81, 1, 2, 3, 4, 9],
+            &[0x8a, 0],
+            &[0x82, 0],
+            &[0x88, 2, 3, 0xe8],
+        ];
+        for chunk in [1, 2, 3, 100] {
+            let mut tracker = FrameTracker::default();
+            let messages: u64 = frames.concat().chunks(chunk).map(|it| tracker.feed(it)).sum();
+            assert_eq!((messages, tracker.said_goodbye), (3, true), "in pieces of {chunk}");
         }
     }
 

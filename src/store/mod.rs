@@ -38,6 +38,17 @@ pub enum Checked {
 }
 
 impl Checked {
+    /// Whether the request passes although the store that all replicas share was not asked.
+    pub fn is_alone(&self) -> bool {
+        match self {
+            Checked::Decided { decision, backend } => {
+                *backend == Backend::Local && decision.verdict == Verdict::Allow
+            }
+            Checked::FailedOpen => true,
+            Checked::FailedClosed => false,
+        }
+    }
+
     /// Whether a limit has refused the request.
     pub fn is_denied(&self) -> bool {
         matches!(self, Checked::Decided { decision, .. } if decision.verdict == Verdict::Deny)

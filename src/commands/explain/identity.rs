@@ -13,7 +13,7 @@ use crate::identity::identifier::{
 use crate::identity::present::{Presented, TokenPlaces, in_field};
 use crate::identity::token::{self, Token, TokenFault, TokenRules};
 use crate::limiter::time::Timestamp;
-use crate::metrics::labels::IdentityError;
+use crate::metrics::edge_labels::IdentityError;
 use crate::policy::explain::rules::shown;
 use crate::policy::explain::{Look, Step};
 use crate::policy::facts::RequestFacts;
