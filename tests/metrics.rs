@@ -492,11 +492,11 @@ fn alone() -> (Scrape, Scrape) {
 #[test]
 fn every_documented_metric_moves_as_documented() {
     let Some(mut world) = World::new() else { return };
-    let mut story = Story::default();
-    story.start = world.until("the keys and the first check are there", |it| {
+    let start = world.until("the keys and the first check are there", |it| {
         it.sum("tollgate_jwks_keys") == 1.0
             && it.sum("dependency_health_status{dependency=\"redis\"}") == 1.0
     });
+    let mut story = Story { start, ..Story::default() };
     world.requests();
     world.users();
     world.connections();
