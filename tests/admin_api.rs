@@ -7,6 +7,8 @@
     reason = "a test stops at the first surprise, and ends"
 )]
 
+#[path = "support/redis.rs"]
+mod redis;
 mod support;
 
 use std::io::{Read, Write};
@@ -339,7 +341,11 @@ fn health_says_why_and_since_when_and_what_was_before() {
     let (status, gone) = health(&tollgate, "?verbose=1");
     assert_eq!((status, &gone["status"]), (200, &"degraded".into()), "{gone}");
     assert!(gone["reasons"][0].as_str().unwrap().starts_with("upstream "), "{gone}");
-    assert_ne!(gone["details"]["dependencies"]["upstream"]["status"], "healthy");
+    let upstream = &gone["details"]["dependencies"]["upstream"];
+    assert_ne!(upstream["status"], "healthy");
+    assert_eq!(upstream["last_error"]["result"], "connect", "{gone}");
+    assert!(upstream["last_error"]["at"].as_str() >= upstream["since"].as_str(), "{gone}");
+    assert_eq!(upstream["last_check"], serde_json::Value::Null, "no checks are configured");
     let history = gone["history"].as_array().unwrap();
     assert_eq!(history.len(), 2, "{gone}");
     assert_eq!(
@@ -379,6 +385,30 @@ fn the_history_goes_on_while_nobody_asks() {
     let reason = history[0]["reason"].as_str().unwrap();
     assert!(reason.contains("limits decided in mode local"), "{history}");
     assert!(reason.contains("redis unhealthy"), "{history}");
+}
+
+#[test]
+fn what_a_check_and_a_failed_call_came_to_is_told() {
+    let backend = Backend::ok();
+    let Some(server) = redis::RedisServer::spawn() else { return };
+    let config = format!("store: {{ redis: {{ url: '{}', timeout: 200ms }} }}", server.url());
+    let tollgate = Start::default().upstream(backend.address).config(&config).run();
+    assert_eq!(tollgate.get("/").status, 200);
+    let of_redis = || health(&tollgate, "?verbose=1").1["details"]["dependencies"]["redis"].clone();
+    assert_eq!(of_redis()["last_error"], serde_json::Value::Null);
+
+    server.pause();
+    support::wait_until("calls and checks fail, and are told of", || {
+        tollgate.get("/");
+        let redis = of_redis();
+        redis["last_error"]["result"] == "timeout" && redis["last_check"]["result"] == "timeout"
+    });
+    server.resume();
+    support::wait_until("checks are good again", || {
+        let redis = of_redis();
+        assert_eq!(redis["last_error"]["result"], "timeout", "{redis}");
+        redis["last_check"]["result"] == "ok" && redis["status"] == "healthy"
+    });
 }
 
 /// `tollgate health`, and how long it took.

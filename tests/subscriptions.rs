@@ -699,6 +699,8 @@ fn the_tier_of_a_user_is_what_the_database_says() {
     assert_eq!(tollgate.metric("backpressure_db_queue_size"), 0.0);
     let pool = "tollgate_pool_connections{pool=\"database\",state=\"idle\"}";
     assert!(tollgate.metric(pool) >= 1.0);
+    assert!(tollgate.metric("tollgate_pool_wait_seconds_count{pool=\"database\"}") >= 5.0);
+    assert_eq!(health(&tollgate)["backpressure"]["db_queue_size"], 0);
     assert_eq!(health(&tollgate)["dependencies"]["database"], "healthy");
     assert_eq!(health(&tollgate)["circuit_breakers"]["database"], "closed");
 

@@ -203,6 +203,27 @@ fn only_the_clock_reads_the_time() {
 }
 
 #[test]
+fn tasks_are_counted_and_seen() {
+    // A thread of its own with no seat among the event loops, and the demo's small backend.
+    let elsewhere = ["src/subscriptions/", "src/commands/example_backend.rs"];
+    let mut wrong = Vec::new();
+    for source in sources() {
+        if elsewhere.iter().any(|place| source.name.starts_with(place)) {
+            continue;
+        }
+        let lines: Vec<(usize, &str)> = source.production().collect();
+        for (index, (number, line)) in lines.iter().enumerate() {
+            let spawns = ["spawn_local(", "tokio::spawn("].iter().any(|it| line.contains(it));
+            let next = lines.get(index + 1).map_or("", |(_, next)| next);
+            if spawns && !line.contains("watched(") && !next.contains("watched(") {
+                wrong.push(format!("{}:{number}: {}", source.name, line.trim()));
+            }
+        }
+    }
+    none(&wrong, "a task is spawned as `watched(TaskType::…, future)`, see src/health/tasks.rs");
+}
+
+#[test]
 fn every_file_says_what_it_is() {
     let wrong: Vec<String> = sources()
         .iter()

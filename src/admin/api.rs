@@ -1,6 +1,6 @@
 //! `/api/v1/…`: which call a request makes, whether it may, and what its parameters are.
 //!
-//! A call is a row of [`CALLS`]: its path, the parameters that it knows, and a plain function of
+//! A call is a row of `CALLS`: its path, the parameters that it knows, and a plain function of
 //! the state and these.
 
 use http::header::{ALLOW, HeaderValue};

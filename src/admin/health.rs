@@ -38,7 +38,19 @@ pub fn verbose_response(state: &AdminState) -> Answer {
 pub fn observe(state: &AdminState) -> (Evidence, Verdict) {
     let evidence = evidence(state);
     let verdict = Verdict::of(&evidence);
-    state.history.lock().observe(&evidence, &verdict, state.clock.now());
+    let now = state.clock.now();
+    let mut history = state.history.lock();
+    history.observe(&evidence, &verdict, now);
+    for dependency in Dependency::ALL {
+        let errors = match dependency {
+            Dependency::Upstream => state.upstream.errors().to_vec(),
+            Dependency::Redis => (state.redis_errors)(),
+            // They are not called by requests: what fails is a check, too.
+            Dependency::Database | Dependency::Jwks => Vec::new(),
+        };
+        history.count(*dependency, state.metrics.check_totals(*dependency), errors, now);
+    }
+    drop(history);
     (evidence, verdict)
 }
 

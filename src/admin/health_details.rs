@@ -6,6 +6,7 @@ use crate::clock::monotonic;
 use crate::health::dependency::DependencyView;
 use crate::health::heartbeat::STOPPED_AFTER;
 use crate::health::history::History;
+use crate::health::signs::Sign;
 use crate::health::verdict::{Evidence, Reason, Verdict};
 use crate::metrics::labels::{BreakerState, Dependency};
 
@@ -40,9 +41,18 @@ struct Dependencies {
 #[derive(Serialize)]
 struct One {
     status: &'static str,
-    /// Since when status and breaker are what they are, to a second.
+    /// Since when it is well, or is not; to a second.
     since: Option<String>,
     circuit_breaker: Option<&'static str>,
+    last_error: Option<Noticed>,
+    last_check: Option<Noticed>,
+}
+
+/// What was noticed, within a second.
+#[derive(Serialize)]
+struct Noticed {
+    at: String,
+    result: &'static str,
 }
 
 #[derive(Serialize)]
@@ -107,6 +117,14 @@ impl One {
             status: view.map_or(NOT_CONFIGURED, |view| view.status.as_str()),
             since: history.since(dependency).map(rfc3339),
             circuit_breaker: view.and_then(|view| view.breaker).map(BreakerState::as_str),
+            last_error: history.last_error(dependency).map(Noticed::from),
+            last_check: history.last_check(dependency).map(Noticed::from),
         }
+    }
+}
+
+impl From<Sign> for Noticed {
+    fn from(sign: Sign) -> Self {
+        Noticed { at: rfc3339(sign.at), result: sign.what }
     }
 }

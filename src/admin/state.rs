@@ -51,6 +51,8 @@ pub struct AdminState {
     pub slow_calls: Arc<SlowCalls>,
     /// Redis, where it is configured.
     pub redis: Option<View<DependencyView>>,
+    /// Calls to Redis that failed, by kind.
+    pub redis_errors: View<Vec<(&'static str, u64)>>,
     /// The database of subscriptions, where it is configured.
     pub database: Option<View<DependencyView>>,
     /// The key sets that are fetched, where there are any; of several, the one that does worst.

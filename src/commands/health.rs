@@ -112,7 +112,9 @@ fn in_short(summary: &Value) -> String {
         at("/rate_limiter/since"),
     );
     let dependencies = summary.get("dependencies").and_then(Value::as_object);
-    for (name, status) in dependencies.into_iter().flatten() {
+    for (name, status) in
+        dependencies.into_iter().flatten().filter(|(_, it)| *it != "not_configured")
+    {
         let _ = write!(text, "\n  {name}: {}", word(status));
         if let Some(breaker) = summary.get("circuit_breakers").and_then(|it| it.get(name)) {
             let _ = write!(text, ", circuit {}", word(breaker));

@@ -169,7 +169,7 @@ fn serve_logged(
         });
         if let Some(mut wanted) = wired.wanted_pages.take() {
             let admin = Arc::clone(&wired.admin);
-            tokio::task::spawn_local(async move {
+            background(async move {
                 while let Some(page) = wanted.recv().await {
                     page.serve(&admin);
                 }

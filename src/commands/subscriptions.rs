@@ -53,6 +53,7 @@ pub fn figures(subscriptions: &Subscriptions) -> DatabaseFigures {
         queue: stats.queue(),
         active,
         idle,
+        waits: stats.waits(),
         timeouts: stats.timeouts(),
         slow: stats.slow(),
         ..DatabaseFigures::default()

@@ -158,6 +158,7 @@ impl Wired {
             redis: redis
                 .clone()
                 .map(|redis| -> View<DependencyView> { Box::new(move || redis_view(&redis)) }),
+            redis_errors: redis_errors(redis.clone()),
             database: subscriptions
                 .clone()
                 .map(|it| -> View<DependencyView> { Box::new(move || subscriptions::view(&it)) }),
@@ -301,6 +302,14 @@ fn adopt_checks(
     if let Some(subscriptions) = subscriptions {
         metrics.adopt_checks(Dependency::Database, subscriptions.stats().checks());
     }
+}
+
+fn redis_errors(redis: Option<Arc<RedisShared>>) -> View<Vec<(&'static str, u64)>> {
+    Box::new(move || {
+        let Some(redis) = &redis else { return Vec::new() };
+        let errors = |kind: &RedisErrorKind| (kind.as_str(), redis.stats().errors(*kind));
+        RedisErrorKind::ALL.iter().map(errors).collect()
+    })
 }
 
 fn redis_settings(settings: &LoadedRedis) -> RedisSettings {

@@ -5,7 +5,7 @@
 //! apart. The lag of a worker is the larger of the two, at its highest in the last
 //! [`PEAK_SPAN`]. Several readers see the same: a reading takes nothing away.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,8 @@ struct Loop {
     /// How long the poll that runs has done so for sure, as of the last look.
     running_ms: AtomicU64,
     runtime: OnceLock<RuntimeMetrics>,
+    /// It has ended, as it should: in a drain one worker is done before another.
+    has_ended: AtomicBool,
     /// The watchdog's; nobody else has it for longer than an instant.
     look: Mutex<Look>,
 }
@@ -95,6 +97,7 @@ impl Loops {
             peak: Peak::default(),
             running_ms: AtomicU64::new(0),
             runtime: OnceLock::new(),
+            has_ended: AtomicBool::new(false),
             look: Mutex::new(look()),
         };
         Arc::new(Loops {
@@ -111,6 +114,13 @@ impl Loops {
         // A thread that takes the place of another keeps the first one's figures.
         let _ = of.runtime.set(runtime);
         tasks::sit(Seat { stamp: Arc::clone(&of.stamp), cells: Arc::clone(&self.cells) });
+    }
+
+    /// This event loop has ended, and not by a fault: its silence is no sign any more.
+    pub fn end(&self, index: usize) {
+        if let Some(of) = self.loops.get(index) {
+            of.has_ended.store(true, Relaxed);
+        }
     }
 
     /// The place of the control thread.
@@ -195,7 +205,9 @@ impl Loops {
     pub fn stuck(&self, hearts: &Heartbeats, now: Instant) -> usize {
         let hangs =
             |index: &usize| self.running(*index) >= STUCK_AFTER || hearts.has_stopped(*index, now);
-        (0..self.workers).filter(hangs).count()
+        let has_ended =
+            |index: usize| self.loops.get(index).is_some_and(|of| of.has_ended.load(Relaxed));
+        (0..self.workers).filter(|index| !has_ended(*index)).filter(hangs).count()
     }
 
     /// Seconds since the start, counted from so many that an untouched slot is of long ago.
@@ -266,6 +278,8 @@ mod tests {
         assert_eq!(loops.stuck(&hearts, start + millis(5_000)), 2);
         hearts.beat(1, start + millis(5_001));
         assert_eq!(loops.stuck(&hearts, start + millis(5_001)), 1);
+        loops.end(1);
+        assert_eq!(loops.stuck(&hearts, start + millis(60_000)), 1, "drained, not stuck");
     }
 
     proptest! {

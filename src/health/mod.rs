@@ -14,6 +14,7 @@ pub mod pressure;
 pub mod readiness;
 pub mod recent;
 pub mod shared_breaker;
+pub mod signs;
 pub mod slow;
 pub mod tasks;
 pub mod trend;

@@ -36,7 +36,7 @@ impl PollStamp {
     /// what runs is the outer one.
     #[inline]
     pub fn begin(&self) -> Running<'_> {
-        // Not an atomic addition, which costs more than ten times as much: one thread writes.
+        // A load and a store in place of an atomic addition, which locks the line: one thread writes.
         let number = self.0.load(Relaxed);
         if number % 2 == 1 {
             return Running { stamp: None, next: 0 };

@@ -93,6 +93,31 @@ impl Verdict {
         };
         Verdict { status, reasons }
     }
+
+    /// Whether both say much the same: how many workers hang, and whether a dependency that is not
+    /// well is being probed just now, is of no account.
+    pub fn is_like(&self, other: &Verdict) -> bool {
+        self.status == other.status && self.causes().eq(other.causes())
+    }
+
+    fn causes(&self) -> impl Iterator<Item = Reason> {
+        let mut last = None;
+        let causes = self.reasons.iter().map(|reason| match *reason {
+            Reason::WorkersStuck(..) => Reason::WorkersStuck(0, 0),
+            Reason::Dependency(which, _) | Reason::Breaker(which, _) => {
+                Reason::Dependency(which, DependencyStatus::Unhealthy)
+            }
+            reason => reason,
+        });
+        // The two of one dependency stand side by side.
+        causes.filter(move |cause| last.replace(*cause) != Some(*cause))
+    }
+}
+
+/// Whether a dependency answers, and all calls pass.
+pub fn is_well(view: DependencyView) -> bool {
+    let DependencyView { status, breaker } = view;
+    status == DependencyStatus::Healthy && breaker.is_none_or(|it| it == BreakerState::Closed)
 }
 
 impl fmt::Display for Reason {

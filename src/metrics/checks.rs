@@ -37,6 +37,13 @@ impl Metrics {
         Arc::clone(self.named.lock().checks.entry(dependency.index()).or_default())
     }
 
+    /// How many checks of a dependency came to what; empty where it is not checked.
+    pub fn check_totals(&self, dependency: Dependency) -> Vec<(&'static str, u64)> {
+        let named = self.named.lock();
+        let Some(cells) = named.checks.get(&dependency.index()) else { return Vec::new() };
+        CheckResult::ALL.iter().map(|it| (it.as_str(), cells.count(*it))).collect()
+    }
+
     /// Shows what was counted elsewhere.
     pub fn adopt_checks(&self, dependency: Dependency, cells: &Arc<CheckCells>) {
         self.named.lock().checks.insert(dependency.index(), Arc::clone(cells));

@@ -283,13 +283,13 @@ declare! {
         "The larger of two: how late a timer of each worker fired (every 50 ms, less the timer's own 2 ms), and how long the poll has lasted that runs now, which a thread beside the workers looks at every 20 ms. A worker that is blocked is seen while it is blocked. Reading it changes nothing: every scraper sees the same peak.";
     ASYNC_TASKS: Gauge "backpressure_async_tasks_pending" ["task_type": TaskType] Count
         "Tasks of tollgate's runtimes that have not ended, by what they are for."
-        "connection: one for each connection of a caller and for what drives each to the upstream. request: streams of HTTP/2, either side; a request over HTTP/1.1 is part of its connection's task. websocket: upgraded connections. Tasks that a library starts by itself, as Redis's client does, are not among them.";
+        "connection: one for each connection of a caller and for what drives each to the upstream. request: streams of HTTP/2, either side; a request over HTTP/1.1 is part of its connection's task. websocket: upgraded connections. Not among them: tasks that a library starts by itself, as Redis's client does, and those of the thread that asks the database, whose look-ups backpressure_db_queue_size shows.";
     UPSTREAM_WAITING: Gauge "tollgate_upstream_waiting" [] Count
         "Requests that wait for a connection to the upstream, or for a stream on one."
         "A request that finds an idle connection does not wait. More than a few for long: the upstream accepts slowly, or allows fewer streams than there are requests.";
     POOL_WAIT: Histogram "tollgate_pool_wait_seconds" ["pool"] Seconds
         "Time for which calls waited for a connection."
-        "Only those that found none idle are counted; for the upstream, to connect is part of it, and one that was not made counts too.";
+        "upstream: only requests that found no idle connection are counted; to connect is part of the wait, and one that came to nothing counts too. database: every look-up.";
     RUNTIME_LAG: Histogram "tollgate_runtime_lag_seconds" ["worker"] Seconds
         "How late a timer fired that every worker sets each 50 ms, less the timer's own 2 ms."
         "A worker that hangs adds nothing until it comes round again: the gauges tell of it meanwhile. Worker 'control' is the thread of the admin port, which a scrape itself keeps busy for milliseconds.";

@@ -16,7 +16,7 @@ use crate::policy::identity::IdentifierType;
 use super::cells::{Level, LevelGuard, PerShard};
 use super::edge_labels::{CutReason, IdentityError, PoolState, RefusalReason};
 use super::handles::{Events, Handles, describe_all, increment, set_all};
-use super::histogram::LIMITER_EDGES;
+use super::histogram::{HistogramTotals, LIMITER_EDGES};
 use super::labels::{
     Attempt, BreakerState, Dependency, FallbackMode, FallbackReason, LimiterBackend, LimiterMode,
     LookupResult, QueryType, RedisErrorKind,
@@ -60,6 +60,8 @@ pub struct RedisFigures {
 pub struct DatabaseFigures {
     /// Look-ups that wait for a connection.
     pub queue: u64,
+    /// How long look-ups have waited for a connection.
+    pub waits: HistogramTotals,
     /// Connections in use.
     pub active: usize,
     /// Connections that wait to be used.
@@ -85,7 +87,8 @@ pub struct Metrics {
     pub(super) tls: TlsCells,
     pub(super) memory: MemoryCells,
     redis_queue: AtomicU64,
-    database_queue: AtomicU64,
+    /// As last published; none without a database.
+    pub(super) database_waits: Mutex<Option<HistogramTotals>>,
     redis_slow: Duration,
     /// Kinds of identities that there can be: one bit each.
     identifier_types: AtomicU8,
@@ -124,7 +127,7 @@ impl Metrics {
             tls: TlsCells::new(shards),
             memory: MemoryCells::new(shards),
             redis_queue: AtomicU64::new(0),
-            database_queue: AtomicU64::new(0),
+            database_waits: Mutex::default(),
             redis_slow,
             identifier_types: AtomicU8::new(u8::MAX),
             named: Mutex::default(),
@@ -204,14 +207,9 @@ impl Metrics {
         self.publish_transitions(Dependency::Redis, figures.transitions);
     }
 
-    /// Look-ups that wait for a database connection, as last published.
-    pub fn database_queue(&self) -> u64 {
-        self.database_queue.load(Ordering::Relaxed)
-    }
-
     /// Takes over what look-ups in the database of subscriptions have counted.
     pub fn publish_database(&self, figures: &DatabaseFigures) {
-        self.database_queue.store(figures.queue, Ordering::Relaxed);
+        *self.database_waits.lock() = Some(figures.waits);
         let (handles, events) = (&self.handles, &self.events);
         handles.gauge(&names::DB_QUEUE, &[]).set(figures.queue as f64);
         let states = [(PoolState::Active, figures.active), (PoolState::Idle, figures.idle)];

@@ -8,7 +8,7 @@ use super::cells::{Level, LevelGuard};
 use super::exposition::Family;
 use super::handles::Handles;
 use super::histogram::{HistogramCells, HistogramTotals, REQUEST_EDGES};
-use super::labels::TaskType;
+use super::labels::{Dependency, TaskType};
 use super::names;
 use super::registry::Metrics;
 use super::series::PoolSeries;
@@ -120,6 +120,9 @@ impl Metrics {
             lags.histogram(&[&cells.name], REQUEST_EDGES, &totals);
         }
         let mut waits = Family::new(&names::POOL_WAIT);
+        if let Some(totals) = *self.database_waits.lock() {
+            waits.histogram(&[Dependency::Database.as_str()], REQUEST_EDGES, &totals);
+        }
         for pool in pools {
             waits.histogram(&[&pool.name], REQUEST_EDGES, &pool.waits());
         }

@@ -213,6 +213,9 @@ impl Exchange {
         let now = clock::monotonic();
         let duration = now.saturating_duration_since(facts.started);
         let timed_out = ending == Ending::UpstreamTimeout;
+        if timed_out || ending == Ending::UpstreamConnect {
+            self.worker.gate.upstream_health.count_error(timed_out);
+        }
         let (_, slow_after) = self.active.metrics.slow_after(facts.endpoint);
         if timed_out || facts.upstream.is_some_and(|took| took > slow_after) {
             let call = SlowCall {

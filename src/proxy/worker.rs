@@ -73,7 +73,9 @@ pub fn run(
         .enable_all()
         .build_local(Default::default())?;
     gate.loops.sit(index, runtime.metrics());
+    let loops = Arc::clone(&gate.loops);
     runtime.block_on(watched_root(serve(gate, index, inbox, beat)));
+    loops.end(index);
     // Whatever is left by now had its time.
     runtime.shutdown_background();
     Ok(())

@@ -3,9 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
+use crate::clock::monotonic;
 use crate::metrics::cells::PerShard;
 use crate::metrics::checks::CheckCells;
+use crate::metrics::histogram::{HistogramCells, HistogramTotals, REQUEST_EDGES};
 use crate::metrics::labels::{BreakerState, LookupResult};
 
 /// Counters of all workers together, and how many look-ups wait.
@@ -16,6 +19,7 @@ pub struct Stats {
     slow: AtomicU64,
     transitions: [AtomicU64; BreakerState::COUNT],
     queue: AtomicU64,
+    waits: HistogramCells,
     checks: Arc<CheckCells>,
 }
 
@@ -33,6 +37,7 @@ impl Stats {
             slow: AtomicU64::new(0),
             transitions: Default::default(),
             queue: AtomicU64::new(0),
+            waits: HistogramCells::default(),
             checks: Arc::default(),
         }
     }
@@ -68,6 +73,11 @@ impl Stats {
         self.queue.load(Ordering::Relaxed)
     }
 
+    /// How long look-ups have waited for a connection.
+    pub fn waits(&self) -> HistogramTotals {
+        HistogramTotals::of(std::iter::once(&self.waits))
+    }
+
     #[inline]
     pub(super) fn count(&self, result: LookupResult) {
         self.results.with_own(|cells| {
@@ -94,18 +104,23 @@ impl Stats {
 
 /// One look-up that waits for a connection, until it is dropped.
 #[derive(Debug)]
-pub struct Waiting(Arc<Stats>);
+pub struct Waiting {
+    stats: Arc<Stats>,
+    since: Instant,
+}
 
 impl Waiting {
     /// One more waits.
     pub fn new(stats: &Arc<Stats>) -> Self {
         stats.queue.fetch_add(1, Ordering::Relaxed);
-        Waiting(Arc::clone(stats))
+        Waiting { stats: Arc::clone(stats), since: monotonic() }
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.queue.fetch_sub(1, Ordering::Relaxed);
+        self.stats.queue.fetch_sub(1, Ordering::Relaxed);
+        let span = monotonic().saturating_duration_since(self.since);
+        self.stats.waits.record(REQUEST_EDGES, span);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -310,23 +311,28 @@ fn a_worker_does_not_wait_for_a_reader() {
 fn readers_and_workers_at_once_lose_nothing() {
     let start = monotonic();
     let talkers = Arc::new(TopTalkers::new(2, start));
+    let (counted, reader_left) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(3)));
     let workers: Vec<_> = (0..2)
         .map(|index| {
             let talkers = Arc::clone(&talkers);
+            let (counted, reader_left) = (Arc::clone(&counted), Arc::clone(&reader_left));
             std::thread::spawn(move || {
                 let worker = Reporter::new(talkers, index);
                 for number in 0..50_000_u32 {
                     worker.tick(at(start, u64::from(number / 10_000)));
                     worker.record(&identity(number % 10 * 8), number % 2 == 0);
                 }
-                // The last of them may have met a reader.
-                std::iter::repeat_with(|| worker.tick(at(start, 5))).take(1_000).for_each(drop);
+                counted.fetch_add(1, Ordering::Release);
+                // What met a reader until now is handed over once there is none.
+                reader_left.wait();
+                worker.tick(at(start, 5));
             })
         })
         .collect();
-    while workers.iter().any(|it| !it.is_finished()) {
+    while counted.load(Ordering::Acquire) < workers.len() {
         talkers.top(By::Requests, 60, 10, at(start, 0));
     }
+    reader_left.wait();
     workers.into_iter().for_each(|it| it.join().unwrap());
     let top = talkers.top(By::Requests, 60, 20, at(start, 5));
     assert_eq!(top.len(), 10);
