@@ -4,7 +4,7 @@
 //! called and the verdict over all of them.
 
 use std::fmt::Write;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 use serde::{Serialize, Serializer};
@@ -145,11 +145,15 @@ fn rounded(value: f64, steps: f64) -> f64 {
     (value * steps).round() / steps + 0.0
 }
 
-/// A time in UTC, to the second; nothing beyond the year 9999, which only a broken clock shows.
+/// A time in UTC, to the second.
 pub fn rfc3339(at: Timestamp) -> String {
-    let seconds = Duration::from_secs(at.as_micros() / 1_000_000);
+    written(at, humantime::format_rfc3339_seconds)
+}
+
+/// A time in UTC; nothing beyond the year 9999, which only a broken clock shows.
+pub fn written(at: Timestamp, format: fn(SystemTime) -> humantime::Rfc3339Timestamp) -> String {
     let mut text = String::new();
-    let _ = write!(text, "{}", humantime::format_rfc3339_seconds(UNIX_EPOCH + seconds));
+    let _ = write!(text, "{}", format(UNIX_EPOCH + Duration::from_micros(at.as_micros())));
     text
 }
 

@@ -1,7 +1,6 @@
 //! `/api/v1/slow`: the last calls that were slow or timed out.
 
-use std::fmt::Write;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::StatusCode;
 use serde::Serialize;
@@ -10,6 +9,7 @@ use crate::health::slow::SlowCall;
 use crate::metrics::labels::MethodLabel;
 
 use super::answers::{Answer, json};
+use super::health::written;
 use super::state::AdminState;
 
 /// The calls that are kept, the last one first.
@@ -41,12 +41,8 @@ struct Item<'a> {
 
 impl<'a> From<&'a SlowCall> for Item<'a> {
     fn from(call: &'a SlowCall) -> Self {
-        let at = UNIX_EPOCH + Duration::from_micros(call.at.as_micros());
-        let mut time = String::new();
-        // Nothing beyond the year 9999, which only a broken clock shows.
-        let _ = write!(time, "{}", humantime::format_rfc3339_millis(at));
         Item {
-            time,
+            time: written(call.at, humantime::format_rfc3339_millis),
             query_type: call.query.as_str(),
             endpoint: call.endpoint.as_deref(),
             method: call.method.map(MethodLabel::as_str),

@@ -100,12 +100,13 @@ impl UpstreamHealth {
         &self.breaker
     }
 
-    /// Asks whether a call may be made. While all goes well this is a load and nothing else.
+    /// Asks whether a call may be made. While all goes well this is a load and nothing else: the
+    /// clock is read only where it is looked at.
     #[inline]
-    pub fn admit(&self, now: Instant, jitter: impl FnOnce() -> f64) -> Admission {
+    pub fn admit(&self, now: impl FnOnce() -> Instant, jitter: impl FnOnce() -> f64) -> Admission {
         match self.breaker.ticket() {
             Some(ticket) => Admission::Call(ticket),
-            None => self.admit_probe(now, jitter()),
+            None => self.admit_probe(now(), jitter()),
         }
     }
 
@@ -195,7 +196,7 @@ mod tests {
     };
 
     fn called(health: &UpstreamHealth, outcome: Outcome, now: Instant) {
-        match health.admit(now, || MIDDLE) {
+        match health.admit(|| now, || MIDDLE) {
             Admission::Call(ticket) => drop(health.called(ticket, outcome, now, || MIDDLE)),
             Admission::Probe(probe) => drop(probe.end(outcome, now, MIDDLE)),
             Admission::Refused(_) => {}
@@ -216,7 +217,7 @@ mod tests {
         assert_eq!(status(64), DependencyStatus::Healthy, "nobody asked for a minute");
         called(&health, Outcome::Bad, at(65));
         assert_eq!(status(65), DependencyStatus::Unhealthy);
-        assert!(matches!(health.admit(at(66), || MIDDLE), Admission::Refused(4)));
+        assert!(matches!(health.admit(|| at(66), || MIDDLE), Admission::Refused(4)));
         assert_eq!(status(70), DependencyStatus::Degraded, "the next call finds out");
         for _ in 0..3 {
             called(&health, Outcome::Good, at(70));
@@ -251,13 +252,16 @@ mod tests {
         assert_eq!(check(Outcome::Bad, 3), DependencyStatus::Degraded);
         assert_eq!(check(Outcome::Bad, 4), DependencyStatus::Degraded);
         assert_eq!(check(Outcome::Bad, 5), DependencyStatus::Unhealthy);
-        assert!(matches!(health.admit(at(5), || MIDDLE), Admission::Refused(5)));
-        assert!(matches!(health.admit(at(500), || MIDDLE), Admission::Refused(1)), "checks probe");
+        assert!(matches!(health.admit(|| at(5), || MIDDLE), Admission::Refused(5)));
+        assert!(
+            matches!(health.admit(|| at(500), || MIDDLE), Admission::Refused(1)),
+            "checks probe"
+        );
         assert_eq!(check(Outcome::Good, 10), DependencyStatus::Degraded);
         assert_eq!(check(Outcome::Bad, 11), DependencyStatus::Unhealthy);
         assert_eq!(check(Outcome::Good, 12), DependencyStatus::Degraded);
         assert_eq!(check(Outcome::Good, 13), DependencyStatus::Healthy);
-        assert!(matches!(health.admit(at(13), || MIDDLE), Admission::Call(_)));
+        assert!(matches!(health.admit(|| at(13), || MIDDLE), Admission::Call(_)));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Query strings, without the credentials in them.
 
+use crate::policy::path::decode;
+
 /// What stands in place of a credential.
 const BLOT: &[u8] = b"***";
 
@@ -41,23 +43,10 @@ fn is_secret(name: &str, names: &[Box<str>]) -> bool {
     names.iter().any(|secret| trimmed.eq_ignore_ascii_case(secret.as_bytes()))
 }
 
+/// Once, with `+` for a space.
 fn decoded(bytes: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut rest = bytes.iter().copied();
-    while let Some(byte) = rest.next() {
-        let mut ahead = rest.clone();
-        let mut digit = || ahead.next().and_then(|it| char::from(it).to_digit(16));
-        let escape = if byte == b'%' { digit().zip(digit()) } else { None };
-        match escape.and_then(|(high, low)| u8::try_from(high << 4 | low).ok()) {
-            Some(value) => {
-                out.push(value);
-                rest = ahead;
-            }
-            None if byte == b'+' => out.push(b' '),
-            None => out.push(byte),
-        }
-    }
-    out
+    let spaced: Vec<u8> = bytes.iter().map(|it| if *it == b'+' { b' ' } else { *it }).collect();
+    decode(&spaced).into_owned()
 }
 
 #[cfg(test)]

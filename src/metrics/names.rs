@@ -307,10 +307,10 @@ declare! {
         "Look-ups beyond the pool's connections. Should be 0 nearly always: requests wait for it.";
     RSS: Gauge "memory_rss_bytes" [] Bytes
         "Resident memory."
-        "Field 2 of /proc/self/statm, at the time of the scrape: what the machine is short of when it is short. The allocator keeps free pages for a while, so it need not fall when the traffic does; what the program itself holds is memory_allocator_bytes{kind=\"allocated\"}.";
+        "VmRSS of /proc/self/status, at the time of the scrape: what the machine is short of when it is short. The allocator keeps free pages for a while, so it need not fall when the traffic does; what the program itself holds is memory_allocator_bytes{kind=\"allocated\"}.";
     VMS: Gauge "memory_vms_bytes" [] Bytes
         "Virtual memory: address space, not use."
-        "Field 1 of /proc/self/statm. Large by design (the allocator reserves address space), and no reason for an alert.";
+        "VmSize of /proc/self/status. Large by design (the allocator reserves address space), and no reason for an alert.";
     MEMORY_LIMIT: Gauge "memory_limit_bytes" [] Bytes
         "Memory that this process may use: the lowest limit of its control groups, else the machine's memory; 0 where neither is known."
         "Control groups of version 1 and 2, its own and all above. Read anew with every scrape.";

@@ -274,7 +274,7 @@ fn escape(after_percent: &[u8]) -> Option<(u8, &[u8])> {
 }
 
 /// Decodes every escape; a `%` that begins none stays.
-fn decode(raw: &[u8]) -> Cow<'_, [u8]> {
+pub fn decode(raw: &[u8]) -> Cow<'_, [u8]> {
     if !raw.contains(&b'%') {
         return Cow::Borrowed(raw);
     }

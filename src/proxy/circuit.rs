@@ -34,11 +34,7 @@ pub enum Permit {
 /// The circuit is open.
 #[inline]
 pub fn ask(gate: &Gate) -> Result<Permit, Refusal> {
-    // The clock is read only where it is looked at.
-    if let Some(ticket) = gate.upstream_health.breaker().ticket() {
-        return Ok(Permit::Call(ticket));
-    }
-    match gate.upstream_health.admit(monotonic(), jitter) {
+    match gate.upstream_health.admit(monotonic, jitter) {
         Admission::Call(ticket) => Ok(Permit::Call(ticket)),
         Admission::Probe(probe) => Ok(Permit::Probe(probe)),
         Admission::Refused(retry_after) => Err(Refusal::CircuitOpen { retry_after }),

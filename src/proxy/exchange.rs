@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 
 use crate::clock;
 use crate::health::slow::SlowCall;
@@ -17,10 +17,8 @@ use crate::trace::TraceParent;
 
 use super::gate::Active;
 use super::io::ConnState;
-use super::record::{Ended, Notes};
+use super::record::{Ended, Notes, parent_field};
 use super::worker::Worker;
-
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// How an answer's body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +104,7 @@ impl Exchange {
     /// Notes which trace the request belongs to.
     pub fn traced(&mut self, fields: &HeaderMap) {
         if let Some(facts) = &mut self.facts {
-            facts.traceparent = fields.get(TRACEPARENT).cloned();
+            facts.traceparent = parent_field(fields).cloned();
         }
     }
 

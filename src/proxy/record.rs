@@ -329,9 +329,13 @@ fn error_of(ended: &Ended<'_>) -> Option<&'static str> {
 
 /// What the caller says of its trace. Two fields are as good as none (W3C Trace Context, §3.2).
 fn parent(headers: &HeaderMap) -> Option<TraceParent> {
+    TraceParent::parse(parent_field(headers)?.as_bytes())
+}
+
+/// The field that names the trace, if there is one and no other.
+pub fn parent_field(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut fields = headers.get_all(TRACEPARENT).iter();
-    let parent = TraceParent::parse(fields.next()?.as_bytes());
-    parent.filter(|_| fields.next().is_none())
+    fields.next().filter(|_| fields.next().is_none())
 }
 
 /// The methods that OpenTelemetry's conventions know.

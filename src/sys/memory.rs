@@ -19,13 +19,11 @@ pub struct ProcessMemory {
 
 /// The memory of this process; `None` where there is no `/proc`.
 pub fn read() -> Option<ProcessMemory> {
-    let page = u64::try_from(rustix::param::page_size()).ok()?;
-    let statm = fs::read_to_string("/proc/self/statm").ok()?;
-    let (virtual_size, resident) = pages(&statm)?;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // In one file, and without the size of a page.
+    let status = fs::read_to_string("/proc/self/status").ok()?;
     Some(ProcessMemory {
-        resident: resident.checked_mul(page)?,
-        virtual_size: virtual_size.checked_mul(page)?,
+        resident: kibibytes(&status, "VmRSS:")?,
+        virtual_size: kibibytes(&status, "VmSize:")?,
         // Kernels without swap do not say.
         swapped: kibibytes(&status, "VmSwap:").unwrap_or(0),
     })
@@ -65,12 +63,6 @@ fn limits(root: &Path, groups: &str) -> Vec<u64> {
     limits
 }
 
-/// The first two fields of `statm`: address space and resident set.
-fn pages(statm: &str) -> Option<(u64, u64)> {
-    let mut fields = statm.split_whitespace().map_while(|field| field.parse().ok());
-    Some((fields.next()?, fields.next()?))
-}
-
 /// The bytes of a line such as `MemTotal: 1 kB`.
 fn kibibytes(text: &str, label: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(label))?;
@@ -87,9 +79,11 @@ mod tests {
         assert_eq!(kibibytes("MemTotal:       100 kB\nMemFree: 1 kB", "MemTotal:"), Some(102_400));
         assert_eq!(kibibytes("MemTotal: many kB", "MemTotal:"), None);
         assert_eq!(kibibytes("VmRSS:\t 8 kB\nVmSwap:\t 4 kB\n", "VmSwap:"), Some(4096));
-        assert_eq!(pages("9185 1320 1038 7 0 430 0\n"), Some((9185, 1320)));
-        assert_eq!(pages("9185"), None);
-        assert_eq!(pages("a b"), None);
+        let status = "VmSize:\t 9185 kB\nVmRSS:\t 1320 kB\n";
+        assert_eq!(kibibytes(status, "VmSize:"), Some(9185 << 10));
+        assert_eq!(kibibytes(status, "VmRSS:"), Some(1320 << 10));
+        assert_eq!(kibibytes("VmRSS:", "VmRSS:"), None);
+        assert_eq!(kibibytes("VmRSS: a kB", "VmRSS:"), None);
     }
 
     #[test]
