@@ -182,6 +182,45 @@ fn every_file_is_named_by_its_kustomization() {
     }
 }
 
+/// The object of the Prometheus Operator holds the very rules of `deploy/prometheus`, their comments
+/// included.
+#[test]
+fn the_operator_is_given_the_rules_of_prometheus() {
+    let prometheus = Path::new("deploy/prometheus");
+    let mut made = "\
+# The rules of deploy/prometheus, made by `TOLLGATE_UPDATE=1 cargo test --test kubernetes`.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: tollgate
+  labels:
+    app.kubernetes.io/name: tollgate
+spec:
+  groups:
+"
+    .to_owned();
+    let mut rules = 0;
+    for file in list(&yaml(prometheus.join("prometheus.yml"))["rule_files"]) {
+        let file = read(prometheus.join(text(file)));
+        let (_, groups) = file.split_once("\ngroups:\n").unwrap();
+        for line in groups.lines() {
+            let indent = if line.is_empty() { "" } else { "  " };
+            writeln!(made, "{indent}{line}").unwrap();
+        }
+        let parsed: Value = serde_yaml::from_str(&file).unwrap();
+        rules += list(&parsed["groups"]).iter().map(|it| list(&it["rules"]).len()).sum::<usize>();
+    }
+    let path = Path::new(DEPLOY).join("monitoring/prometheusrule.yaml");
+    if std::env::var_os("TOLLGATE_UPDATE").is_some() {
+        fs::write(&path, &made).unwrap();
+    }
+    assert!(read(&path) == made, "{}: TOLLGATE_UPDATE=1 anew", path.display());
+    let object = yaml(&path);
+    let groups = list(&object["spec"]["groups"]).iter();
+    assert_eq!(groups.map(|it| list(&it["rules"]).len()).sum::<usize>(), rules);
+    assert!(rules > 40, "{rules}");
+}
+
 // ------------------------------------------------------------------------------- what a cluster takes
 
 #[test]

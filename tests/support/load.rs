@@ -234,8 +234,9 @@ pub trait Duplex: Read + Write {}
 impl<T: Read + Write> Duplex for T {}
 
 impl Target {
-    fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect(address)?;
+    /// Connects, without a handshake of TLS.
+    pub fn connect(&self) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         Ok(stream)
@@ -308,7 +309,8 @@ impl Run {
     fn connect(&self) -> io::Result<TcpStream> {
         // Held to the end of it: nobody who was told before connects to the old address after.
         let elsewhere = self.elsewhere.lock().unwrap();
-        Target::connect(elsewhere.unwrap_or(self.target.address))
+        let address = elsewhere.unwrap_or(self.target.address);
+        Target { address, tls: None }.connect()
     }
 
     fn is_done(&self) -> bool {
