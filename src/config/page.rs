@@ -86,7 +86,8 @@ fn chapter<T: JsonSchema>(
 ) {
     let generator = SchemaSettings::draft07().into_generator();
     let root = generator.into_root_schema_for::<T>().to_value();
-    let reader = Reader { definitions: &root["definitions"], change, not_built };
+    let definitions = root.get("definitions").unwrap_or(&Value::Null);
+    let reader = Reader { definitions, change, not_built };
     // Writing to a string cannot fail, here and below.
     let _ = write!(text, "\n## {name}\n\n{introduction}");
     reader.section(text, "", &root);

@@ -4,7 +4,7 @@
 
 use crate::config_path;
 
-use super::report::{Path, Report, Step};
+use super::report::{Path, Report};
 use super::schema::{Config, IdentityEntry, ListenerTls, RedisConfig};
 use super::schema_tiers::{Endpoint, LimitSpec, TiersFile};
 use super::url::not_yet;
@@ -17,10 +17,10 @@ macro_rules! only_default {
         const $names: &[&str] =
             &[$(concat!($under, stringify!($first) $(, ".", stringify!($rest))*)),+];
 
-        fn $refuse(base: &[Step], found: &$type, report: &mut Report<'_>) {
+        fn $refuse(base: Path, found: &$type, report: &mut Report<'_>) {
             let default = <$type>::default();
             $(if found.$first $(.$rest)* != default.$first $(.$rest)* {
-                let mut path: Path = base.to_vec();
+                let mut path = base.clone();
                 path.extend(config_path![stringify!($first) $(, stringify!($rest))*]);
                 report.value(path, not_yet());
             })+
@@ -68,32 +68,32 @@ pub fn in_tiers() -> impl Iterator<Item = String> {
 
 /// Refuses the keys of `tollgate.yaml` that nothing obeys yet.
 pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
-    in_whole(&[], config, report);
+    in_whole(Path::new(), config, report);
     if config.upstream.retries > 1 {
         report.value(config_path!["upstream", "retries"], not_yet().hint("0 and 1 are"));
     }
     for (index, listener) in config.server.listeners.iter().flatten().enumerate() {
         if let Some(tls) = &listener.tls {
-            in_tls(&config_path!["server", "listeners", index, "tls"], tls, report);
+            in_tls(config_path!["server", "listeners", index, "tls"], tls, report);
         }
     }
     if let Some(redis) = &config.store.redis {
-        in_redis(&config_path!["store", "redis"], redis, report);
+        in_redis(config_path!["store", "redis"], redis, report);
     }
     for (index, entry) in config.identity.iter().enumerate() {
-        in_identity(&config_path!["identity", index], entry, report);
+        in_identity(config_path!["identity", index], entry, report);
     }
 }
 
 /// Refuses the keys of `tiers.yaml` that nothing obeys yet.
 pub fn refuse_in_tiers(tiers: &TiersFile, report: &mut Report<'_>) {
     for (name, limits) in tiers.tiers.iter().flat_map(|tiers| tiers.iter()) {
-        in_limits(&config_path!["tiers", name], limits, report);
+        in_limits(config_path!["tiers", name], limits, report);
     }
     for (index, endpoint) in tiers.endpoints.iter().enumerate() {
-        in_endpoint(&config_path!["endpoints", index], endpoint, report);
+        in_endpoint(config_path!["endpoints", index], endpoint, report);
         for (tier, limits) in endpoint.limits.iter() {
-            in_limits(&config_path!["endpoints", index, "limits", tier], limits, report);
+            in_limits(config_path!["endpoints", index, "limits", tier], limits, report);
         }
     }
 }
