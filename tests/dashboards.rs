@@ -1,5 +1,6 @@
 //! The dashboards for Grafana: what is committed is what the one source makes, every panel says what
 //! it shows, every expression names what there is, and the JSON is what Grafana's own types allow.
+//! Whether the panels have data is seen in `tests/dashboard_data.rs`, with a real Prometheus.
 //!
 //! `WRITE_DASHBOARDS=1 cargo test --test dashboards` writes the JSON anew.
 

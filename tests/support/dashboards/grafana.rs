@@ -201,7 +201,7 @@ fn variables(source: &Source, board: &Board) -> Vec<Value> {
                 "label_values(rate_limit_hits_total{job=~\"$job\"}, tier)",
                 Some(".*"),
             ),
-            "node" => query(name, "Host", "label_values(node_uname_info, instance)", Some(".*")),
+            "node" => query(name, "Host", "label_values(node_load1, instance)", Some(".*")),
             "container" => query(
                 name,
                 "Container",
