@@ -49,9 +49,11 @@ impl Alert {
     fn head(&self) -> String {
         let (severity, category) = (self.of("labels", "severity"), self.of("labels", "category"));
         let dashboard = self.of("annotations", "dashboard");
+        let board = format!("deploy/grafana/dashboards/{dashboard}.json");
+        assert!(Path::new(&board).exists(), "{}: no {board}", self.name());
         format!(
-            "{severity} · {category} · {} · [`{file}`](../../deploy/prometheus/{file}) · dashboard \
-             `{dashboard}`\n\n```promql\n{}\n```\n",
+            "{severity} · {category} · {} · [{file}](../../deploy/prometheus/{file}) · dashboard \
+             [{dashboard}](../../{board})\n\n```promql\n{}\n```\n",
             self.lasts(),
             self.rule["expr"].as_str().unwrap().trim_end(),
             file = self.file,
