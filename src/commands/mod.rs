@@ -10,6 +10,7 @@ pub mod health;
 mod identity;
 pub mod logging;
 mod memory;
+mod reference;
 pub mod reload;
 pub mod reload_files;
 pub mod run;
@@ -63,7 +64,7 @@ enum Command {
     Explain(ExplainArgs),
     /// Print the health of a running tollgate; exit 0 if it serves, 1 if not
     Health(HealthArgs),
-    /// Print the JSON Schema of a file, for editors, or what every metric means
+    /// Print the JSON Schema of a file, for editors, or a page of the documentation
     Schema(SchemaArgs),
 }
 
@@ -225,11 +226,12 @@ Examples:
   tollgate schema tiers > tiers.schema.json
   tollgate schema keys > keys.schema.json
   tollgate schema metrics | less
+  tollgate schema configuration | less
 
 An editor that reads YAML with schemas then needs one comment at the top of the file:
   # yaml-language-server: $schema=./tiers.schema.json")]
 pub struct SchemaArgs {
-    /// Which of the files; or `metrics`
+    /// Which of the files; or `metrics`, `configuration`
     #[arg(value_enum, value_name = "FILE")]
     file: SchemaFile,
 }
@@ -245,6 +247,8 @@ pub enum SchemaFile {
     Keys,
     /// Every metric, in Markdown.
     Metrics,
+    /// Every option and every key, in Markdown.
+    Configuration,
 }
 
 /// Prints a line of a command's result. Whoever was to read it may be gone (`tollgate check |
