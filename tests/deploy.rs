@@ -90,13 +90,18 @@ fn ports_are_those_of_the_documents_and_on_loopback() {
     let file = compose(STACK);
     let found: BTreeSet<(&str, &str)> = services(&file)
         .into_iter()
-        .flat_map(|(name, service)| strings(&service["ports"]).into_iter().map(move |it| (name, it)))
+        .flat_map(|(name, service)| {
+            strings(&service["ports"]).into_iter().map(move |it| (name, it))
+        })
         .collect();
     assert_eq!(found, PORTS.iter().copied().collect::<BTreeSet<_>>());
     let guide = text("docs/container.md");
     for (name, port) in PORTS {
         let host = port.rsplit(':').nth(1).unwrap();
-        assert!(guide.contains(&format!("localhost:{host}")), "docs/container.md: {name} on {host}");
+        assert!(
+            guide.contains(&format!("localhost:{host}")),
+            "docs/container.md: {name} on {host}"
+        );
     }
     // Of the others, only what takes tollgate's place in front of somebody's service.
     for name in [SIDECAR, MONITORING] {
@@ -227,7 +232,8 @@ fn no_file_holds_a_secret() {
     for name in FILES.into_iter().chain(["Dockerfile", "config/compose.yaml"]) {
         for line in text(name).lines().filter(|it| !it.trim_start().starts_with('#')) {
             let low = line.to_lowercase();
-            let names_one = ["password", "secret", "token", "api_key"].iter().any(|it| low.contains(it));
+            let names_one =
+                ["password", "secret", "token", "api_key"].iter().any(|it| low.contains(it));
             // Grafana's own first password, for a port of loopback alone.
             let is_grafanas = line.contains("${GRAFANA_ADMIN_PASSWORD:-admin}");
             assert!(!names_one || is_grafanas, "{name}: {line}");
@@ -427,8 +433,85 @@ fn the_commit_can_be_told() {
     let build = text("build.rs");
     assert!(build.contains("env::var(\"TOLLGATE_COMMIT\")"));
     assert!(build.contains("rerun-if-env-changed=TOLLGATE_COMMIT"));
-    let told: Vec<PathBuf> = [PathBuf::from("Dockerfile"), PathBuf::from("docker-compose.yml")].into();
+    let told: Vec<PathBuf> =
+        [PathBuf::from("Dockerfile"), PathBuf::from("docker-compose.yml")].into();
     for file in told {
         assert!(text(file.to_str().unwrap()).contains("TOLLGATE_COMMIT"), "{}", file.display());
     }
+}
+
+#[test]
+fn a_release_is_the_same_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    // The binary as it is would be long to pack, and says no more.
+    let binary = directory.path().join("tollgate");
+    let script = format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_tollgate"));
+    std::fs::write(&binary, script).unwrap();
+    let made: Vec<PathBuf> = ["one", "two"].map(|name| directory.path().join(name)).into();
+    for folder in &made {
+        let output = Command::new("bash")
+            .arg("deploy/release.sh")
+            .arg(folder)
+            .envs([("BINARY", binary.to_str().unwrap()), ("RELEASE_DIRTY", "1")])
+            .env("SOURCE_DATE_EPOCH", "1700000000")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let sums: Vec<String> =
+        made.iter().map(|it| text(it.join("SHA256SUMS").to_str().unwrap())).collect();
+    assert_eq!(sums[0], sums[1]);
+
+    let (sum, name) = sums[0].trim_end().split_once("  ").unwrap();
+    assert_eq!(sum.len(), 64);
+    assert!(name.starts_with(&format!("tollgate-{VERSION}-")), "{name}");
+    let listing = Command::new("tar").arg("-tvzf").arg(made[0].join(name)).output().unwrap();
+    let listing = String::from_utf8(listing.stdout).unwrap();
+    let root = name.strip_suffix(".tar.gz").unwrap();
+    for wanted in [
+        "tollgate",
+        "THIRD_PARTY_LICENSES",
+        "LICENSE-MIT",
+        "LICENSE-APACHE",
+        "README.md",
+        "CHANGELOG.md",
+        "config/tollgate.yaml",
+        "deploy/compose/sidecar.yml",
+        "docs/container.md",
+        "completions/tollgate.bash",
+        "completions/_tollgate",
+        "man/tollgate.1",
+        "man/tollgate-run.1",
+    ] {
+        assert!(listing.contains(&format!(" {root}/{wanted}\n")), "{wanted} is not in\n{listing}");
+    }
+    for line in listing.lines() {
+        assert!(line.contains(" 0/0 ") && line.contains("2023-11-14"), "{line}");
+    }
+}
+
+#[test]
+fn the_licences_of_all_that_is_linked_are_told() {
+    let output = Command::new("bash").arg("deploy/licences.sh").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told = String::from_utf8(output.stdout).unwrap();
+    let (list, texts) = told.split_once("\n\n====").unwrap();
+    for wanted in ["hyper ", "tokio ", "rustls ", "aws-lc-sys ", "tikv-jemalloc-sys ", "clap_mangen "] {
+        assert!(list.contains(&format!("\n{wanted}")), "{wanted}");
+    }
+    // Of tests, build scripts and macros nothing is in the binary.
+    for unwanted in ["proptest ", "cc ", "serde_derive ", "jsonschema "] {
+        assert!(!list.contains(&format!("\n{unwanted}")), "{unwanted}");
+    }
+    // What the C libraries ask for.
+    for wanted in ["jemalloc/COPYING", "aws-lc-sys-", "The standard library of Rust"] {
+        assert!(texts.contains(wanted), "{wanted}");
+    }
+    // Every number that is referred to has its text.
+    let last = texts.lines().rev().find_map(|it| it.strip_prefix('[')?.split_once("] "));
+    let last: usize = last.unwrap().0.parse().unwrap();
+    let numbers = list.lines().filter_map(|it| it.strip_suffix(']')?.rsplit_once('['));
+    let most = numbers.flat_map(|it| it.1.split(' ')).map(|it| it.parse::<usize>().unwrap()).max();
+    assert_eq!(most, Some(last));
 }

@@ -56,7 +56,7 @@ pub struct Cli {
 enum Command {
     /// Serve: forward what the limits allow, answer 429 to the rest
     Run(RunArgs),
-    /// Show the main job with nothing else running: an example backend, and tollgate in front
+    /// Show the main job with nothing else running: a small backend, and tollgate in front
     Demo(DemoArgs),
     /// Validate both files and run the policy's own tests; every error at once
     Check(CheckArgs),
