@@ -120,6 +120,8 @@ else
     skipped+=("everything that needs a real PostgreSQL (no initdb and postgres)")
 fi
 has promtool || skipped+=("what promtool checks on top (optional, of the package prometheus)")
+has kubectl || skipped+=("that the rendered manifests are those of the files (optional, kubectl)")
+has systemd-analyze || skipped+=("what systemd says of its unit (optional)")
 
 # A thousand connections through a proxy in one process are three thousand descriptors.
 ulimit -Sn 65536 2>/dev/null || ulimit -Sn "$(ulimit -Hn)" 2>/dev/null || true
