@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:/usr/sbin"
 skipped=()
 say() { printf '==> %s\n' "$*"; }
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -51,9 +51,11 @@ stop_unit() {
 
 install() {
     local redis_was_installed=no postgres_was_installed=no prometheus_was_installed=no
+    local nginx_was_installed=no
     if has redis-server; then redis_was_installed=yes; fi
     if has_postgres; then postgres_was_installed=yes; fi
     if has prometheus; then prometheus_was_installed=yes; fi
+    if has nginx; then nginx_was_installed=yes; fi
 
     say "installing: $*"
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null ||
@@ -67,6 +69,9 @@ install() {
     fi
     if [ "$prometheus_was_installed" = no ] && unit_is_active prometheus; then
         stop_unit prometheus
+    fi
+    if [ "$nginx_was_installed" = no ] && unit_is_active nginx; then
+        stop_unit nginx
     fi
     if [ "$postgres_was_installed" = no ] && unit_is_active postgresql; then
         stop_unit postgresql
@@ -83,6 +88,8 @@ has_postgres || missing+=(postgresql)
 for tool in curl openssl; do
     has "$tool" || missing+=("$tool")
 done
+# The guide to moving from it runs it.
+has nginx || missing+=(nginx-light)
 # promtool, which checks what the metrics look like.
 has promtool || missing+=(prometheus)
 # The allocator is built from C: it asks for a compiler and for make.
@@ -118,6 +125,11 @@ if has_postgres; then
     export TOLLGATE_REQUIRE_POSTGRES=1
 else
     skipped+=("everything that needs a real PostgreSQL (no initdb and postgres)")
+fi
+if has nginx; then
+    export TOLLGATE_REQUIRE_NGINX=1
+else
+    skipped+=("nginx beside tollgate (no nginx)")
 fi
 has promtool || skipped+=("what promtool checks on top (optional, of the package prometheus)")
 has kubectl || skipped+=("that the rendered manifests are those of the files (optional, kubectl)")

@@ -11,6 +11,7 @@ mod identity;
 pub mod logging;
 pub mod manual;
 mod memory;
+mod reference;
 pub mod reload;
 pub mod reload_files;
 pub mod run;
@@ -64,7 +65,7 @@ enum Command {
     Explain(ExplainArgs),
     /// Print the health of a running tollgate; exit 0 if it serves, 1 if not
     Health(HealthArgs),
-    /// Print the JSON Schema of a file, for editors, or what every metric means
+    /// Print the JSON Schema of a file, for editors, or a page of the documentation
     Schema(SchemaArgs),
     /// Print a script with which a shell completes this command line
     Completions(CompletionsArgs),
@@ -230,11 +231,12 @@ Examples:
   tollgate schema tiers > tiers.schema.json
   tollgate schema keys > keys.schema.json
   tollgate schema metrics | less
+  tollgate schema configuration | less
 
 An editor that reads YAML with schemas then needs one comment at the top of the file:
   # yaml-language-server: $schema=./tiers.schema.json")]
 pub struct SchemaArgs {
-    /// Which of the files; or `metrics`
+    /// Which of the files; or `metrics`, `configuration`
     #[arg(value_enum, value_name = "FILE")]
     file: SchemaFile,
 }
@@ -250,6 +252,8 @@ pub enum SchemaFile {
     Keys,
     /// Every metric, in Markdown.
     Metrics,
+    /// Every option and every key, in Markdown.
+    Configuration,
 }
 
 /// Options of `tollgate completions`.
