@@ -494,7 +494,9 @@ fn the_licences_of_all_that_is_linked_are_told() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let told = String::from_utf8(output.stdout).unwrap();
     let (list, texts) = told.split_once("\n\n====").unwrap();
-    for wanted in ["hyper ", "tokio ", "rustls ", "aws-lc-sys ", "tikv-jemalloc-sys ", "clap_mangen "] {
+    for wanted in
+        ["hyper ", "tokio ", "rustls ", "aws-lc-sys ", "tikv-jemalloc-sys ", "clap_mangen "]
+    {
         assert!(list.contains(&format!("\n{wanted}")), "{wanted}");
     }
     // Of tests, build scripts and macros nothing is in the binary.
