@@ -156,7 +156,7 @@ try_compose() {
     { cat "$work/typed"; echo wait; } | bash -eo pipefail >"$work/said" 2>/dev/null ||
         fail "docs/container.md, The first requests: $(tail -n 20 "$work/said")"
     local wanted
-    for wanted in '"symbol": "NIFTY50"' '"status":"healthy"' '^HTTP/1.1 200 OK' \
+    for wanted in '"symbol": "NIFTY50"' '"status":"\(healthy\|degraded\)"' '^HTTP/1.1 200 OK' \
         '^HTTP/1.1 429 Too Many Requests' '^retry-after: ' '^x-ratelimit-limit: 100' \
         '"error":"Rate limit exceeded"' '^backpressure_event_loop_lag_seconds ' \
         '^memory_rss_bytes ' '^rate_limit_hits_total' '^error_rate_total'; do
