@@ -222,6 +222,9 @@ fn the_sidecar_is_ten_lines() {
     let lines = text(SIDECAR);
     let lines = lines.lines().filter(|it| !it.starts_with('#') && !it.trim().is_empty());
     assert!(lines.count() <= 10);
+    // A port that is published has to be listened on: the admin port is so only if told.
+    let environment = strings(&compose(SIDECAR)["services"]["tollgate"]["environment"]).join(" ");
+    assert!(environment.contains("TOLLGATE_ADMIN=0.0.0.0:9900"), "{environment}");
 }
 
 #[test]
