@@ -488,6 +488,8 @@ fn a_release_is_the_same_twice() {
     }
     for line in listing.lines() {
         assert!(line.contains(" 0/0 ") && line.contains("2023-11-14"), "{line}");
+        let size = line.split_whitespace().nth(2);
+        assert!(line.starts_with('d') || size != Some("0"), "{line}: is empty");
     }
 }
 
