@@ -138,6 +138,60 @@ fn a_drain_loses_no_connection_that_has_just_come() {
     drain("SIGTERM, one connection for each request", &[once; 6], || plain(&backend));
 }
 
+/// One tollgate takes the place of another, as pods do: it is unknown when each client hears of it,
+/// and who has not yet goes on connecting to the old one. `waits` is the preStop of the manifests:
+/// the signal comes after the last client has heard, and not with the first.
+fn replace(waits: bool) -> Sum {
+    let backend = Fast::spawn();
+    let ((mut old, target), (_new, successor)) = (plain(&backend), plain(&backend));
+    let manners = [HTTP_1, HTTP_2].concat();
+    // A run for each client, so that each hears for itself.
+    let runs: Vec<_> = (0..14).map(|_| Run::new(target.clone(), usize::MAX / 2)).collect();
+    let clients: Vec<_> =
+        runs.iter().zip(manners.iter().cycle()).map(|(run, manner)| run.client(*manner)).collect();
+    let answered = |runs: &[Arc<Run>]| -> usize {
+        runs.iter().map(|it| it.tally.answered.load(Relaxed)).sum()
+    };
+    let wait_for = |runs: &[Arc<Run>], count| {
+        let (enough, deadline) = (answered(runs) + count, Instant::now() + support::PATIENCE * 5);
+        let is_over = || runs.iter().any(|it| !it.tally.failures().is_empty());
+        while answered(runs) < enough && !is_over() {
+            assert!(Instant::now() < deadline, "too slow");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    wait_for(&runs, requests() / 2);
+    if !waits {
+        old.signal("TERM");
+    }
+    for run in &runs {
+        wait_for(std::slice::from_ref(run), 5);
+        run.go_elsewhere(successor.address);
+    }
+    if waits {
+        old.signal("TERM");
+    }
+    assert!(old.wait().success());
+    wait_for(&runs, requests() / 2);
+    runs.iter().for_each(|it| it.finish());
+    for client in clients {
+        client.join().unwrap();
+    }
+    let mut sum = Sum::default();
+    runs.iter().for_each(|run| sum.add(run));
+    sum
+}
+
+#[test]
+fn a_pod_that_is_replaced_loses_nothing() {
+    replace(true).tell("replaced after a preStop", "");
+    // And it is the waiting that does it.
+    let sum = replace(false);
+    println!("replaced without: {} sent, {} clients failed", sum.sent, sum.failures.len());
+    assert!(!sum.failures.is_empty());
+    assert!(sum.failures.iter().all(|it| it.contains("refused")), "{:#?}", sum.failures);
+}
+
 /// Sends SIGHUP every 50 ms while the clients are at it, each time after `change`.
 fn reload(tollgate: &Tollgate, run: &Arc<Run>, manners: &[Manner], change: impl Fn(usize)) -> Sum {
     let clients: Vec<_> = manners.iter().map(|it| run.client(*it)).collect();

@@ -133,6 +133,8 @@ if has promtool && has prometheus && has amtool && has_alertmanager; then
 else
     skipped+=("what takes Prometheus and Alertmanager: alerts, and what promtool says of metrics")
 fi
+has kubectl || skipped+=("that the rendered manifests are those of the files (optional, kubectl)")
+has systemd-analyze || skipped+=("what systemd says of its unit (optional)")
 
 # A thousand connections through a proxy in one process are three thousand descriptors.
 ulimit -Sn 65536 2>/dev/null || ulimit -Sn "$(ulimit -Hn)" 2>/dev/null || true

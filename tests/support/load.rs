@@ -224,6 +224,8 @@ pub struct Run {
     pub requests_max: usize,
     /// Whether connections may be refused by now.
     pub may_refuse: AtomicBool,
+    /// Where new connections go instead, once somebody has said so.
+    elsewhere: Mutex<Option<SocketAddr>>,
     begun: AtomicUsize,
 }
 
@@ -232,7 +234,7 @@ pub trait Duplex: Read + Write {}
 impl<T: Read + Write> Duplex for T {}
 
 impl Target {
-    /// Connects, and shakes hands where that is asked for.
+    /// Connects, without a handshake of TLS.
     pub fn connect(&self) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -267,6 +269,7 @@ impl Run {
             tally: Tally::default(),
             requests_max,
             may_refuse: AtomicBool::new(false),
+            elsewhere: Mutex::default(),
             begun: AtomicUsize::new(0),
         })
     }
@@ -277,7 +280,7 @@ impl Run {
         let run = Arc::clone(self);
         std::thread::spawn(move || {
             while !run.is_done() {
-                let stream = match run.target.connect() {
+                let stream = match run.connect() {
                     Ok(stream) => stream,
                     // Nothing was sent, and nothing is lost.
                     Err(_) if run.may_refuse.load(Relaxed) => return,
@@ -291,6 +294,23 @@ impl Run {
                 }
             }
         })
+    }
+
+    /// Has every connection that is not begun yet go to another address. Those that there are stay.
+    pub fn go_elsewhere(&self, address: SocketAddr) {
+        *self.elsewhere.lock().unwrap() = Some(address);
+    }
+
+    /// Has the clients end after the requests that they have begun.
+    pub fn finish(&self) {
+        self.begun.fetch_max(self.requests_max, Relaxed);
+    }
+
+    fn connect(&self) -> io::Result<TcpStream> {
+        // Held to the end of it: nobody who was told before connects to the old address after.
+        let elsewhere = self.elsewhere.lock().unwrap();
+        let address = elsewhere.unwrap_or(self.target.address);
+        Target { address, tls: None }.connect()
     }
 
     fn is_done(&self) -> bool {
