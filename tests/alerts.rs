@@ -526,3 +526,72 @@ fn what_dashboards_show_is_kept() {
     }
     none(&wrong, "what a dashboard shows is stored");
 }
+
+// ------------------------------------------------------------------------------------- the document
+
+const DOCUMENT: &str = "docs/alerts.md";
+const BEGIN: &str = "<!-- made from the files: begin -->\n";
+const END: &str = "<!-- made from the files: end -->\n";
+
+/// The threshold that an alert's description names, else the first number it is compared with.
+fn threshold(alert: &Value) -> String {
+    let description = text(&alert["annotations"]["description"]);
+    if let Some((_, rest)) = description.split_once("threshold ") {
+        let end = rest.find([';', ')']).unwrap();
+        return rest[..end].split(", and").next().unwrap().to_owned();
+    }
+    let words: Vec<&str> = text(&alert["expr"]).split_whitespace().collect();
+    let at = words.iter().position(|it| matches!(*it, ">" | "<" | "==")).unwrap();
+    let product = words.get(at + 2) == Some(&"*");
+    words[at..at + if product { 4 } else { 2 }].join(" ").trim_end_matches(')').to_owned()
+}
+
+/// The list of all alerts, by file and group.
+fn listed() -> String {
+    let mut made = String::new();
+    for file in ALERTS {
+        let _ = writeln!(made, "### `deploy/prometheus/{file}`\n");
+        let mut groups = Vec::<(String, Vec<Value>)>::new();
+        for (group, rule) in rules(file) {
+            match groups.last_mut() {
+                Some((last, alerts)) if *last == group => alerts.push(rule),
+                _ => groups.push((group, vec![rule])),
+            }
+        }
+        for (group, alerts) in groups {
+            let _ = writeln!(made, "**{group}**\n");
+            let _ = writeln!(made, "| alert, with its runbook | severity | threshold | for |");
+            let _ = writeln!(made, "|---|---|---|---|");
+            for alert in &alerts {
+                let (name, severity) = (text(&alert["alert"]), text(&alert["labels"]["severity"]));
+                let held = if alert["for"].is_null() { "at once" } else { text(&alert["for"]) };
+                let _ = writeln!(
+                    made,
+                    "| [{name}](runbooks/{name}.md) | {severity} | {} | {held} |",
+                    threshold(alert)
+                );
+            }
+            let _ = writeln!(made, "\n```promql");
+            for (index, alert) in alerts.iter().enumerate() {
+                let gap = if index == 0 { "" } else { "\n" };
+                let (name, expression) = (text(&alert["alert"]), text(&alert["expr"]).trim_end());
+                let _ = writeln!(made, "{gap}# {name}\n{expression}");
+            }
+            let _ = writeln!(made, "```\n");
+        }
+    }
+    made
+}
+
+#[test]
+fn the_document_lists_what_ships() {
+    let document = std::fs::read_to_string(DOCUMENT).unwrap();
+    let (head, rest) = document.split_once(BEGIN).unwrap();
+    let (list, tail) = rest.split_once(END).unwrap();
+    let made = format!("\n{}", listed());
+    if std::env::var_os("TOLLGATE_UPDATE").is_some() {
+        std::fs::write(DOCUMENT, format!("{head}{BEGIN}{made}{END}{tail}")).unwrap();
+        return;
+    }
+    assert!(list == made, "{DOCUMENT} is old: TOLLGATE_UPDATE=1 cargo test --test alerts");
+}
