@@ -48,8 +48,13 @@ const ALERTS: [&str; 3] = ["alerts.yml", "extra_alerts.yml", "slo_alerts.yml"];
 const RULES: [&str; 4] =
     ["alerts.yml", "extra_alerts.yml", "recording_rules.yml", "slo_alerts.yml"];
 /// Their tests.
-const TESTS: [&str; 4] =
-    ["alerts.yml", "extra_alerts.yml", "extra_alerts_of_days.yml", "slo_alerts.yml"];
+const TESTS: [&str; 5] = [
+    "alerts.yml",
+    "extra_alerts.yml",
+    "extra_alerts_of_days.yml",
+    "slo_alerts.yml",
+    "slo_alerts_of_days.yml",
+];
 
 /// Labels that Prometheus gives to every series, and that of buckets.
 const TARGET_LABELS: [&str; 3] = ["job", "instance", "le"];

@@ -4,11 +4,14 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+/// Label, operator, value.
+pub type Matcher = (String, String, String);
+
 /// What an expression asks for.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// Names of series, each with its matchers: label, operator, value.
-    pub series: Vec<(String, Vec<(String, String, String)>)>,
+    /// Names of series, each with its matchers.
+    pub series: Vec<(String, Vec<Matcher>)>,
     /// Labels of `by`, `on` and their like.
     pub labels: Vec<String>,
 }
@@ -30,14 +33,12 @@ pub fn asked(expression: &str) -> Asked {
     while at < tokens.len() {
         let next = tokens.get(at + 1);
         match &tokens[at] {
-            Token::Word(word) if LISTS.contains(&word.as_str()) => {
-                if next == Some(&Token::Sign('(')) {
-                    let end =
-                        at + tokens[at..].iter().position(|it| *it == Token::Sign(')')).unwrap();
-                    asked.labels.extend(tokens[at + 2..end].iter().filter_map(word_of));
-                    at = end;
-                }
+            Token::Word(_) if is_list(&tokens[at]) && next == Some(&Token::Sign('(')) => {
+                let end = at + tokens[at..].iter().position(|it| *it == Token::Sign(')')).unwrap();
+                asked.labels.extend(tokens[at + 2..end].iter().filter_map(word_of));
+                at = end;
             }
+            Token::Word(_) if is_list(&tokens[at]) => {}
             Token::Word(word) if OPERATORS.contains(&word.to_lowercase().as_str()) => {}
             Token::Word(word) if word.starts_with(|c: char| c.is_ascii_digit()) => {}
             Token::Word(_) if next == Some(&Token::Sign('(')) || next.is_some_and(is_list) => {}
