@@ -341,7 +341,6 @@ fn edges_in_rules_are_edges_of_their_histograms() {
 }
 
 #[test]
-#[ignore = "the runbooks are not here yet"]
 fn every_alert_has_its_runbook() {
     let mut wrong = Vec::new();
     for alert in alerts() {

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:/usr/sbin"
 skipped=()
 say() { printf '==> %s\n' "$*"; }
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -54,11 +54,12 @@ stop_unit() {
 
 install() {
     local redis_was_installed=no postgres_was_installed=no
-    local prometheus_was_installed=no alertmanager_was_installed=no
+    local prometheus_was_installed=no alertmanager_was_installed=no nginx_was_installed=no
     if has redis-server; then redis_was_installed=yes; fi
     if has_postgres; then postgres_was_installed=yes; fi
     if has prometheus; then prometheus_was_installed=yes; fi
     if has_alertmanager; then alertmanager_was_installed=yes; fi
+    if has nginx; then nginx_was_installed=yes; fi
 
     say "installing: $*"
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null ||
@@ -76,6 +77,9 @@ install() {
     if [ "$alertmanager_was_installed" = no ] && unit_is_active prometheus-alertmanager; then
         stop_unit prometheus-alertmanager
     fi
+    if [ "$nginx_was_installed" = no ] && unit_is_active nginx; then
+        stop_unit nginx
+    fi
     if [ "$postgres_was_installed" = no ] && unit_is_active postgresql; then
         stop_unit postgresql
     elif [ "$postgres_was_installed" = no ] && pg_lsclusters -h 2>/dev/null | grep -q online; then
@@ -91,6 +95,8 @@ has_postgres || missing+=(postgresql)
 for tool in curl openssl; do
     has "$tool" || missing+=("$tool")
 done
+# The guide to moving from it runs it.
+has nginx || missing+=(nginx-light)
 # promtool, which checks what the metrics look like, and the servers that the alerts are tried with.
 { has promtool && has prometheus; } || missing+=(prometheus)
 { has_alertmanager && has amtool; } || missing+=(prometheus-alertmanager)
@@ -132,6 +138,11 @@ if has promtool && has prometheus && has amtool && has_alertmanager; then
     export TOLLGATE_REQUIRE_PROMETHEUS=1
 else
     skipped+=("what takes Prometheus and Alertmanager: alerts, and what promtool says of metrics")
+fi
+if has nginx; then
+    export TOLLGATE_REQUIRE_NGINX=1
+else
+    skipped+=("nginx beside tollgate (no nginx)")
 fi
 has kubectl || skipped+=("that the rendered manifests are those of the files (optional, kubectl)")
 has systemd-analyze || skipped+=("what systemd says of its unit (optional)")

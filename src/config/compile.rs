@@ -19,13 +19,13 @@ use super::compile_secret::{admin_token, identity_secret};
 use super::compile_signals::{LogSettings, TracingSettings, log, tracing};
 use super::compile_upstream::{UpstreamNeed, UpstreamSettings, upstream};
 use super::report::{Path, Problem, Report, nearest};
-use super::schema::{Config, Exposed, OnFailure, RedisConfig, Reset, Server, StoreConfig};
+use super::schema::{
+    Config, Exposed, OnFailure, REDIS_DEFAULT, RedisConfig, Reset, Server, StoreConfig,
+};
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
 use super::value::{DURATION_MAX, HumanDuration, Redacted};
 
-/// Where Redis is where nothing says otherwise.
-const REDIS_URL_DEFAULT: &str = "redis://127.0.0.1:6379/0";
 /// More threads than that are a typing error.
 const WORKERS_MAX: u32 = 1024;
 /// The HTTP parser needs so much room for a head.
@@ -284,7 +284,7 @@ fn redis_url(
                 return None;
             }
         },
-        (None, None) => (at("url"), REDIS_URL_DEFAULT.to_owned()),
+        (None, None) => (at("url"), REDIS_DEFAULT.to_owned()),
     };
     redis_url_of(&text, path, report)
 }

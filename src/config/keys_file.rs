@@ -26,7 +26,7 @@ use super::url::quoted;
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "keys.yaml")]
 pub struct KeysFile {
-    /// Every key.
+    /// Every key; `[]` for none; required.
     pub keys: Vec<KeySpec>,
 }
 
@@ -34,12 +34,12 @@ pub struct KeysFile {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeySpec {
-    /// Whose it is: `key:ID` is the identity. Several keys may have one id.
+    /// Whose it is: `key:ID` is the identity. Several keys may have one id; required.
     pub id: Option<String>,
-    /// SHA-256 of the key: 64 hexadecimal digits in lower case.
+    /// SHA-256 of the key: 64 hexadecimal digits in lower case; required.
     #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
     pub sha256: Option<String>,
-    /// Tier, or subscription.
+    /// Tier, or subscription; null: the default tier.
     pub tier: Option<String>,
     /// When it ends, in UTC: `2027-01-31`, from which day on it is expired, or
     /// `2027-01-31T12:00:00Z`; null: never.

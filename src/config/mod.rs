@@ -23,6 +23,7 @@ pub mod decode;
 pub mod json_schema;
 pub mod keys_file;
 pub mod load;
+pub mod page;
 pub mod postgres_url;
 pub mod reload;
 pub mod report;

@@ -10,6 +10,8 @@ use super::value::{AccessLog, ByteSize, HumanDuration, Ordered, Redacted};
 
 /// `server.listen` where neither it nor `server.listeners` is given.
 pub const LISTEN_DEFAULT: &str = "0.0.0.0:8080";
+/// `store.redis.url` where neither it nor `url_file` is given.
+pub const REDIS_DEFAULT: &str = "redis://127.0.0.1:6379/0";
 
 /// The configuration of tollgate: where it listens, what it forwards to, where it keeps its
 /// counters.
@@ -27,7 +29,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Who a caller is, tried in order; the last resort is always the address.
     pub identity: Vec<IdentityEntry>,
-    /// Key of the HMAC that hides users and keys in Redis.
+    /// Key of the HMAC that hides identities in Redis, at least 16 bytes; null: plain hashes. Equal
+    /// for all replicas; another one means that every counter begins anew.
     pub identity_hash_secret: Option<Redacted>,
     /// A file that holds `identity_hash_secret`.
     pub identity_hash_secret_file: Option<String>,
@@ -77,32 +80,33 @@ impl Default for Config {
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// Short for one plain listener; `0.0.0.0:8080` where nothing else is said.
+    #[schemars(extend("default" = LISTEN_DEFAULT))]
     pub listen: Option<String>,
-    /// The general form, instead of `listen`.
+    /// The general form, instead of `listen`: several, with TLS or without.
     pub listeners: Option<Vec<Listener>>,
-    /// Worker threads; 0: one per core.
+    /// Threads that serve, at most 1024; 0: one per core.
     pub workers: u32,
-    /// Networks whose `X-Forwarded-For` and `Forwarded` are believed.
+    /// Networks or addresses of proxies whose `X-Forwarded-For` and `Forwarded` are believed.
     pub trusted_proxies: Vec<String>,
     /// The PROXY protocol, from trusted proxies only.
     pub proxy_protocol: ProxyProtocol,
-    /// What tollgate answers itself on the data port.
+    /// What tollgate answers itself on the data port, too.
     pub expose: Vec<Exposed>,
-    /// Most connections at once.
+    /// Most connections at once; further ones are closed unread, and counted.
     pub max_connections: u32,
     /// Most connections of one address; 0: no limit.
     pub max_connections_per_ip: u32,
-    /// For the whole head of a request.
+    /// For the whole head of a request; for a TLS handshake, too.
     pub header_timeout: HumanDuration,
     /// For a kept connection without a request.
     pub idle_timeout: HumanDuration,
     /// Between bytes of a request's body.
     pub body_timeout: HumanDuration,
-    /// Longest head of a request.
+    /// Longest head of a request, 8KiB to 16MiB; above it: 431, or 414 for its target.
     pub max_header_bytes: ByteSize,
-    /// Longest body of a request; 0: no limit.
+    /// Longest body of a request; above it: 413; 0: no limit.
     pub max_body_bytes: ByteSize,
-    /// For what still runs when tollgate is told to stop.
+    /// For what still runs when tollgate is told to stop; what is left then is cut.
     pub drain_timeout: HumanDuration,
 }
 
@@ -191,7 +195,7 @@ pub enum Exposed {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// Address and port.
+    /// Address and port of the operators' side.
     pub listen: String,
     /// A file that holds the token of `/api/…`; null: only this machine's own callers are
     /// answered.
@@ -213,7 +217,7 @@ pub struct Upstream {
     pub url: Option<String>,
     /// Several backends, instead of `url`.
     pub urls: Option<Vec<String>>,
-    /// For a new connection.
+    /// For a new connection: name, TLS and HTTP/2's first words included.
     pub connect_timeout: HumanDuration,
     /// To the head of an answer.
     pub response_timeout: HumanDuration,
@@ -223,7 +227,7 @@ pub struct Upstream {
     pub tunnel_idle_timeout: HumanDuration,
     /// Most connections that are kept for reuse; over HTTP/2, most at a time.
     pub max_idle_connections: u32,
-    /// Further tries of a request that surely had no effect.
+    /// Further tries of a request that surely had no effect: 0 or 1.
     pub retries: u32,
     /// Whether `Host` is passed on as it came.
     pub preserve_host: bool,
@@ -274,13 +278,13 @@ pub struct UpstreamTls {
 pub struct HealthCheck {
     /// What is asked for, of which an answer of 200 to 399 is expected; null: no probing.
     pub path: Option<String>,
-    /// How often.
+    /// How often it is asked, a fifth more or less.
     pub interval: HumanDuration,
-    /// How long an answer may take.
+    /// How long its answer may take.
     pub timeout: HumanDuration,
-    /// Good answers in a row that make a backend healthy.
+    /// Good answers in a row that bring the backend back, at least 1.
     pub rise: u32,
-    /// Bad ones that make it unhealthy.
+    /// Bad ones in a row that take it out, at least 1.
     pub fall: u32,
 }
 
@@ -310,18 +314,19 @@ pub struct StoreConfig {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisConfig {
-    /// Address, credentials and database; `redis://127.0.0.1:6379/0` where neither it nor
-    /// `url_file` is given.
+    /// `redis://[USER:PASSWORD@]HOST:PORT/DATABASE` or `redis+unix:///PATH`; other schemes are not
+    /// built yet.
+    #[schemars(extend("default" = REDIS_DEFAULT))]
     pub url: Option<Redacted>,
     /// A file that holds the URL.
     pub url_file: Option<String>,
-    /// Budget of one check.
+    /// Budget of one check: no request waits longer for Redis.
     pub timeout: HumanDuration,
     /// What decides while Redis does not answer.
     pub on_failure: OnFailure,
-    /// What every key begins with.
+    /// What every key begins with: 1 to 64 letters, digits, or any of `_-.:/`.
     pub key_prefix: String,
-    /// Whether replicas may lease tokens.
+    /// Whether replicas may lease tokens. Without effect yet: every check asks Redis.
     pub leases: Leases,
     /// A floor for `local` enforcement.
     pub expected_replicas: Option<u32>,
@@ -416,19 +421,19 @@ pub struct Jwt {
     pub cookie: Option<String>,
     /// The query parameter that bears it.
     pub query: Option<String>,
-    /// The shared secret.
+    /// The shared secret, at least 32 bytes.
     pub secret: Option<Redacted>,
     /// A file that holds it.
     pub secret_file: Option<String>,
     /// A file with the public key.
     pub public_key_file: Option<String>,
-    /// Where the key set is fetched.
+    /// Where the key set is fetched, at the start and every five minutes.
     pub jwks_url: Option<String>,
     /// A file with the key set.
     pub jwks_file: Option<String>,
-    /// Algorithms that are accepted.
+    /// Algorithms that are accepted: HS, RS or PS with 256, 384 or 512, ES256, ES384, EdDSA.
     pub algorithms: Vec<String>,
-    /// Claims that name the user, the first that is there.
+    /// Claims that name the user, the first that is there; `/a/b` is nested.
     pub user_claim: Vec<String>,
     /// Claims that name the tier or the subscription.
     pub tier_claim: Vec<String>,
@@ -436,9 +441,9 @@ pub struct Jwt {
     pub issuer: Option<String>,
     /// The audience that a token must name.
     pub audience: Option<String>,
-    /// How far clocks may differ.
+    /// How far clocks may differ, at most 1h.
     pub leeway: HumanDuration,
-    /// Longest token that is looked at; a longer one is invalid.
+    /// Longest token that is looked at, 1 byte to 64KiB; a longer one is invalid.
     pub max_bytes: ByteSize,
     /// What an invalid token means.
     pub on_invalid: OnInvalid,
@@ -484,7 +489,7 @@ pub enum OnInvalid {
 pub struct ApiKey {
     /// The header field that bears the key.
     pub header: String,
-    /// A file with the hashes of keys, each with id and tier.
+    /// A file with the hashes of keys, each with id and tier; required.
     pub keys_file: Option<String>,
     /// Whether the field is taken out of what the backend sees.
     pub strip: bool,
@@ -529,9 +534,9 @@ pub enum Subject {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct IpIdentity {
-    /// Bits of an IPv4 address that make an identity.
+    /// Bits of an IPv4 address that make an identity, 0 to 32.
     pub ipv4_prefix: u8,
-    /// Bits of an IPv6 address that make an identity.
+    /// Bits of an IPv6 address that make an identity, 0 to 128.
     pub ipv6_prefix: u8,
 }
 
@@ -549,7 +554,7 @@ pub struct TierLookup {
     pub postgres: Option<PostgresLookup>,
     /// A hash of a Redis.
     pub redis: Option<RedisLookup>,
-    /// How long an answer holds.
+    /// How long an answer holds, "none" among them.
     pub cache_ttl: HumanDuration,
     /// What holds without an answer.
     pub on_failure: LookupFailure,
@@ -570,15 +575,16 @@ impl Default for TierLookup {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostgresLookup {
-    /// The database.
+    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, with `?sslmode=` and `sslrootcert=` as libpq
+    /// reads them; required, here or as `url_file`.
     pub url: Option<Redacted>,
     /// A file that holds the URL.
     pub url_file: Option<String>,
-    /// The query; `$1` is the user.
+    /// The query: `$1` is the user, and the answer one column of text.
     pub query: String,
-    /// Connections.
+    /// Connections, 1 to 100.
     pub pool: u32,
-    /// How long an answer may take.
+    /// How long a request waits for the answer, at most 60s.
     pub timeout: HumanDuration,
 }
 
@@ -606,7 +612,7 @@ pub struct RedisLookup {
     pub hash: String,
     /// Its field.
     pub field: String,
-    /// How long an answer may take.
+    /// How long a request waits for the answer, at most 60s.
     pub timeout: HumanDuration,
 }
 
@@ -654,7 +660,7 @@ impl Default for Headers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Reset {
-    /// Unix seconds.
+    /// The moment, in Unix seconds.
     Epoch,
     /// Seconds from now.
     Delta,
@@ -675,7 +681,7 @@ pub enum Ietf {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shedding {
-    /// Whether and how.
+    /// Whether and how requests are refused for load.
     pub mode: SheddingMode,
     /// Most requests at once.
     pub max_in_flight: u32,
@@ -703,7 +709,7 @@ pub enum SheddingMode {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SlowThresholds {
-    /// Of the backend, to the head of its answer.
+    /// Of the backend, to the head of its answer, where no rule says otherwise.
     pub upstream: HumanDuration,
     /// Of Redis.
     pub redis: HumanDuration,
@@ -738,7 +744,7 @@ pub struct SelfService {
 pub struct Usage {
     /// Where records go.
     pub sink: UsageSink,
-    /// How often.
+    /// How often they are written.
     pub flush: HumanDuration,
     /// The directory of `sink: file`.
     pub dir: String,
@@ -785,9 +791,9 @@ pub struct Log {
     pub level: LogLevel,
     /// How a line looks.
     pub format: LogFormat,
-    /// Where the access log goes.
+    /// Where the access log goes, a line for each request; SIGHUP opens a file anew.
     pub access: AccessLog,
-    /// Whether the access log shows query strings.
+    /// Whether the access log shows query strings, less what bears tokens.
     pub query: bool,
 }
 
@@ -829,9 +835,9 @@ pub enum LogFormat {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tracing {
-    /// Where spans go; null: nowhere.
+    /// Where spans go, by OTLP over HTTP, as `http://HOST:4318`; null: nowhere.
     pub otlp_endpoint: Option<String>,
-    /// The part of requests that is traced, 0 to 1.
+    /// The part of the traces that begin here, 0 to 1; a caller's own decision is followed.
     pub sample: f64,
 }
 

@@ -30,7 +30,7 @@ pub struct TiersFile {
     pub subscriptions: Option<Ordered<String>>,
     /// Networks to tiers, for callers known by address only.
     pub networks: Ordered<String>,
-    /// Identities to tiers, or to `deny`.
+    /// Identities (`ip:…`, `user:…`, `key:…`) to tiers, or to `deny`: 403, always.
     pub identities: Ordered<String>,
     /// Endpoint rules; the most specific match wins.
     pub endpoints: Vec<Endpoint>,
@@ -63,15 +63,15 @@ pub struct LimitSpec {
     pub per_second: Option<u32>,
     /// Tokens that may be spent at once; `per_second` where it is not given.
     pub burst: Option<u32>,
-    /// In any 60 seconds.
+    /// Tokens that may be spent in any 60 seconds.
     pub per_minute: Option<u32>,
-    /// In any 60 minutes.
+    /// Tokens that may be spent in any 60 minutes.
     pub per_hour: Option<u32>,
-    /// In a day of UTC.
+    /// Tokens that may be spent in a day of UTC.
     pub per_day: Option<u32>,
-    /// In a month of UTC.
+    /// Tokens that may be spent in a month of UTC.
     pub per_month: Option<u32>,
-    /// At once.
+    /// Requests at once.
     pub concurrency: Option<u32>,
     /// Who is shed last; of a tier only.
     pub priority: Option<u32>,
@@ -84,11 +84,12 @@ pub struct LimitSpec {
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["name", "path"]))]
 pub struct Endpoint {
-    /// The `endpoint` label; required.
+    /// What labels and logs call it: up to 64 letters, digits, and any of `_-.` behind the first;
+    /// required.
     pub name: Option<String>,
     /// Literal segments, `{name}` for one, `/**` for the path itself and all below it; required.
     pub path: Option<String>,
-    /// Any of these; left out: every method.
+    /// Any of these, `GET` includes `HEAD`; left out: every method.
     pub methods: Vec<String>,
     /// This host only.
     pub host: Option<String>,
@@ -101,7 +102,7 @@ pub struct Endpoint {
     pub slow_threshold: Option<HumanDuration>,
     /// The rule's own limits by tier; `any` is for every tier that is not named.
     pub limits: Ordered<LimitSpec>,
-    /// Tokens that a request spends.
+    /// Tokens that a request spends of every limit, at least 1.
     pub cost: u32,
     /// No limits at all.
     pub exempt: bool,
@@ -160,7 +161,8 @@ pub enum ModeSpec {
 pub struct TestSpec {
     /// Method and path: `GET /fo/history/2025`; required.
     pub request: Option<String>,
-    /// The caller's address; `127.0.0.1` where it is not given.
+    /// The caller's address.
+    #[schemars(extend("default" = "127.0.0.1"))]
     pub ip: Option<String>,
     /// Whom a verified token, certificate or key names, beside the address: `user:42`, `key:acme`.
     pub identity: Option<String>,

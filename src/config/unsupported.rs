@@ -5,92 +5,95 @@
 use crate::config_path;
 
 use super::report::{Path, Report};
-use super::schema::{Config, IdentityEntry, ListenerTls, RedisConfig, Server};
+use super::schema::{Config, IdentityEntry, ListenerTls, RedisConfig};
 use super::schema_tiers::{Endpoint, LimitSpec, TiersFile};
 use super::url::not_yet;
 
-/// Refuses each of the fields that differs from its default.
+/// Of a type, names the fields that nothing obeys yet, as [`in_config`] writes them, and defines a
+/// function that refuses each of them that differs from its default.
 macro_rules! only_default {
-    ($report:expr, $base:expr, $found:expr, $default:expr;
-     $($($field:ident).+),+ $(,)?) => { $(
-        if $found.$($field).+ != $default.$($field).+ {
-            let mut path: Path = $base.to_vec();
-            path.extend(config_path![$(stringify!($field)),+]);
-            $report.value(path, not_yet());
+    ($names:ident, $refuse:ident, $type:ty, $under:literal;
+     $($first:ident $(.$rest:ident)*),+ $(,)?) => {
+        const $names: &[&str] =
+            &[$(concat!($under, stringify!($first) $(, ".", stringify!($rest))*)),+];
+
+        fn $refuse(base: Path, found: &$type, report: &mut Report<'_>) {
+            let default = <$type>::default();
+            $(if found.$first $(.$rest)* != default.$first $(.$rest)* {
+                let mut path = base.clone();
+                path.extend(config_path![stringify!($first) $(, stringify!($rest))*]);
+                report.value(path, not_yet());
+            })+
         }
-    )+ };
+    };
 }
 
-/// The keys of `tollgate.yaml` that nothing obeys yet.
+only_default!(CONFIG, in_whole, Config, "";
+    server.proxy_protocol,
+    server.max_connections_per_ip,
+    upstream.urls,
+    headers.ietf,
+    shedding.mode,
+    shedding.max_in_flight,
+    self_service.path,
+    usage.sink,
+    usage.flush,
+    usage.dir,
+    usage.retention,
+    usage.postgres,
+    usage.postgres_file,
+);
+only_default!(REDIS, in_redis, RedisConfig, "store.redis.";
+    expected_replicas,
+    tls.ca,
+    tls.client_cert,
+    tls.client_key,
+);
+only_default!(IDENTITY, in_identity, IdentityEntry, "identity[]."; mtls);
+only_default!(TLS, in_tls, ListenerTls, "server.listeners[].tls."; sni, client_ca);
+only_default!(ENDPOINT, in_endpoint, Endpoint, "endpoints[]."; enforce_percent);
+only_default!(LIMITS, in_limits, LimitSpec, ""; per_day, per_month, concurrency, priority);
+
+/// The keys of `tollgate.yaml` that nothing obeys yet, `[]` in place of an index.
+pub fn in_config() -> impl Iterator<Item = &'static str> {
+    [CONFIG, REDIS, IDENTITY, TLS].into_iter().flatten().copied()
+}
+
+/// The keys of `tiers.yaml` that nothing obeys yet, `NAME` in place of a tier's.
+pub fn in_tiers() -> impl Iterator<Item = String> {
+    let limits = ["tiers.NAME.", "endpoints[].limits.NAME."].into_iter();
+    let limits = limits.flat_map(|under| LIMITS.iter().map(move |key| format!("{under}{key}")));
+    ENDPOINT.iter().map(|key| (*key).to_owned()).chain(limits)
+}
+
+/// Refuses the keys of `tollgate.yaml` that nothing obeys yet.
 pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
-    let default = Config::default();
-    only_default!(report, config_path![], config, default;
-        server.proxy_protocol,
-        server.max_connections_per_ip,
-        upstream.urls,
-        headers.ietf,
-        shedding.mode,
-        shedding.max_in_flight,
-        self_service.path,
-        usage.sink,
-        usage.flush,
-        usage.dir,
-        usage.retention,
-        usage.postgres,
-        usage.postgres_file,
-    );
+    in_whole(Path::new(), config, report);
     if config.upstream.retries > 1 {
         report.value(config_path!["upstream", "retries"], not_yet().hint("0 and 1 are"));
     }
-    refuse_in_listeners(&config.server, report);
-    if let Some(redis) = &config.store.redis {
-        only_default!(report, config_path!["store", "redis"], redis, RedisConfig::default();
-            expected_replicas,
-            tls.ca,
-            tls.client_cert,
-            tls.client_key,
-        );
-    }
-    for (index, entry) in config.identity.iter().enumerate() {
-        only_default!(report, config_path!["identity", index], entry, IdentityEntry::default();
-            mtls,
-        );
-    }
-}
-
-/// The keys of `tiers.yaml` that nothing obeys yet.
-pub fn refuse_in_tiers(tiers: &TiersFile, report: &mut Report<'_>) {
-    for (name, limits) in tiers.tiers.iter().flat_map(|tiers| tiers.iter()) {
-        refuse_in_limits(config_path!["tiers", name], limits, report);
-    }
-    let default = Endpoint::default();
-    for (index, endpoint) in tiers.endpoints.iter().enumerate() {
-        only_default!(report, config_path!["endpoints", index], endpoint, default;
-            enforce_percent,
-        );
-        for (tier, limits) in endpoint.limits.iter() {
-            refuse_in_limits(config_path!["endpoints", index, "limits", tier], limits, report);
+    for (index, listener) in config.server.listeners.iter().flatten().enumerate() {
+        if let Some(tls) = &listener.tls {
+            in_tls(config_path!["server", "listeners", index, "tls"], tls, report);
         }
     }
+    if let Some(redis) = &config.store.redis {
+        in_redis(config_path!["store", "redis"], redis, report);
+    }
+    for (index, entry) in config.identity.iter().enumerate() {
+        in_identity(config_path!["identity", index], entry, report);
+    }
 }
 
-fn refuse_in_limits(path: Path, limits: &LimitSpec, report: &mut Report<'_>) {
-    only_default!(report, path, limits, LimitSpec::default();
-        per_day,
-        per_month,
-        concurrency,
-        priority,
-    );
-}
-
-fn refuse_in_listeners(server: &Server, report: &mut Report<'_>) {
-    for (index, listener) in server.listeners.iter().flatten().enumerate() {
-        if let Some(tls) = &listener.tls {
-            let path = config_path!["server", "listeners", index, "tls"];
-            only_default!(report, path, tls, ListenerTls::default();
-                sni,
-                client_ca,
-            );
+/// Refuses the keys of `tiers.yaml` that nothing obeys yet.
+pub fn refuse_in_tiers(tiers: &TiersFile, report: &mut Report<'_>) {
+    for (name, limits) in tiers.tiers.iter().flat_map(|tiers| tiers.iter()) {
+        in_limits(config_path!["tiers", name], limits, report);
+    }
+    for (index, endpoint) in tiers.endpoints.iter().enumerate() {
+        in_endpoint(config_path!["endpoints", index], endpoint, report);
+        for (tier, limits) in endpoint.limits.iter() {
+            in_limits(config_path!["endpoints", index, "limits", tier], limits, report);
         }
     }
 }
