@@ -201,7 +201,8 @@ fn expressions_name_what_there_is() {
                     continue;
                 };
                 labels.extend(["job", "instance"].map(str::to_owned));
-                for label in selector.labels.iter().filter(|it| !labels.contains(*it)) {
+                let named = selector.matchers.iter().map(|it| &it.label);
+                for label in named.filter(|it| !labels.contains(*it)) {
                     wrong.push(format!("{} has no label {label}", selector.name));
                 }
                 known.extend(labels);
@@ -316,7 +317,8 @@ fn dashboards_are_templated_linked_and_not_to_be_edited() {
                 for selector in promql::names(expression).selectors {
                     let is_ours = labels_of(&selector.name).is_some() || selector.name == "up";
                     let needed: &[&str] = if is_ours { &["job", "instance"] } else { &[] };
-                    let all = needed.iter().all(|it| selector.labels.iter().any(|own| own == it));
+                    let has = |it: &&str| selector.matchers.iter().any(|own| own.label == *it);
+                    let all = needed.iter().all(has);
                     assert!(all, "{uid}, {title}: {expression}");
                 }
             }

@@ -5,6 +5,7 @@
 
 pub mod grafana;
 pub mod panels;
+#[path = "../promql.rs"]
 pub mod promql;
 pub mod source;
 
