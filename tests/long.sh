@@ -27,6 +27,9 @@ tests/long.sh NAME [ARGUMENTS]
                run once more, after a change of what draws them
   fuzz         every fuzz target for a while each, one after the other (fuzz/README.md; needs a nightly
                compiler and cargo-fuzz; fuzz SECONDS TARGET…, 1,200 seconds without)
+  container    builds the image with Docker and tries it: size, user, health check, drain
+  compose      starts docker-compose.yml, or the services that are named, and runs each curl of
+               docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
 }
@@ -61,6 +64,8 @@ pictures)
     exec cargo test --locked --test dashboard_pictures pictures -- --ignored --nocapture "$@"
     ;;
 redraw) exec cargo test --locked --test dashboard_pictures redraw -- --ignored --nocapture "$@" ;;
+container) exec bash tests/container.sh image "$@" ;;
+compose) exec bash tests/container.sh compose "$@" ;;
 leak-drill) exec cargo test --locked --features leak-drill --test leak_drill -- --nocapture "$@" ;;
 properties) PROPTEST_CASES="${PROPTEST_CASES:-25600}" exec cargo test --release --locked -- "$@" ;;
 fuzz)

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod health;
 mod identity;
 pub mod logging;
+pub mod manual;
 mod memory;
 mod reference;
 pub mod reload;
@@ -56,7 +57,7 @@ pub struct Cli {
 enum Command {
     /// Serve: forward what the limits allow, answer 429 to the rest
     Run(RunArgs),
-    /// Show the main job with nothing else running: an example backend, and tollgate in front
+    /// Show the main job with nothing else running: a small backend, and tollgate in front
     Demo(DemoArgs),
     /// Validate both files and run the policy's own tests; every error at once
     Check(CheckArgs),
@@ -66,6 +67,10 @@ enum Command {
     Health(HealthArgs),
     /// Print the JSON Schema of a file, for editors, or a page of the documentation
     Schema(SchemaArgs),
+    /// Print a script with which a shell completes this command line
+    Completions(CompletionsArgs),
+    /// Print a page of the manual, for `man`
+    Man(ManArgs),
 }
 
 /// Where the two files are.
@@ -251,6 +256,31 @@ pub enum SchemaFile {
     Configuration,
 }
 
+/// Options of `tollgate completions`.
+#[derive(Args, Clone, Copy, Debug)]
+#[command(after_help = "\
+Examples:
+  source <(tollgate completions bash)                      in this shell
+  tollgate completions bash > ~/.local/share/bash-completion/completions/tollgate
+  tollgate completions zsh > \"${fpath[1]}/_tollgate\"
+  tollgate completions fish > ~/.config/fish/completions/tollgate.fish")]
+pub struct CompletionsArgs {
+    /// Whose language it is in
+    #[arg(value_enum)]
+    shell: clap_complete::Shell,
+}
+
+/// Options of `tollgate man`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  tollgate man | man -l -
+  tollgate man run > tollgate-run.1")]
+pub struct ManArgs {
+    /// The page of this command, as `run`; without it, the page of tollgate
+    command: Option<String>,
+}
+
 /// Prints a line of a command's result. Whoever was to read it may be gone (`tollgate check |
 /// head`), which is no reason to panic, and none to stop serving.
 pub fn print(line: impl fmt::Display) {
@@ -329,6 +359,11 @@ impl Cli {
                 schema::schema(&args);
                 Ok(())
             }
+            Command::Completions(args) => {
+                manual::completions(args);
+                Ok(())
+            }
+            Command::Man(args) => manual::man(&args),
         }
     }
 }
