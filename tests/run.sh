@@ -51,11 +51,12 @@ stop_unit() {
 
 install() {
     local redis_was_installed=no postgres_was_installed=no prometheus_was_installed=no
-    local nginx_was_installed=no
+    local nginx_was_installed=no exporter_was_installed=no
     if has redis-server; then redis_was_installed=yes; fi
     if has_postgres; then postgres_was_installed=yes; fi
     if has prometheus; then prometheus_was_installed=yes; fi
     if has nginx; then nginx_was_installed=yes; fi
+    if has prometheus-node-exporter; then exporter_was_installed=yes; fi
 
     say "installing: $*"
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null ||
@@ -72,6 +73,9 @@ install() {
     fi
     if [ "$nginx_was_installed" = no ] && unit_is_active nginx; then
         stop_unit nginx
+    fi
+    if [ "$exporter_was_installed" = no ] && unit_is_active prometheus-node-exporter; then
+        stop_unit prometheus-node-exporter
     fi
     if [ "$postgres_was_installed" = no ] && unit_is_active postgresql; then
         stop_unit postgresql
@@ -90,8 +94,9 @@ for tool in curl openssl; do
 done
 # The guide to moving from it runs it.
 has nginx || missing+=(nginx-light)
-# promtool, which checks what the metrics look like.
-has promtool || missing+=(prometheus)
+# promtool, which checks what the metrics look like, and Prometheus, which the dashboards ask.
+{ has promtool && has prometheus; } || missing+=(prometheus)
+has prometheus-node-exporter || missing+=(prometheus-node-exporter)
 # The allocator is built from C: it asks for a compiler and for make.
 { has cc && has make; } || missing+=(build-essential)
 
@@ -131,7 +136,11 @@ if has nginx; then
 else
     skipped+=("nginx beside tollgate (no nginx)")
 fi
-has promtool || skipped+=("what promtool checks on top (optional, of the package prometheus)")
+if has promtool && has prometheus && has prometheus-node-exporter; then
+    export TOLLGATE_REQUIRE_PROMETHEUS=1
+else
+    skipped+=("what takes a real Prometheus and node_exporter: the data of dashboards, promtool")
+fi
 has kubectl || skipped+=("that the rendered manifests are those of the files (optional, kubectl)")
 has systemd-analyze || skipped+=("what systemd says of its unit (optional)")
 

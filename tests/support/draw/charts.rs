@@ -132,11 +132,13 @@ pub fn lines(svg: &mut Svg, panel: &Panel, frame: Frame) {
     let step = marks.get(1).map_or(top - lowest, |second| second - marks[0]);
     let top = if top - lowest > step * 0.5 { (top / step - 1e-6).ceil() * step } else { top };
     let marks = units::marks(lowest, top, unit);
-    let places = match unit {
-        "percentunit" if step >= 0.01 => Some(0),
-        "percentunit" => Some(if step >= 0.001 { 1 } else { 2 }),
-        _ => None,
+    // Of per cents as many places as the marks have.
+    let is_whole = |places: i32| {
+        let scaled = step * 100.0 * 10_f64.powi(places);
+        (scaled - scaled.round()).abs() < 1e-6
     };
+    let places = (unit == "percentunit").then(|| (0..3).find(|it| is_whole(*it)).unwrap_or(3));
+    let places = places.and_then(|it| usize::try_from(it).ok());
     let label = |value: f64| {
         units::written(value, unit, places)
             .replace(" req/s", "")

@@ -208,7 +208,7 @@ pub fn text(svg: &mut Svg, panel: &Panel, frame: Frame) {
     let content = panel.json["options"]["content"].as_str().unwrap();
     let mut y = frame.y + 12.0;
     let lines = content.replace("**", "").replace('`', "").replace("\n- ", "\n\n- ");
-    for paragraph in lines.trim().split("\n\n") {
+    for paragraph in lines.split("\n\n").map(str::trim).filter(|it| !it.is_empty()) {
         let item = paragraph.strip_prefix("- ");
         let left = if item.is_some() { 10.0 } else { 0.0 };
         if item.is_some() {
