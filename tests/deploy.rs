@@ -222,6 +222,9 @@ fn the_sidecar_is_ten_lines() {
     let lines = text(SIDECAR);
     let lines = lines.lines().filter(|it| !it.starts_with('#') && !it.trim().is_empty());
     assert!(lines.count() <= 10);
+    // A port that is published has to be listened on: the admin port is so only if told.
+    let environment = strings(&compose(SIDECAR)["services"]["tollgate"]["environment"]).join(" ");
+    assert!(environment.contains("TOLLGATE_ADMIN=0.0.0.0:9900"), "{environment}");
 }
 
 #[test]
@@ -485,6 +488,8 @@ fn a_release_is_the_same_twice() {
     }
     for line in listing.lines() {
         assert!(line.contains(" 0/0 ") && line.contains("2023-11-14"), "{line}");
+        let size = line.split_whitespace().nth(2);
+        assert!(line.starts_with('d') || size != Some("0"), "{line}: is empty");
     }
 }
 
