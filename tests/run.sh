@@ -55,11 +55,13 @@ stop_unit() {
 install() {
     local redis_was_installed=no postgres_was_installed=no
     local prometheus_was_installed=no alertmanager_was_installed=no nginx_was_installed=no
+    local exporter_was_installed=no
     if has redis-server; then redis_was_installed=yes; fi
     if has_postgres; then postgres_was_installed=yes; fi
     if has prometheus; then prometheus_was_installed=yes; fi
     if has_alertmanager; then alertmanager_was_installed=yes; fi
     if has nginx; then nginx_was_installed=yes; fi
+    if has prometheus-node-exporter; then exporter_was_installed=yes; fi
 
     say "installing: $*"
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null ||
@@ -80,6 +82,9 @@ install() {
     if [ "$nginx_was_installed" = no ] && unit_is_active nginx; then
         stop_unit nginx
     fi
+    if [ "$exporter_was_installed" = no ] && unit_is_active prometheus-node-exporter; then
+        stop_unit prometheus-node-exporter
+    fi
     if [ "$postgres_was_installed" = no ] && unit_is_active postgresql; then
         stop_unit postgresql
     elif [ "$postgres_was_installed" = no ] && pg_lsclusters -h 2>/dev/null | grep -q online; then
@@ -97,9 +102,11 @@ for tool in curl openssl; do
 done
 # The guide to moving from it runs it.
 has nginx || missing+=(nginx-light)
-# promtool, which checks what the metrics look like, and the servers that the alerts are tried with.
+# promtool, which checks what the metrics look like, and the servers that alerts and dashboards are
+# tried with.
 { has promtool && has prometheus; } || missing+=(prometheus)
 { has_alertmanager && has amtool; } || missing+=(prometheus-alertmanager)
+has prometheus-node-exporter || missing+=(prometheus-node-exporter)
 # The allocator is built from C: it asks for a compiler and for make.
 { has cc && has make; } || missing+=(build-essential)
 
@@ -134,10 +141,11 @@ if has_postgres; then
 else
     skipped+=("everything that needs a real PostgreSQL (no initdb and postgres)")
 fi
-if has promtool && has prometheus && has amtool && has_alertmanager; then
+if has promtool && has prometheus && has amtool && has_alertmanager &&
+    has prometheus-node-exporter; then
     export TOLLGATE_REQUIRE_PROMETHEUS=1
 else
-    skipped+=("what takes Prometheus and Alertmanager: alerts, and what promtool says of metrics")
+    skipped+=("what takes Prometheus, Alertmanager, node_exporter: alerts, dashboards, promtool")
 fi
 if has nginx; then
     export TOLLGATE_REQUIRE_NGINX=1
