@@ -8,10 +8,12 @@
 
 #[path = "support/dashboards/mod.rs"]
 mod dashboards;
+#[path = "support/prometheus.rs"]
+mod prometheus;
+mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::process::Command;
 
 use serde_json::{Value, json};
 use tollgate::metrics::names;
@@ -77,6 +79,8 @@ fn the_json_is_what_grafanas_types_allow() {
         let wrong = misfits(&schemas, &dashboard);
         assert!(wrong.is_empty(), "{uid}: {wrong:#?}");
     }
+    let wrong = misfits(&schemas, &yaml("deploy/grafana/optional/tollgate-top.json"));
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
@@ -355,7 +359,86 @@ fn known_labels(
     labels_of(name).map(|it| owned(&it)).or_else(|| stand_in.map(|(_, labels)| owned(labels)))
 }
 
-// ----------------------------------------------------------------------------------- whole numbers
+// ------------------------------------------------------------------------ Prometheus and its alerts
+
+fn yaml(name: &str) -> Value {
+    serde_yaml::from_str(&std::fs::read_to_string(name).unwrap()).unwrap()
+}
+
+/// The eighteen alerts, each with the numbers that it compares with.
+fn alerts() -> BTreeMap<String, Vec<f64>> {
+    let rules = yaml("deploy/prometheus/alerts.yml");
+    let groups = rules["groups"].as_array().unwrap().iter();
+    let rules = groups.flat_map(|group| group["rules"].as_array().unwrap());
+    let numbers = |expression: &str| {
+        let sides = expression.split(['<', '>', '=']).skip(1);
+        let first = |it: &str| -> Option<f64> {
+            it.split_whitespace().next()?.trim_end_matches(')').parse().ok()
+        };
+        sides.filter_map(first).collect()
+    };
+    rules
+        .map(|rule| {
+            let name = rule["alert"].as_str().unwrap().to_owned();
+            (name, numbers(rule["expr"].as_str().unwrap()))
+        })
+        .collect()
+}
+
+/// Alerts whose numbers are no line on a panel, and why.
+const NO_LINE: &[(&str, &str)] =
+    &[("WebSocketConnectionSpike", "compares with the last hour, and not with a number")];
+
+#[test]
+fn panels_show_the_thresholds_of_the_alerts_that_they_name() {
+    let (alerts, source) = (alerts(), Source::read());
+    assert_eq!(alerts.len(), 18);
+    let mut shown = BTreeSet::new();
+    for_each_panel(|_, panel| {
+        let named: Vec<_> =
+            alerts.iter().filter(|(name, _)| panel.description.contains(*name)).collect();
+        let states = panel.states.iter().flat_map(|it| &source.states[it]);
+        let mut lines: Vec<f64> = panel.thresholds.iter().map(|it| it.0).collect();
+        lines.extend(states.map(|it| it.value));
+        for query in &panel.queries {
+            lines.extend(query.thresholds.iter().map(|it| it.0));
+        }
+        let fits = |numbers: &[f64]| numbers.iter().any(|it| lines.contains(it));
+        shown.extend(named.iter().filter(|it| fits(it.1)).map(|it| it.0.clone()));
+        let is_without = |name: &str| NO_LINE.iter().any(|it| it.0 == name);
+        named
+            .iter()
+            .filter(|(name, numbers)| !fits(numbers) && !is_without(name))
+            .map(|(name, numbers)| format!("{name} compares with {numbers:?}, not {lines:?}"))
+            .collect()
+    });
+    let absent: Vec<_> = alerts
+        .keys()
+        .filter(|name| !shown.contains(*name) && !NO_LINE.iter().any(|it| it.0 == *name))
+        .collect();
+    assert!(absent.is_empty(), "on no panel is the threshold of {absent:?}");
+}
+
+#[test]
+fn prometheus_keeps_what_the_panels_ask_for() {
+    let config = yaml("deploy/prometheus/prometheus.yml");
+    let mut kept = BTreeSet::new();
+    for job in config["scrape_configs"].as_array().unwrap() {
+        for rule in job["metric_relabel_configs"].as_array().into_iter().flatten() {
+            kept.extend(rule["regex"].as_str().unwrap().split('|').map(str::to_owned));
+        }
+    }
+    let dropped: BTreeSet<String> = committed()
+        .iter()
+        .flat_map(|(_, dashboard)| panels_of(dashboard).collect::<Vec<_>>())
+        .flat_map(|panel| queries_of(panel).collect::<Vec<_>>())
+        .flat_map(|(_, expression)| promql::names(expression).selectors)
+        .map(|selector| selector.name)
+        .filter(|name| name.starts_with("node_") || name.starts_with("container_"))
+        .filter(|name| !kept.contains(name))
+        .collect();
+    assert!(dropped.is_empty(), "deploy/prometheus/prometheus.yml drops {dropped:?}");
+}
 
 /// Expressions as they are asked, the variables filled in.
 fn asked(expression: &str) -> String {
@@ -364,12 +447,7 @@ fn asked(expression: &str) -> String {
 
 #[test]
 fn prometheus_understands_every_expression() {
-    if Command::new("promtool").arg("--version").output().is_err() {
-        let is_needed = std::env::var_os("TOLLGATE_REQUIRE_PROMETHEUS").is_some_and(|it| it == "1");
-        assert!(!is_needed, "TOLLGATE_REQUIRE_PROMETHEUS=1, but there is no promtool");
-        println!("SKIPPED: no promtool found; install prometheus to run this test");
-        return;
-    }
+    let Some(promtool) = prometheus::program("promtool") else { return };
     let mut rules = Vec::new();
     for (uid, dashboard) in committed() {
         let annotations = dashboard["annotations"]["list"].as_array().unwrap();
@@ -383,10 +461,9 @@ fn prometheus_understands_every_expression() {
     assert!(rules.len() > 180, "{}", rules.len());
     let mut file = tempfile::NamedTempFile::new().unwrap();
     write!(file, "{}", json!({ "groups": [{ "name": "panels", "rules": rules }] })).unwrap();
-    let command = Command::new("promtool").args(["check", "rules"]).arg(file.path()).output();
-    let output = command.unwrap();
-    let said = [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
-    assert!(output.status.success(), "{}", said.concat());
+    let (is_content, said) =
+        prometheus::run(&promtool, &["check", "rules", file.path().to_str().unwrap()]);
+    assert!(is_content, "{said}");
 }
 
 #[test]
@@ -414,10 +491,7 @@ const NOT_DRAWN: &[(&str, &str)] = &[
 
 #[test]
 fn provisioning_names_the_folders_and_the_data_source() {
-    let read = |name: &str| -> Value {
-        let text = std::fs::read_to_string(format!("deploy/grafana/provisioning/{name}")).unwrap();
-        serde_yaml::from_str(&text).unwrap()
-    };
+    let read = |name: &str| yaml(&format!("deploy/grafana/provisioning/{name}"));
     let source = read("datasources/prometheus.yml");
     assert_eq!(source["datasources"][0]["type"], "prometheus");
     assert_eq!(source["datasources"][0]["editable"], false);

@@ -22,6 +22,9 @@ tests/long.sh NAME [ARGUMENTS]
   streaming    1 GiB each way through every protocol: throughput and highest memory (STREAM_MIB)
   leak-drill   a build that leaks 50 KB/s is found out, one that warms up or does nothing is not
                (the detector's hour is LEAK_DRILL_WINDOW, 240s; takes 1.7 times as long)
+  pictures     docs/dashboards/*.svg: the dashboards, drawn of six minutes of a service that really ran
+               (needs redis-server, postgres, prometheus, prometheus-node-exporter); redraw: the same
+               run once more, after a change of what draws them
   fuzz         every fuzz target for a while each, one after the other (fuzz/README.md; needs a nightly
                compiler and cargo-fuzz; fuzz SECONDS TARGET…, 1,200 seconds without)
   container    builds the image with Docker and tries it: size, user, health check, drain
@@ -55,6 +58,12 @@ drain | streaming)
     export DRAIN_REQUESTS="${DRAIN_REQUESTS:-100000}" STREAM_MIB="${STREAM_MIB:-1024}"
     exec cargo test --release --locked --test "$name" -- --nocapture "$@"
     ;;
+pictures)
+    cargo build --release --locked
+    export TOLLGATE_BIN=target/release/tollgate
+    exec cargo test --locked --test dashboard_pictures pictures -- --ignored --nocapture "$@"
+    ;;
+redraw) exec cargo test --locked --test dashboard_pictures redraw -- --ignored --nocapture "$@" ;;
 container) exec bash tests/container.sh image "$@" ;;
 compose) exec bash tests/container.sh compose "$@" ;;
 leak-drill) exec cargo test --locked --features leak-drill --test leak_drill -- --nocapture "$@" ;;

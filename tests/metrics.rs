@@ -11,6 +11,8 @@ mod frames;
 mod moves;
 #[path = "support/postgres.rs"]
 mod postgres;
+#[path = "support/prometheus.rs"]
+mod prometheus;
 #[path = "support/redis.rs"]
 mod redis;
 #[path = "support/story.rs"]
@@ -146,12 +148,10 @@ const ON_PURPOSE: [&str; 2] = ["memory_objects_count ", "tollgate_tls_certificat
 
 /// Asks Prometheus's own tool what is wrong with a reading.
 fn lint(text: &str) {
-    let mut command = Command::new("promtool");
+    let Some(promtool) = prometheus::program("promtool") else { return };
+    let mut command = Command::new(promtool);
     command.args(["check", "metrics"]).stdin(Stdio::piped());
-    let Ok(mut child) = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() else {
-        eprintln!("skipped: there is no promtool");
-        return;
-    };
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let mut found = String::new();
     child.stdout.take().unwrap().read_to_string(&mut found).unwrap();

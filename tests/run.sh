@@ -43,6 +43,9 @@ has_postgres() {
     return 1
 }
 
+# Debian calls it by its package's name, its makers do not.
+has_alertmanager() { has prometheus-alertmanager || has alertmanager; }
+
 # stop_unit UNIT: a service that the installation of a package started.
 stop_unit() {
     say "stopping the $1 service that the installation started"
@@ -50,12 +53,15 @@ stop_unit() {
 }
 
 install() {
-    local redis_was_installed=no postgres_was_installed=no prometheus_was_installed=no
-    local nginx_was_installed=no
+    local redis_was_installed=no postgres_was_installed=no
+    local prometheus_was_installed=no alertmanager_was_installed=no nginx_was_installed=no
+    local exporter_was_installed=no
     if has redis-server; then redis_was_installed=yes; fi
     if has_postgres; then postgres_was_installed=yes; fi
     if has prometheus; then prometheus_was_installed=yes; fi
+    if has_alertmanager; then alertmanager_was_installed=yes; fi
     if has nginx; then nginx_was_installed=yes; fi
+    if has prometheus-node-exporter; then exporter_was_installed=yes; fi
 
     say "installing: $*"
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null ||
@@ -70,8 +76,14 @@ install() {
     if [ "$prometheus_was_installed" = no ] && unit_is_active prometheus; then
         stop_unit prometheus
     fi
+    if [ "$alertmanager_was_installed" = no ] && unit_is_active prometheus-alertmanager; then
+        stop_unit prometheus-alertmanager
+    fi
     if [ "$nginx_was_installed" = no ] && unit_is_active nginx; then
         stop_unit nginx
+    fi
+    if [ "$exporter_was_installed" = no ] && unit_is_active prometheus-node-exporter; then
+        stop_unit prometheus-node-exporter
     fi
     if [ "$postgres_was_installed" = no ] && unit_is_active postgresql; then
         stop_unit postgresql
@@ -90,8 +102,11 @@ for tool in curl openssl; do
 done
 # The guide to moving from it runs it.
 has nginx || missing+=(nginx-light)
-# promtool, which checks what the metrics look like.
-has promtool || missing+=(prometheus)
+# promtool, which checks what the metrics look like, and the servers that alerts and dashboards are
+# tried with.
+{ has promtool && has prometheus; } || missing+=(prometheus)
+{ has_alertmanager && has amtool; } || missing+=(prometheus-alertmanager)
+has prometheus-node-exporter || missing+=(prometheus-node-exporter)
 # The allocator is built from C: it asks for a compiler and for make.
 { has cc && has make; } || missing+=(build-essential)
 
@@ -126,12 +141,17 @@ if has_postgres; then
 else
     skipped+=("everything that needs a real PostgreSQL (no initdb and postgres)")
 fi
+if has promtool && has prometheus && has amtool && has_alertmanager &&
+    has prometheus-node-exporter; then
+    export TOLLGATE_REQUIRE_PROMETHEUS=1
+else
+    skipped+=("what takes Prometheus, Alertmanager, node_exporter: alerts, dashboards, promtool")
+fi
 if has nginx; then
     export TOLLGATE_REQUIRE_NGINX=1
 else
     skipped+=("nginx beside tollgate (no nginx)")
 fi
-has promtool || skipped+=("what promtool checks on top (optional, of the package prometheus)")
 has kubectl || skipped+=("that the rendered manifests are those of the files (optional, kubectl)")
 has systemd-analyze || skipped+=("what systemd says of its unit (optional)")
 

@@ -19,6 +19,20 @@ interface PrometheusQuery {
   range?: boolean;
   legendFormat?: string;
 }
+// The Infinity data source's query, of JSON behind a URL.
+interface InfinityQuery {
+  refId: string;
+  datasource: Required<raw.DataSourceRef>;
+  type: 'json';
+  source: 'url';
+  parser: 'backend';
+  format: 'table';
+  url: string;
+  url_options: { method: 'GET'; data: '' };
+  root_selector: string;
+  columns: { selector: string; text: string; type: 'string' | 'number' }[];
+  filters: never[];
+}
 interface GrafanaAnnotation extends Omit<raw.AnnotationQuery, 'target'> {
   builtIn: 1;
 }
@@ -33,7 +47,7 @@ interface PrometheusAnnotation extends Omit<raw.AnnotationQuery, 'target' | 'bui
 interface Fields<Custom> extends Omit<raw.FieldConfigSource, 'defaults'> {
   defaults: Omit<raw.FieldConfig, 'custom'> & { custom?: Custom };
 }
-interface Panel<Type extends string, Options, Custom = Record<string, never>>
+interface Panel<Type extends string, Options, Custom = Record<string, never>, Query = PrometheusQuery>
   extends Omit<raw.Panel, 'type' | 'options' | 'fieldConfig' | 'targets'> {
   id: number;
   type: Type;
@@ -41,14 +55,19 @@ interface Panel<Type extends string, Options, Custom = Record<string, never>>
   gridPos: raw.GridPos;
   options: Options;
   fieldConfig?: Fields<Custom>;
-  targets?: PrometheusQuery[];
+  targets?: Query[];
 }
 
 export type TimeseriesPanel = Panel<'timeseries', timeseries.Options, timeseries.FieldConfig>;
 export type StatPanel = Panel<'stat', stat.Options>;
 export type StateTimelinePanel = Panel<'state-timeline', timeline.Options, timeline.FieldConfig>;
 export type HeatmapPanel = Panel<'heatmap', heatmap.Options, heatmap.FieldConfig>;
-export type TablePanel = Panel<'table', table.Options, Partial<table.FieldConfig>>;
+export type TablePanel = Panel<
+  'table',
+  table.Options,
+  Partial<table.FieldConfig>,
+  PrometheusQuery | InfinityQuery
+>;
 export type TextPanel = Panel<'text', text.Options>;
 export type RowPanel = raw.RowPanel;
 

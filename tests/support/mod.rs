@@ -40,6 +40,7 @@ pub struct Tollgate {
 /// How to start a [`Tollgate`].
 #[derive(Default)]
 pub struct Start {
+    program: Option<std::path::PathBuf>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     listen: Option<&'static str>,
@@ -85,6 +86,12 @@ impl Start {
         self
     }
 
+    /// This build of tollgate in place of the tests' own.
+    pub fn program(mut self, path: std::path::PathBuf) -> Self {
+        self.program = Some(path);
+        self
+    }
+
     /// With this variable in its environment.
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
@@ -94,7 +101,8 @@ impl Start {
     /// Starts `tollgate run` and waits until it is ready.
     pub fn run(self) -> Tollgate {
         let directory = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        let own = || env!("CARGO_BIN_EXE_tollgate").into();
+        let mut command = Command::new(self.program.unwrap_or_else(own));
         let listen = format!("{}:0", self.listen.unwrap_or("127.0.0.1"));
         command.args(["run", "--admin", "127.0.0.1:0"]);
         if !self.has_listeners {

@@ -14,8 +14,9 @@ use crate::containers::{self, Played};
 use crate::prometheus::{Server, program};
 use crate::support::{Backend, nobody, wait_until};
 
-/// One series of an answer: its labels, and its values by their times in seconds.
-#[derive(Clone, Debug)]
+/// One series of an answer: its labels, and its values by their times in seconds; what is not a
+/// number is left out.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Series {
     /// Its labels.
     pub labels: BTreeMap<String, String>,
@@ -40,6 +41,8 @@ impl Watched {
         let node_address = nobody();
         let node = Command::new(exporter)
             .arg(format!("--web.listen-address={node_address}"))
+            // One file system is enough, and what else is mounted here is nobody's business.
+            .arg("--collector.filesystem.mount-points-exclude=^/.+")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -113,6 +116,8 @@ fn series(result: &Value) -> Series {
             .unwrap()
             .iter()
             .map(|pair| (pair[0].as_f64().unwrap(), text(&pair[1]).parse().unwrap()))
+            // A quantile of nothing is no number.
+            .filter(|(_, value): &(f64, f64)| value.is_finite())
             .collect(),
     }
 }
