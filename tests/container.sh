@@ -89,7 +89,7 @@ try_image() {
     local data admin
     data=$(docker port "$container" 8080 | head -n 1)
     admin=$(docker port "$container" 9911 | head -n 1)
-    curl -sf "http://$data/" >/dev/null || fail "the demo does not answer"
+    curl -sf "http://$data/fo/strike-distribution" >/dev/null || fail "the demo does not answer"
     local uid
     uid=$(docker top "$container" -eo pid,uid | awk 'NR == 2 { print $2 }')
     [ "$uid" = 65532 ] || fail "it runs as $uid"
@@ -100,7 +100,7 @@ try_image() {
     ok "memory_limit_bytes $limit"
     [ -z "$(docker diff "$container")" ] || fail "it wrote: $(docker diff "$container")"
     ok "wrote nothing"
-    stops_gracefully "$container" "http://$data/slow?seconds=3"
+    stops_gracefully "$container" "http://$data/slow?ms=3000"
 }
 
 # stops_gracefully CONTAINER SLOW_URL: what is under way is finished, and the exit code is 0.
