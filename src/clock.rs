@@ -42,6 +42,19 @@ impl Clock {
     }
 }
 
+/// [`monotonic`] for what is measured and nothing else: no limit and no deadline hangs on it, so that
+/// a build without signals need not ask.
+#[inline]
+pub fn stopwatch() -> Instant {
+    #[cfg(feature = "without-signals")]
+    {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        *START.get_or_init(monotonic)
+    }
+    #[cfg(not(feature = "without-signals"))]
+    monotonic()
+}
+
 /// A point in time for measuring spans: never steps, means nothing outside of this process.
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
 pub fn monotonic() -> Instant {

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tollgate::metrics::names::{self, Kind};
 
 use prometheus::{program, run};
-use promql::asked;
+use promql::{Matcher, Selector};
 
 /// The six groups and their eighteen alerts.
 const EIGHTEEN: [(&str, &[&str]); 6] = [
@@ -237,10 +237,10 @@ fn registered(series: &str) -> Option<&'static names::Desc> {
 
 /// What is wrong with what an expression asks for.
 fn misses(expression: &str, recorded: &BTreeSet<String>) -> Vec<String> {
-    let asked = asked(expression);
+    let asked = promql::names(expression);
     let mut wrong = Vec::new();
     let mut known: BTreeSet<&str> = TARGET_LABELS.into();
-    for (series, matchers) in &asked.series {
+    for Selector { name: series, matchers, .. } in &asked.selectors {
         if recorded.contains(series) {
             // `job_tier:what:how` has the labels that its name begins with.
             known.extend(series.split(':').next().unwrap().split('_'));
@@ -254,7 +254,7 @@ fn misses(expression: &str, recorded: &BTreeSet<String>) -> Vec<String> {
             continue;
         };
         known.extend(desc.labels);
-        for (label, operator, value) in matchers {
+        for Matcher { label, operator, value } in matchers {
             let Some(index) = desc.labels.iter().position(|it| it == label) else {
                 let is_edge = label == "le" && desc.kind == Kind::Histogram;
                 if !is_edge && !matches!(label.as_str(), "job" | "instance") {
@@ -275,10 +275,10 @@ fn misses(expression: &str, recorded: &BTreeSet<String>) -> Vec<String> {
             }
         }
     }
-    for label in asked.labels.iter().filter(|it| !known.contains(it.as_str())) {
+    for label in asked.grouped.iter().filter(|it| !known.contains(it.as_str())) {
         wrong.push(format!("no series has a label {label}"));
     }
-    if asked.series.is_empty() {
+    if asked.selectors.is_empty() {
         wrong.push("it asks for nothing".to_owned());
     }
     wrong
@@ -327,8 +327,9 @@ fn edges_in_rules_are_edges_of_their_histograms() {
     let page = tollgate.admin("/metrics").text();
     let mut count = 0;
     for (_, rule) in RULES.iter().flat_map(|it| rules(it)) {
-        for (series, matchers) in asked(text(&rule["expr"])).series {
-            for (_, _, edge) in matchers.iter().filter(|(label, ..)| label == "le") {
+        for Selector { name: series, matchers, .. } in promql::names(text(&rule["expr"])).selectors
+        {
+            for Matcher { value: edge, .. } in matchers.iter().filter(|it| it.label == "le") {
                 count += 1;
                 let is_there = page.lines().any(|line| {
                     line.starts_with(&series) && line.contains(&format!("le=\"{edge}\""))

@@ -238,6 +238,36 @@ fn an_upstream_that_breaks_off_is_spared_until_one_call_finds_it_well_again() {
 }
 
 #[test]
+fn each_failure_doubles_the_pause_until_the_upstream_has_been_well_for_a_minute() {
+    let upstream = Moody::new(Mood::Break);
+    let tollgate = start(&upstream.backend, "retries: 0");
+    let opens = |wanted: std::ops::RangeInclusive<u64>, times: f64| {
+        let wait = expect_unavailable(&tollgate.get("/"));
+        assert!(wanted.contains(&wait), "{wait} s, wanted {wanted:?}");
+        assert_eq!(transitions(&tollgate, "upstream", "open"), times);
+    };
+    let fail = || assert_eq!(tollgate.get("/").status, 502);
+    let half_open = || wait_until("the pause is over", || state(&tollgate, "upstream") == 1.0);
+    (0..5).for_each(|_| fail());
+    // 5 s, give or take a fifth, in whole seconds of which none is too early.
+    opens(4..=6, 1.0);
+    half_open();
+    fail();
+    opens(8..=12, 2.0);
+    half_open();
+    upstream.set(Mood::Serve);
+    for _ in 0..3 {
+        assert_eq!(tollgate.get("/").status, 200);
+    }
+    assert_eq!(state(&tollgate, "upstream"), 0.0);
+    assert_eq!(transitions(&tollgate, "upstream", "closed"), 1.0);
+    upstream.set(Mood::Break);
+    (0..5).for_each(|_| fail());
+    // It was well for a moment only.
+    opens(16..=24, 3.0);
+}
+
+#[test]
 fn an_upstream_that_is_not_there_opens_the_circuit_and_5xx_and_client_aborts_do_not() {
     let tollgate = Tollgate::in_front_of(nobody());
     for _ in 0..5 {

@@ -2,7 +2,7 @@
 //! it shows, every expression names what there is, and the JSON is what Grafana's own types allow.
 //! Whether the panels have data is seen in `tests/dashboard_data.rs`, with a real Prometheus.
 //!
-//! `WRITE_DASHBOARDS=1 cargo test --test dashboards` writes the JSON anew.
+//! `TOLLGATE_UPDATE=1 cargo test --test dashboards` writes the JSON anew.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
 
@@ -27,7 +27,7 @@ fn what_is_committed_is_what_the_source_makes() {
     let source = Source::read();
     for board in &source.dashboards {
         let made = grafana::dashboard(&source, board);
-        if std::env::var_os("WRITE_DASHBOARDS").is_some_and(|it| it == "1") {
+        if std::env::var_os("TOLLGATE_UPDATE").is_some_and(|it| it == "1") {
             let text = serde_json::to_string_pretty(&made).unwrap() + "\n";
             std::fs::write(file(board), text).unwrap();
         }
@@ -36,7 +36,7 @@ fn what_is_committed_is_what_the_source_makes() {
         assert!(
             committed == made,
             "{} is not what dashboards.yaml makes; run: \
-             WRITE_DASHBOARDS=1 cargo test --test dashboards",
+             TOLLGATE_UPDATE=1 cargo test --test dashboards",
             file(board).display()
         );
     }
@@ -205,7 +205,8 @@ fn expressions_name_what_there_is() {
                     continue;
                 };
                 labels.extend(["job", "instance"].map(str::to_owned));
-                for label in selector.labels.iter().filter(|it| !labels.contains(*it)) {
+                let named = selector.matchers.iter().map(|it| &it.label);
+                for label in named.filter(|it| !labels.contains(*it)) {
                     wrong.push(format!("{} has no label {label}", selector.name));
                 }
                 known.extend(labels);
@@ -320,7 +321,8 @@ fn dashboards_are_templated_linked_and_not_to_be_edited() {
                 for selector in promql::names(expression).selectors {
                     let is_ours = labels_of(&selector.name).is_some() || selector.name == "up";
                     let needed: &[&str] = if is_ours { &["job", "instance"] } else { &[] };
-                    let all = needed.iter().all(|it| selector.labels.iter().any(|own| own == it));
+                    let has = |it: &&str| selector.matchers.iter().any(|own| own.label == *it);
+                    let all = needed.iter().all(has);
                     assert!(all, "{uid}, {title}: {expression}");
                 }
             }

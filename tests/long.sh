@@ -11,6 +11,8 @@ tests/long.sh NAME [ARGUMENTS]
 
   compare      tollgate beside nginx, in one run: CPU a request, requests a second, latency, memory
                (needs nginx, wrk, taskset, python3; --quick, --with haproxy, --json FILE)
+  signals      what metrics, detectors, logs and traces cost: CPU a request, idle, memory, beside a
+               build without any (needs what compare needs)
   conformance  what a proxy must do, line by line, tollgate beside nginx and HAProxy; writes the
                table of docs/conformance.md (needs nginx, haproxy)
   spread       how connections spread over workers, three ways to accept them
@@ -40,6 +42,12 @@ case "$name" in
 compare)
     cargo build --release --locked
     exec python3 benches/compare/compare.py "$@"
+    ;;
+signals)
+    cargo build --release --locked
+    cargo build --release --locked --features without-signals --target-dir target/without-signals
+    exec python3 benches/compare/signals.py \
+        --without target/without-signals/release/tollgate "$@"
     ;;
 conformance)
     PATH="$PATH:/usr/sbin"

@@ -146,8 +146,11 @@ fn serve_logged(
         .build_local(Default::default())
         .context("cannot make the control runtime")?;
     wired.gate.loops.sit(wired.gate.loops.control(), runtime.metrics());
-    let _watchdog =
-        Watchdog::start(Arc::clone(&wired.admin.detector)).context("cannot start a thread")?;
+    let has_signals = cfg!(not(feature = "without-signals"));
+    let _watchdog = has_signals
+        .then(|| Watchdog::start(Arc::clone(&wired.admin.detector)))
+        .transpose()
+        .context("cannot start a thread")?;
     let end = runtime.block_on(watched_root(async {
         let reloader = reload_files::reloader(&wired, with_tls, running, origin, read);
         let reload = reload::spawn(reloader).context("cannot start a thread")?;
@@ -232,20 +235,8 @@ fn spawn_background(wired: &Wired) {
         let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
         background(async move { addresses.keep_fresh(ttl).await });
     }
-    let (watch, metrics) = (Arc::clone(&wired.memory_watch), Arc::clone(&wired.gate.metrics));
-    background(memory::watch(watch, metrics));
     #[cfg(feature = "leak-drill")]
     background(super::drill::run());
-    let admin = Arc::clone(&wired.admin);
-    background(async move {
-        let mut interval = tokio::time::interval(OBSERVE_INTERVAL);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            interval.tick().await;
-            observe(&admin);
-            admin.top.collect(clock::monotonic());
-        }
-    });
     let gate = Arc::clone(&wired.gate);
     background(async move {
         let shards = u32::try_from(gate.memory.shards()).unwrap_or(u32::MAX).max(1);
@@ -254,6 +245,25 @@ fn spawn_background(wired: &Wired) {
         for shard in (0..gate.memory.shards()).cycle() {
             interval.tick().await;
             gate.memory.sweep(gate.clock.now(), shard);
+        }
+    });
+    if cfg!(not(feature = "without-signals")) {
+        spawn_observers(wired);
+    }
+}
+
+/// What looks at the process from within.
+fn spawn_observers(wired: &Wired) {
+    let (watch, metrics) = (Arc::clone(&wired.memory_watch), Arc::clone(&wired.gate.metrics));
+    background(memory::watch(watch, metrics));
+    let admin = Arc::clone(&wired.admin);
+    background(async move {
+        let mut interval = tokio::time::interval(OBSERVE_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            observe(&admin);
+            admin.top.collect(clock::monotonic());
         }
     });
     let loops = &wired.gate.loops;

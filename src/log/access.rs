@@ -1,6 +1,5 @@
 //! The access log: one line of JSON for each request.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use crate::limiter::quota::Period;
@@ -8,6 +7,7 @@ use crate::limiter::time::Timestamp;
 use crate::policy::identity::Identity;
 use crate::trace::TraceId;
 
+use super::address::{push_prefix, push_socket};
 use super::json::{hex_digit, push_escaped};
 use super::query;
 use super::queue::{Chunk, LineQueue};
@@ -124,8 +124,6 @@ pub struct AccessLog {
 pub struct AccessLines {
     log: AccessLog,
     chunk: Chunk,
-    /// For what has to be text before it can be escaped.
-    scratch: String,
     second: u64,
     /// `"ts":"2026-01-01T00:00:00.` of that second.
     prefix: Vec<u8>,
@@ -134,8 +132,7 @@ pub struct AccessLines {
 impl AccessLines {
     /// None yet.
     pub fn new(log: AccessLog) -> Self {
-        let (scratch, prefix) = (String::new(), Vec::new());
-        AccessLines { log, chunk: Chunk::default(), scratch, second: u64::MAX, prefix }
+        AccessLines { log, chunk: Chunk::default(), second: u64::MAX, prefix: Vec::new() }
     }
 
     /// Writes the line of a request, and hands over what there is if that is much.
@@ -183,12 +180,7 @@ impl AccessLines {
         out.extend_from_slice(b",\"identity\":");
         match entry.identity {
             None => out.extend_from_slice(NULL),
-            Some(identity) => {
-                self.scratch.clear();
-                // To a string it never fails.
-                let _ = write!(self.scratch, "{identity}");
-                push_string(out, &self.scratch, IDENTITY_MAX);
-            }
+            Some(identity) => push_identity(out, identity),
         }
         out.extend_from_slice(b",\"tier\":");
         match entry.tier {
@@ -216,9 +208,7 @@ impl AccessLines {
         out.extend_from_slice(b",\"bytes_out\":");
         push_number(out, entry.bytes_out);
         out.extend_from_slice(b",\"peer\":\"");
-        self.scratch.clear();
-        let _ = write!(self.scratch, "{}", entry.peer);
-        out.extend_from_slice(self.scratch.as_bytes());
+        push_socket(out, entry.peer);
         out.extend_from_slice(b"\",\"trace_id\":");
         push_trace(out, entry.trace);
         out.extend_from_slice(b"}\n");
@@ -246,6 +236,17 @@ fn push_target(out: &mut Vec<u8>, entry: &Entry<'_>, log: &AccessLog) {
     };
     push(b"?");
     query::pieces(query, &log.secret_parameters, push);
+}
+
+fn push_identity(out: &mut Vec<u8>, identity: &Identity) {
+    out.push(b'"');
+    out.extend_from_slice(identity.identifier_type().as_str().as_bytes());
+    out.push(b':');
+    match identity {
+        Identity::Ip(prefix) => push_prefix(out, prefix),
+        Identity::User(id) | Identity::Key(id) => push_escaped(out, id.as_bytes(), IDENTITY_MAX),
+    }
+    out.push(b'"');
 }
 
 fn push_string(out: &mut Vec<u8>, text: &str, max: usize) {

@@ -4,6 +4,7 @@
 //! dropped and counted. A thread of its own writes.
 
 pub mod access;
+mod address;
 pub mod json;
 pub mod limit;
 pub mod query;

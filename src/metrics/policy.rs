@@ -201,6 +201,9 @@ impl PolicyMetrics {
         took: Duration,
         at: Timestamp,
     ) {
+        if cfg!(feature = "without-signals") {
+            return;
+        }
         self.metrics.limiter_checked(backend, took);
         let mut tightest = None;
         for status in decision.statuses() {

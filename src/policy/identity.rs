@@ -96,6 +96,12 @@ impl IpPrefix {
     pub fn address(&self) -> IpAddr {
         self.address
     }
+
+    /// The length of the prefix, if it is not the whole address.
+    pub fn partial(&self) -> Option<u8> {
+        let whole = if self.address.is_ipv4() { 32 } else { 128 };
+        Some(self.length).filter(|length| *length != whole)
+    }
 }
 
 impl Identity {
@@ -111,11 +117,9 @@ impl Identity {
 
 impl fmt::Display for IpPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = if self.address.is_ipv4() { 32 } else { 128 };
-        if self.length == whole {
-            write!(f, "{}", self.address)
-        } else {
-            write!(f, "{}/{}", self.address, self.length)
+        match self.partial() {
+            None => write!(f, "{}", self.address),
+            Some(length) => write!(f, "{}/{length}", self.address),
         }
     }
 }

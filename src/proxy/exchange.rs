@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http::{HeaderValue, Request, StatusCode};
 
 use crate::clock;
 use crate::health::slow::SlowCall;
@@ -17,7 +17,7 @@ use crate::trace::TraceParent;
 
 use super::gate::Active;
 use super::io::ConnState;
-use super::record::{Ended, Notes, parent_field};
+use super::record::{Ended, Notes};
 use super::worker::Worker;
 
 /// How an answer's body ended.
@@ -67,21 +67,21 @@ struct Facts {
 }
 
 impl Exchange {
-    /// Begins with a whole head.
+    /// Begins with a whole head: which trace it says that it belongs to, and when it was there.
     pub fn begin<B>(
         worker: &Rc<Worker>,
         conn: &Arc<ConnState>,
         active: &Arc<Active>,
         request: &Request<B>,
-        started: Instant,
+        (traceparent, started): (Option<HeaderValue>, Instant),
     ) -> Self {
+        let parent = traceparent.as_ref();
         conn.enter_request();
         let facts = Facts {
             started,
             method: MethodLabel::of(request.method()),
             endpoint: None,
             tier: None,
-            traceparent: None,
             evaluated: None,
             units: 0,
             status: 0,
@@ -90,7 +90,8 @@ impl Exchange {
             upstream: None,
             bytes_in: 0,
             bytes_out: 0,
-            notes: worker.recorder.as_ref().and_then(|it| it.begin(request)),
+            notes: worker.recorder.as_ref().and_then(|it| it.begin(request, parent)),
+            traceparent,
             _in_flight: worker.gate.metrics.request_started(),
         };
         Exchange {
@@ -98,13 +99,6 @@ impl Exchange {
             conn: Arc::clone(conn),
             active: Arc::clone(active),
             facts: Some(facts),
-        }
-    }
-
-    /// Notes which trace the request belongs to.
-    pub fn traced(&mut self, fields: &HeaderMap) {
-        if let Some(facts) = &mut self.facts {
-            facts.traceparent = parent_field(fields).cloned();
         }
     }
 
@@ -135,7 +129,7 @@ impl Exchange {
 
     /// Notes that the upstream was asked, and gave no answer that could be passed on.
     pub fn unanswered(&mut self, status: StatusCode, ending: Ending) {
-        self.answered(status, ending, None, clock::monotonic());
+        self.answered(status, ending, None, clock::stopwatch());
         if let Some(facts) = &mut self.facts {
             // How much of the time went into waiting is not known.
             facts.overhead = None;
@@ -200,6 +194,9 @@ impl Exchange {
         let Some(facts) = self.facts.take() else { return };
         self.conn.enter_idle();
         let Some(ending) = facts.ending else { return };
+        if cfg!(feature = "without-signals") {
+            return;
+        }
         let ending = match end {
             End::Complete => ending,
             End::DownstreamGone => Ending::ClientAbort,

@@ -117,11 +117,11 @@ impl Call<'_> {
             upload = Some(state);
             body
         });
-        let started = clock::monotonic();
+        let started = clock::stopwatch();
         let needs_http1 = upgrade.is_some();
         let exchanged = self.exchange(request, upload.as_deref(), needs_http1).await;
         let (mut response, lease) = exchanged?;
-        let took = clock::monotonic().saturating_duration_since(started);
+        let took = clock::stopwatch().saturating_duration_since(started);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // Only what was asked for, and by whom it was asked for.
             let wanted = upgrade.zip(on_upgrade).ok_or(Refusal::UpstreamBroken)?;

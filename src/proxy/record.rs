@@ -107,9 +107,14 @@ impl Recorder {
         Some(Recorder { access, tracer: tracer.cloned(), ids: Ids::default() })
     }
 
-    /// Begins with a request's head. `None`: nothing will be told of it.
-    pub fn begin<B>(&self, request: &Request<B>) -> Option<Box<Notes>> {
-        let parent = parent(request.headers());
+    /// Begins with a request's head, and what it says of its trace. `None`: nothing will be told of
+    /// it.
+    pub fn begin<B>(
+        &self,
+        request: &Request<B>,
+        parent: Option<&HeaderValue>,
+    ) -> Option<Box<Notes>> {
+        let parent = parent.and_then(|field| TraceParent::parse(field.as_bytes()));
         let span = self.tracer.as_ref().and_then(|it| self.ids.decide(parent, it.ratio));
         if self.access.is_none() && span.is_none() {
             return None;
@@ -327,12 +332,7 @@ fn error_of(ended: &Ended<'_>) -> Option<&'static str> {
     }
 }
 
-/// What the caller says of its trace. Two fields are as good as none (W3C Trace Context, §3.2).
-fn parent(headers: &HeaderMap) -> Option<TraceParent> {
-    TraceParent::parse(parent_field(headers)?.as_bytes())
-}
-
-/// The field that names the trace, if there is one and no other.
+/// The field in which the caller names its trace. Two are as good as none (W3C Trace Context, §3.2).
 pub fn parent_field(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut fields = headers.get_all(TRACEPARENT).iter();
     fields.next().filter(|_| fields.next().is_none())

@@ -32,6 +32,7 @@ use super::forward::Call;
 use super::gate::Active;
 use super::headers::{self, Present};
 use super::io::ConnState;
+use super::record::parent_field;
 use super::reply::{self, Refusal};
 use super::worker::Worker;
 
@@ -51,13 +52,12 @@ pub async fn handle(
     conn: Arc<ConnState>,
     mut request: Request<Incoming>,
 ) -> Result<Response<ProxyBody>, Infallible> {
-    let started = clock::monotonic();
+    let started = clock::stopwatch();
     let active = worker.gate.active.load_full();
-    let mut exchange = Exchange::begin(&worker, &conn, &active, &request, started);
     let present = Present::in_fields(request.headers());
-    if present.names_trace() {
-        exchange.traced(request.headers());
-    }
+    let traceparent = present.names_trace().then(|| parent_field(request.headers())).flatten();
+    let traceparent = traceparent.cloned();
+    let mut exchange = Exchange::begin(&worker, &conn, &active, &request, (traceparent, started));
     let is_grpc = present.is_grpc(request.headers());
     let is_head = *request.method() == Method::HEAD;
     let has_body = !request.body().is_end_stream();
@@ -78,7 +78,7 @@ pub async fn handle(
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
             let mut permit = Some(permit);
             let called = call.forward(request, &mut permit).await;
-            let now = clock::monotonic();
+            let now = clock::stopwatch();
             let outcome = called.as_ref().map_or_else(|it| it.outcome, |_| Some(Outcome::Good));
             if let Some((permit, outcome)) = permit.zip(outcome) {
                 circuit::note(&worker.gate, permit, outcome, now);
@@ -289,7 +289,7 @@ async fn decide<'a>(
                 gate.metrics.tunnel_event(TunnelEvent::RefusedLimit);
             }
             let response = denied(worker, &decision);
-            exchange.answered(response.status(), Ending::RateLimited, None, clock::monotonic());
+            exchange.answered(response.status(), Ending::RateLimited, None, clock::stopwatch());
             Next::Answer(response)
         }
         Checked::Decided { decision, backend } => {
@@ -321,7 +321,7 @@ async fn check(
     plan: &Plan<'_>,
 ) -> Checked {
     let gate = &worker.gate;
-    let started = clock::monotonic();
+    let started = clock::stopwatch();
     let now = gate.clock.now();
     let checked = match &worker.redis {
         Some(redis) => redis.check(plan, now).await,
@@ -329,7 +329,7 @@ async fn check(
             Checked::Decided { decision: gate.memory.check(plan, now), backend: Backend::Memory }
         }
     };
-    let took = clock::monotonic().saturating_duration_since(started);
+    let took = clock::stopwatch().saturating_duration_since(started);
     if checked.is_alone() {
         gate.metrics.admitted_alone(now);
     }
@@ -382,7 +382,7 @@ fn unauthorized(worker: &Worker, exchange: &mut Exchange, invalid: Invalid) -> R
 }
 
 fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
-    exchange.answered(refusal.status(), refusal.ending(), None, clock::monotonic());
+    exchange.answered(refusal.status(), refusal.ending(), None, clock::stopwatch());
     reply::refuse(refusal)
 }
 

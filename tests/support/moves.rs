@@ -458,10 +458,10 @@ pub const NOT_MOVED: &[(&str, &str)] = &[
     ("tollgate_usage_flush_lag_seconds", "there is no sink of usage records yet"),
     ("tollgate_upstream_waiting", "needs a backend that does not accept: tests/pressure.rs"),
     ("tollgate_runtime_workers_stuck", "needs a worker that hangs: tests/pressure.rs"),
-    ("memory_gc_collected_total", "needs a minute for entries to expire, or the allocator's time"),
+    ("memory_gc_collected_total", "needs entries that expire in a second: tests/memory.rs"),
     (
         "memory_growth_rate_bytes_per_second",
-        "0 until an hour is over: src/health/trend.rs, on simulated time",
+        "0 until an hour is over: src/health/trend.rs, tests/leak_drill.rs",
     ),
     ("tollgate_access_log_dropped_total", "needs a disk that takes nothing: tests/logs.rs"),
     ("tollgate_log_lines_suppressed_total", "needs hundreds of faults of one kind: tests/logs.rs"),

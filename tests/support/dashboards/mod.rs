@@ -5,6 +5,7 @@
 
 pub mod grafana;
 pub mod panels;
+#[path = "../promql.rs"]
 pub mod promql;
 pub mod source;
 
@@ -25,7 +26,7 @@ pub fn committed() -> Vec<(String, Value)> {
     let read = |board: &Board| {
         let text = std::fs::read_to_string(file(board)).unwrap_or_default();
         let json = serde_json::from_str(&text).unwrap_or_else(|error| {
-            panic!("{}: {error}; WRITE_DASHBOARDS=1 makes it", file(board).display())
+            panic!("{}: {error}; TOLLGATE_UPDATE=1 makes it", file(board).display())
         });
         (board.uid.clone(), json)
     };
