@@ -498,18 +498,18 @@ def run(options, folder, started):
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def main():
-    options = arguments()
+def guarded(name, options, run):
+    """Runs `run` in a directory of its own; ends what it started, whatever happens."""
     # A signal ends the run through the same door, so that no process is left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     started = []
-    with tempfile.TemporaryDirectory(prefix="tollgate-compare-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"tollgate-{name}-") as folder:
         # nginx started by root gives its worker to another user, who has to get in.
         os.chmod(folder, 0o755)
         try:
             run(options, Path(folder), started)
         except Failed as failed:
-            print(f"compare: {failed}", file=sys.stderr)
+            print(f"{name}: {failed}", file=sys.stderr)
             return 1
         finally:
             for process in started:
@@ -518,4 +518,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("compare", arguments(), run))

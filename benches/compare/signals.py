@@ -14,10 +14,7 @@ it has nothing to do.
 import argparse
 import http.client
 import json
-import os
-import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -162,19 +159,7 @@ def main():
     parser.add_argument("--load-core", type=int, default=1)
     options = parser.parse_args()
     options.tollgate, options.without = options.tollgate.resolve(), options.without.resolve()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    started = []
-    with tempfile.TemporaryDirectory(prefix="tollgate-signals-") as folder:
-        os.chmod(folder, 0o755)
-        try:
-            run(options, Path(folder), started)
-        except compare.Failed as failed:
-            print(f"signals: {failed}", file=sys.stderr)
-            return 1
-        finally:
-            for process in started:
-                process.end()
-    return 0
+    return compare.guarded("signals", options, run)
 
 
 if __name__ == "__main__":
