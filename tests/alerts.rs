@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
 
+#[path = "support/made.rs"]
+mod made;
 #[path = "support/prometheus.rs"]
 mod prometheus;
 #[path = "support/promql.rs"]
@@ -590,13 +592,5 @@ fn listed() -> String {
 
 #[test]
 fn the_document_lists_what_ships() {
-    let document = std::fs::read_to_string(DOCUMENT).unwrap();
-    let (head, rest) = document.split_once(BEGIN).unwrap();
-    let (list, tail) = rest.split_once(END).unwrap();
-    let made = format!("\n{}", listed());
-    if std::env::var_os("TOLLGATE_UPDATE").is_some() {
-        std::fs::write(DOCUMENT, format!("{head}{BEGIN}{made}{END}{tail}")).unwrap();
-        return;
-    }
-    assert!(list == made, "{DOCUMENT} is old: TOLLGATE_UPDATE=1 cargo test --test alerts");
+    made::expect_part(DOCUMENT, (BEGIN, END), &format!("\n{}", listed()));
 }

@@ -8,6 +8,8 @@
 
 #[path = "support/dashboards/mod.rs"]
 mod dashboards;
+#[path = "support/made.rs"]
+mod made;
 #[path = "support/prometheus.rs"]
 mod prometheus;
 mod support;
@@ -27,7 +29,7 @@ fn what_is_committed_is_what_the_source_makes() {
     let source = Source::read();
     for board in &source.dashboards {
         let made = grafana::dashboard(&source, board);
-        if std::env::var_os("TOLLGATE_UPDATE").is_some_and(|it| it == "1") {
+        if made::is_to_be_written() {
             let text = serde_json::to_string_pretty(&made).unwrap() + "\n";
             std::fs::write(file(board), text).unwrap();
         }

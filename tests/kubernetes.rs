@@ -4,6 +4,8 @@
 //! is held where there is no `kubectl`, too. `TOLLGATE_UPDATE=1` writes those files anew.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+#[path = "support/made.rs"]
+mod made;
 mod support;
 
 use std::collections::BTreeMap;
@@ -137,7 +139,6 @@ fn sources() -> String {
 
 #[test]
 fn the_manifests_render_to_what_is_checked_here() {
-    let update = std::env::var_os("TOLLGATE_UPDATE").is_some();
     let is_there = Command::new("kubectl").args(["kustomize", "--help"]).output().is_ok();
     let hash = format!("# Made by `kubectl kustomize` of files whose SHA-256 is {}\n", sources());
     for overlay in OVERLAYS {
@@ -148,7 +149,7 @@ fn the_manifests_render_to_what_is_checked_here() {
             assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
             assert!(made.stderr.is_empty(), "{}", String::from_utf8_lossy(&made.stderr));
             let made = String::from_utf8(made.stdout).unwrap();
-            if update {
+            if made::is_to_be_written() {
                 fs::write(&kept, format!("{hash}{made}")).unwrap();
             }
             assert!(documents(&made) == objects(overlay), "{overlay}: TOLLGATE_UPDATE=1 anew");
@@ -211,10 +212,7 @@ spec:
         rules += list(&parsed["groups"]).iter().map(|it| list(&it["rules"]).len()).sum::<usize>();
     }
     let path = Path::new(DEPLOY).join("monitoring/prometheusrule.yaml");
-    if std::env::var_os("TOLLGATE_UPDATE").is_some() {
-        fs::write(&path, &made).unwrap();
-    }
-    assert!(read(&path) == made, "{}: TOLLGATE_UPDATE=1 anew", path.display());
+    made::expect_file(&path, &made);
     let object = yaml(&path);
     let groups = list(&object["spec"]["groups"]).iter();
     assert_eq!(groups.map(|it| list(&it["rules"]).len()).sum::<usize>(), rules);

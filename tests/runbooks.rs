@@ -3,6 +3,9 @@
 //! `TOLLGATE_UPDATE=1 cargo test --test runbooks`, so that they never differ.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+#[path = "support/made.rs"]
+mod made;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -79,20 +82,8 @@ fn alerts() -> Vec<Alert> {
     alerts
 }
 
-/// Puts `made` between the two marks of a page, or with `TOLLGATE_UPDATE` finds that it is there.
 fn expect(page: &Path, made: &str) {
-    let text = fs::read_to_string(page).unwrap_or_else(|_| panic!("no {}", page.display()));
-    let missing = || panic!("{}: no part that is made", page.display());
-    let (before, rest) = text.split_once(BEGIN).unwrap_or_else(missing);
-    let (found, after) = rest.split_once(END).unwrap_or_else(missing);
-    if std::env::var_os("TOLLGATE_UPDATE").is_some() {
-        // Others read it meanwhile.
-        let new = page.with_extension("new");
-        fs::write(&new, format!("{before}{BEGIN}\n{made}\n{END}{after}")).unwrap();
-        fs::rename(new, page).unwrap();
-    } else {
-        assert!(found == format!("\n{made}\n"), "{}: TOLLGATE_UPDATE=1 anew", page.display());
-    }
+    made::expect_part(page, (BEGIN, END), &format!("\n{made}\n"));
 }
 
 #[test]
