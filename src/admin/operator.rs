@@ -63,7 +63,7 @@ mod tests {
     fn a_name_can_be_shown() {
         assert_eq!(name(b" Alice "), Some("Alice".to_owned()));
         assert_eq!(name("Zoë".as_bytes()), Some("Zoë".to_owned()));
-        for wrong in [&b""[..], b" ", b"\xff", &[b'a'; 65], "a\u{85}".as_bytes()] {
+        for wrong in [&b""[..], b" ", b"\xff", &[b'a'; 65], "a\u{85}b".as_bytes()] {
             assert_eq!(name(wrong), None, "{wrong:?}");
         }
         assert_eq!(

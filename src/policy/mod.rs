@@ -11,6 +11,7 @@ pub mod forwarded;
 pub mod identity;
 pub mod path;
 pub mod pattern;
+pub mod overrides;
 pub mod plan;
 pub mod route;
 pub mod table;
