@@ -347,8 +347,7 @@ fn told(
 
 fn denied(policy: &Policy, identity: &Identity, caller: &Caller) -> String {
     if let Some(Ordered::Denied(by_operator)) = &caller.ordered {
-        let whoever =
-            if by_operator == identity { "" } else { ", whoever the user is" };
+        let whoever = if by_operator == identity { "" } else { ", whoever the user is" };
         return format!("deny for {by_operator}, by an operator's word{whoever}");
     }
     let address = Identity::Ip(IpPrefix::new(caller.address, policy.prefixes));
