@@ -62,7 +62,7 @@ fn answer(
     (state.before_scrape)();
     let (evidence, verdict) = observe(state);
     let limiter = (state.limiter)();
-    let config_hash = state.config_hash.read().clone();
+    let config_hash = state.in_force.read().hash.clone();
     let health = Health {
         status: verdict.status.as_str(),
         version: state.version,
