@@ -683,6 +683,9 @@ impl Admin {
                 growth: Growth { bytes_per_second: 20.0 * 1024.0, verdict: Verdict::Growing },
             }),
             top: Arc::new(TopTalkers::new(2, monotonic())),
+            reloads: Arc::default(),
+            streams: Default::default(),
+            failures: Default::default(),
             history: parking_lot::Mutex::default(),
             limiter: Box::new(move || LimiterView {
                 mode: MODES[usize::from(mode.load(Ordering::Relaxed))],

@@ -3,7 +3,7 @@
 use http::Method;
 
 use super::api::{Act, Call};
-use super::{slow, top};
+use super::{slow, stream, top};
 
 /// All of them, as `openapi.json` describes them.
 pub const CALLS: &[Call] = &[
@@ -12,6 +12,12 @@ pub const CALLS: &[Call] = &[
         path: "/api/v1/slow",
         parameters: &[],
         act: Act::Tell(|state, _| Ok(slow::slow_response(state))),
+    },
+    Call {
+        method: Method::GET,
+        path: "/api/v1/stream",
+        parameters: &[],
+        act: Act::Do(|state, _| Box::pin(async move { stream::listen(&state) })),
     },
     Call {
         method: Method::GET,

@@ -13,6 +13,7 @@ use crate::health::heartbeat::Heartbeats;
 use crate::health::history::History;
 use crate::health::memory::MemoryView;
 use crate::health::readiness::Readiness;
+use crate::health::reloads::Reloads;
 use crate::health::slow::SlowCalls;
 use crate::health::upstream::UpstreamHealth;
 use crate::metrics::registry::Metrics;
@@ -20,6 +21,7 @@ use crate::top::talkers::TopTalkers;
 
 use super::access::AdminToken;
 use super::failures::TokenFailures;
+use super::stream::Streams;
 
 /// A question that another module answers: what it knows at this moment.
 pub type View<T> = Box<dyn Fn() -> T + Send + Sync>;
@@ -66,6 +68,10 @@ pub struct AdminState {
     pub top: Arc<TopTalkers>,
     /// What the status was.
     pub history: Mutex<History>,
+    /// What the last reload came to.
+    pub reloads: Arc<Reloads>,
+    /// Who is told of it all, second by second.
+    pub streams: Streams,
     /// How limits are decided.
     pub limiter: View<LimiterView>,
     /// Sets gauges whose sources are asked when somebody looks, such as the size of the store.

@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::load::{ReadError, read_file};
 use crate::config::reload::{Digest, Sight, Step, Track};
 use crate::config::tree::FILE_BYTES_MAX;
+use crate::health::reloads::Reloads;
 use crate::metrics::labels::Attempt;
 use crate::metrics::registry::Metrics;
 use crate::proxy::gate::Active;
@@ -37,7 +38,8 @@ pub struct Watched {
     /// One of them has changed and come to rest, and another is still changing.
     is_due: bool,
     /// Whether they were taken over as they stand.
-    is_good: bool,
+    /// What is wrong with what it holds now; `None` where that is in force.
+    problem: Option<String>,
     on_change: OnChange,
 }
 
@@ -88,7 +90,7 @@ impl Watched {
             track: Track::new(in_force),
         };
         let files = files.map(followed).into();
-        Watched { files, is_due: false, is_good: true, on_change }
+        Watched { files, is_due: false, problem: None, on_change }
     }
 
     /// Looks at the files; what there is to judge if one has changed and all have come to rest.
@@ -184,7 +186,7 @@ impl Watched {
                 reload(first(contents), second)
             }),
         };
-        self.is_good = taken.is_ok();
+        self.problem = taken.as_ref().err().cloned();
         Some(taken)
     }
 
@@ -228,6 +230,8 @@ pub struct Reloader {
     pub files: Vec<Watched>,
     /// Where reloads are counted.
     pub metrics: Arc<Metrics>,
+    /// Where it is said what the last one came to.
+    pub reloads: Arc<Reloads>,
     /// When they were.
     pub clock: Clock,
     /// What they left behind.
@@ -317,8 +321,11 @@ impl Reloader {
                 Attempt::Error
             }
         };
-        let is_all_good = self.files.iter().all(|watched| watched.is_good);
-        self.metrics.config_reloaded(result, is_all_good, self.clock.now());
+        let problems: Vec<&str> =
+            self.files.iter().filter_map(|watched| watched.problem.as_deref()).collect();
+        let now = self.clock.now();
+        self.metrics.config_reloaded(result, problems.is_empty(), now);
+        self.reloads.note(&problems, now);
     }
 }
 
@@ -365,7 +372,8 @@ mod tests {
             let tell = Watched::new(&path, digest(b"old"), OnChange::Tell(Box::new(tell)));
             let files = vec![reload("one"), tell, reload("two")];
             let clock = Clock::manual(NOW);
-            let reloader = Reloader { files, metrics, clock, retired: Retired::default() };
+            let (reloads, retired) = (Arc::default(), Retired::default());
+            let reloader = Reloader { files, metrics, reloads, clock, retired };
             Three { directory, reloader, told }
         }
 

@@ -72,7 +72,8 @@ pub fn reloader(
     let metrics = Arc::clone(&wired.gate.metrics);
     files.extend(identity);
     files.extend(tls.into_iter().map(|it| it.watched(wired.gate.clock.clone())));
-    Reloader { files, metrics, clock: wired.gate.clock.clone(), retired }
+    let reloads = Arc::clone(&wired.admin.reloads);
+    Reloader { files, metrics, reloads, clock: wired.gate.clock.clone(), retired }
 }
 
 /// The files of keys and secrets that callers are known by.

@@ -14,6 +14,7 @@ use crate::admin::answers::{Answer, metrics_response};
 use crate::admin::failures::TokenFailures;
 use crate::admin::health::health_response;
 use crate::admin::state::{AdminState, View};
+use crate::admin::stream::Streams;
 use crate::clock::{self, Clock};
 use crate::config::compile::{RedisSettings as LoadedRedis, ResetForm, Settings as Loadable};
 use crate::config::compile_upstream::{HealthCheckSettings, UpstreamSettings};
@@ -171,6 +172,8 @@ impl Wired {
             },
             top: Arc::clone(&top),
             history: Mutex::default(),
+            reloads: Arc::default(),
+            streams: Streams::default(),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));

@@ -27,8 +27,13 @@ export function whenDenied(callback: OnDenied): void {
 export function headers(): Record<string, string> {
   const fields: Record<string, string> = {};
   if (session.token) fields["Authorization"] = `Bearer ${session.token}`;
-  if (session.operator) fields["X-Tollgate-Operator"] = session.operator;
+  if (session.operator) fields["X-Tollgate-Operator"] = bytes(session.operator);
   return fields;
+}
+
+/** As UTF-8; fetch takes a field as one character for each byte. */
+function bytes(value: string): string {
+  return String.fromCharCode(...new TextEncoder().encode(value));
 }
 
 async function call(method: string, path: string, body?: unknown): Promise<unknown> {

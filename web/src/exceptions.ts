@@ -156,9 +156,10 @@ export class Exceptions {
   async #refresh(cursor: string): Promise<void> {
     this.#isAsking = true;
     this.#asked = Date.now();
+    // Whatever comes of it: what fails is not asked again every second.
+    this.#cursor = cursor;
     try {
       const [overrides, denials, changes] = await Promise.all([api.overrides(), api.denials(), api.changes()]);
-      this.#cursor = cursor;
       this.#entries([...denials.items, ...overrides.items]);
       this.#changes(changes.items);
     } catch (error) {

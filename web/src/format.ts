@@ -31,7 +31,8 @@ export function count(value: number): string {
 }
 
 /** Events a second: with a tenth where that tells something. */
-export function rate(value: number): string {
+export function rate(value: number | null): string {
+  if (value === null) return NOTHING;
   return value > 0 && value < 100 && !Number.isInteger(value)
     ? tenths.format(value)
     : whole.format(value);

@@ -8,8 +8,8 @@ export const KEPT = 900;
 const KEY = "tollgate.history";
 
 interface Point {
-  allowed: Record<string, number>;
-  blocked: Record<string, number>;
+  allowed: Record<string, number | null>;
+  blocked: Record<string, number | null>;
   p50: number | null;
   p95: number | null;
   p99: number | null;
@@ -55,7 +55,7 @@ export class History {
   tiers(which: "allowed" | "blocked", names: string[]): Line[] {
     return names.map((name) => ({
       name,
-      values: this.#points.map((point) => (point ? (point[which][name] ?? 0) : null)),
+      values: this.#points.map((point) => point?.[which][name] ?? null),
     }));
   }
 
@@ -86,7 +86,7 @@ export class History {
 }
 
 function pointOf(frame: Frame): Point {
-  const of = (get: (tier: Frame["tiers"][number]) => number): Record<string, number> =>
+  const of = (get: (tier: Frame["tiers"][number]) => number | null): Record<string, number | null> =>
     Object.fromEntries(frame.tiers.map((tier) => [tier.name, get(tier)]));
   return {
     allowed: of((tier) => tier.allowed_per_second),
@@ -94,7 +94,7 @@ function pointOf(frame: Frame): Point {
     p50: frame.latency?.p50_ms ?? null,
     p95: frame.latency?.p95_ms ?? null,
     p99: frame.latency?.p99_ms ?? null,
-    lag: frame.event_loop_lag_ms,
+    lag: frame.backpressure.event_loop_lag_ms,
     memory: frame.memory.rss_mb,
   };
 }

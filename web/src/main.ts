@@ -132,10 +132,10 @@ async function openHealth(): Promise<void> {
 }
 
 function openSession(): void {
-  const name = el("input", { value: session.operator, maxlength: OPERATOR_MAX, pattern: "[ -~]*", autocomplete: "nickname" });
+  const name = el("input", { value: session.operator, maxlength: OPERATOR_MAX, autocomplete: "nickname" });
   const body: Node[] = [
     el("p", {}, session.token ? "Signed in with the admin token, until this tab is closed." : "This port asks for no token: admin.token_file is not set, so that it serves its own machine alone."),
-    field("Your name", name, "Stands beside what you change, so that others know whom to ask. ASCII letters."),
+    field("Your name", name, "Stands beside what you change, so that others know whom to ask."),
   ];
   if (session.token) {
     const out = el("button", { type: "button" }, "Sign out");

@@ -8,9 +8,8 @@ export interface Noticed {
 }
 
 export interface Dependency {
-  name: string;
   status: Status;
-  breaker: "closed" | "half_open" | "open" | null;
+  circuit_breaker: "closed" | "half_open" | "open" | null;
   since: string | null;
   last_error: Noticed | null;
   last_check: Noticed | null;
@@ -21,8 +20,9 @@ export interface TierFigures {
   name: string;
   allowed: number;
   blocked: number;
-  allowed_per_second: number;
-  blocked_per_second: number;
+  /** Rates are `null` in the first frame of a stream. */
+  allowed_per_second: number | null;
+  blocked_per_second: number | null;
 }
 
 export interface TopItem {
@@ -61,17 +61,20 @@ export interface Frame {
   config_hash: string;
   status: Status;
   reasons: string[];
-  ready: boolean;
-  limiter: { mode: "exact" | "local" | "open" | "closed"; since: string };
-  dependencies: Dependency[];
+  rate_limiter: { mode: "exact" | "local" | "open" | "closed"; since: string };
+  dependencies: Record<string, Dependency>;
   requests_total: number;
-  requests_per_second: number;
+  requests_per_second: number | null;
   tiers: TierFigures[];
   /** `null` where nothing was answered in the last seconds. */
-  latency: { seconds: number; p50_ms: number; p95_ms: number; p99_ms: number } | null;
-  event_loop_lag_ms: number;
-  backpressure: "normal" | "warning" | "critical";
-  workers_stuck: number;
+  latency: { p50_ms: number; p95_ms: number; p99_ms: number } | null;
+  backpressure: {
+    severity: "normal" | "warning" | "critical";
+    event_loop_lag_ms: number;
+    requests_in_flight: number;
+    async_tasks_pending: number;
+    workers_stuck: number;
+  };
   memory: {
     rss_mb: number | null;
     percent: number | null;
@@ -79,11 +82,10 @@ export interface Frame {
     verdict: string;
   };
   connections: number;
-  requests_in_flight: number;
-  tasks: number;
   top: { window: string; items: TopItem[] };
   slow: { total: number; items: SlowCall[] };
   reload: Reload;
+  /** Identities that have another tier for now, and those that are denied. */
   overrides: number;
   denied: number;
   /** Another number once something was set, removed, reset or reloaded. */

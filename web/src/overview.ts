@@ -23,23 +23,26 @@ const VERDICT: Record<Status, string> = {
 
 /** What is the matter, for whoever has not read the manual. */
 const MEANING: [RegExp, string][] = [
-  [/^redis unhealthy/, "limits cannot be asked of the store that the replicas share"],
+  [/^not ready: starting/, "it has not begun to listen yet"],
+  [/^not ready: draining/, "it is about to stop, and takes no new connections"],
+  [/^not ready: limiter_closed/, "without a store all requests are refused with 503 (on_failure: closed)"],
+  [/workers stuck$/, "requests on them wait; the log says what holds them up"],
+  [/^backpressure/, "more comes in than it can keep up with"],
+  [/^limits decided in mode local/, "each replica limits by what it has seen itself"],
+  [/^limits decided in mode open/, "nobody is limited meanwhile"],
+  [/^limits decided in mode closed/, "requests are refused with 503 meanwhile"],
+  [/^upstream circuit open/, "requests are answered with 503 at once; one at a time finds out whether it is back"],
+  [/circuit open$/, "it is not asked any more, until a probe finds it back"],
+  [/circuit half_open$/, "a probe finds out whether it is back"],
+  [/^redis unhealthy/, "the store that the replicas share does not answer"],
   [/^redis degraded/, "some checks of limits fail or come late"],
   [/^upstream unhealthy/, "the backend does not answer"],
   [/^upstream degraded/, "some requests to the backend fail"],
-  [/^upstream circuit open/, "requests are answered with 503 at once, while one at a time finds out whether it is back"],
-  [/circuit open/, "it is not asked any more, until a probe finds it back"],
-  [/circuit half.open/, "a probe finds out whether it is back"],
   [/^database /, "what users have bought is taken from what is remembered"],
   [/^jwks /, "the last good keys go on being used"],
-  [/limiter local|local/, "each replica decides by what it has seen itself"],
-  [/limiter open|^open/, "nobody is limited meanwhile"],
-  [/limiter closed|closed/, "requests are refused with 503 meanwhile"],
-  [/drain/, "it is about to stop, and takes no new connections"],
-  [/workers? /, "requests on them wait; the log says what holds them up"],
 ];
 
-const MODE: Record<Frame["limiter"]["mode"], [string, string, Status]> = {
+const MODE: Record<Frame["rate_limiter"]["mode"], [string, string, Status]> = {
   exact: ["Exactly", "by the store", "healthy"],
   local: ["Locally", "by each replica alone", "degraded"],
   open: ["Not at all", "everything passes", "degraded"],
@@ -116,7 +119,7 @@ export class Overview {
     this.#figures(frame);
     this.#draw();
     rows(byId("tiers"), frame.tiers, (tier) => tier.name, tierRow);
-    rows(byId("dependencies"), frame.dependencies, (it) => it.name, dependencyRow);
+    rows(byId("dependencies"), Object.entries(frame.dependencies), ([name]) => name, dependencyRow);
     if (before && before.status !== frame.status) {
       const why = frame.reasons.length > 0 ? `: ${list(frame.reasons)}` : "";
       announce(`tollgate is ${STATUS[frame.status].toLowerCase()} now${why}`);
@@ -137,25 +140,26 @@ export class Overview {
   }
 
   #figures(frame: Frame): void {
-    const blocked = frame.tiers.reduce((sum, tier) => sum + tier.blocked_per_second, 0);
-    const asked = frame.tiers.reduce((sum, tier) => sum + tier.allowed_per_second, blocked);
+    const isFirst = frame.requests_per_second === null;
+    const blocked = frame.tiers.reduce((sum, tier) => sum + (tier.blocked_per_second ?? 0), 0);
+    const asked = frame.tiers.reduce((sum, tier) => sum + (tier.allowed_per_second ?? 0), blocked);
     set("f-requests", rate(frame.requests_per_second));
-    set("f-blocked", rate(blocked));
+    set("f-blocked", rate(isFirst ? null : blocked));
     const share = asked > 0 ? `, ${Math.round((blocked * 100) / asked)} %` : "";
     set("f-blocked-note", `a second${share}`);
     const latency = frame.latency;
     set("f-p95", latency ? millis(latency.p95_ms) : NOTHING);
     set("f-p95-note", latency ? `P50 ${millis(latency.p50_ms)}, P99 ${millis(latency.p99_ms)}` : "no answer of late");
-    set("f-in-flight", count(frame.requests_in_flight));
+    set("f-in-flight", count(frame.backpressure.requests_in_flight));
     set("f-in-flight-note", `${count(frame.connections)} connection${frame.connections === 1 ? "" : "s"}`);
-    set("f-lag", millis(frame.event_loop_lag_ms));
-    const pressed: Record<Frame["backpressure"], [string, Status]> = {
+    set("f-lag", millis(frame.backpressure.event_loop_lag_ms));
+    const pressed: Record<Frame["backpressure"]["severity"], [string, Status]> = {
       normal: ["keeps up", "healthy"],
       warning: ["some backpressure", "degraded"],
       critical: ["cannot keep up", "unhealthy"],
     };
-    const [how, state] = pressed[frame.backpressure] ?? [frame.backpressure, "degraded"];
-    set("f-lag-note", frame.workers_stuck > 0 ? `${frame.workers_stuck} workers hang` : how);
+    const [how, state] = pressed[frame.backpressure.severity];
+    set("f-lag-note", frame.backpressure.workers_stuck > 0 ? `${count(frame.backpressure.workers_stuck)} of the workers hang` : how);
     attribute(byId("f-lag").parentElement as HTMLElement, "data-status", state);
     const memory = frame.memory;
     set("f-memory", mebibytes(memory.rss_mb));
@@ -166,12 +170,12 @@ export class Overview {
       "data-status",
       memory.verdict === "suspected_leak" ? "degraded" : "healthy",
     );
-    const [mode, note, status] = MODE[frame.limiter.mode];
+    const [mode, note, status] = MODE[frame.rate_limiter.mode];
     set("f-limiter", mode);
     set("f-limiter-note", note);
     attribute(byId("f-limiter").parentElement as HTMLElement, "data-status", status);
     set("f-uptime", span(frame.uptime_seconds));
-    const exceptions = frame.overrides + frame.denied;
+    const exceptions = (frame.overrides ?? 0) + (frame.denied ?? 0);
     set("f-uptime-note", exceptions === 0 ? "no exceptions set" : `${count(exceptions)} exception${exceptions === 1 ? "" : "s"} set`);
   }
 
@@ -191,7 +195,7 @@ export class Overview {
 
 function reasonRow(reason: string): Row<string> {
   const meaning = MEANING.find(([pattern]) => pattern.test(reason))?.[1];
-  const node = el("li", {}, el("strong", {}, reason), meaning ? `: ${meaning}` : null);
+  const node = el("li", {}, el("strong", {}, words(reason)), meaning ? `: ${meaning}` : null);
   return { node, update: () => {} };
 }
 
@@ -216,14 +220,14 @@ function tierRow(first: TierFigures): Row<TierFigures> {
 
 const BREAKER = { closed: "closed, calls pass", half_open: "half open, probing", open: "open, not asked" };
 
-function dependencyRow(first: Dependency): Row<Dependency> {
+function dependencyRow([name]: [string, Dependency]): Row<[string, Dependency]> {
   const label = el("span");
   const of = el("span", { class: "of" }, el("i", { class: "mark", "aria-hidden": "true" }), label);
   const [breaker, since, error] = [el("td"), el("td"), el("td")];
   const node = el(
     "tr",
-    { "data-dependency": first.name },
-    el("th", { scope: "row" }, first.name),
+    { "data-dependency": name },
+    el("th", { scope: "row" }, name),
     el("td", {}, of),
     breaker,
     since,
@@ -231,10 +235,10 @@ function dependencyRow(first: Dependency): Row<Dependency> {
   );
   return {
     node,
-    update(it) {
+    update([, it]) {
       attribute(of, "data-status", it.status);
       text(label, STATUS[it.status]);
-      text(breaker, it.breaker ? BREAKER[it.breaker] : NOTHING);
+      text(breaker, it.circuit_breaker ? BREAKER[it.circuit_breaker] : NOTHING);
       const now = new Date();
       const when = it.since ? moment(new Date(it.since), now) : NOTHING;
       if (since.textContent !== when) since.replaceChildren(it.since ? timeTag(it.since, when) : NOTHING);
