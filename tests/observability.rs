@@ -673,7 +673,6 @@ impl Admin {
                 at: NOW,
                 since: monotonic(),
             }),
-            reloads: Arc::default(),
             token: None,
             failures: TokenFailures::default(),
             policy: Box::new(no_policy),
@@ -702,6 +701,9 @@ impl Admin {
                 growth: Growth { bytes_per_second: 20.0 * 1024.0, verdict: Verdict::Growing },
             }),
             top: Arc::new(TopTalkers::new(2, monotonic())),
+            reloads: Arc::default(),
+            streams: Default::default(),
+            failures: Default::default(),
             history: parking_lot::Mutex::default(),
             limiter: Box::new(move || LimiterView {
                 mode: MODES[usize::from(mode.load(Ordering::Relaxed))],

@@ -4,7 +4,7 @@ use http::Method;
 
 use super::answers::openapi_response;
 use super::api::{Act, Call};
-use super::{explain, identities, policy, slow, top};
+use super::{explain, identities, policy, slow, stream, top};
 
 /// All of them, as `openapi.json` describes them.
 pub const CALLS: &[Call] = &[
@@ -13,6 +13,12 @@ pub const CALLS: &[Call] = &[
         path: "/api/v1/slow",
         parameters: &[],
         act: Act::Tell(|state, _| Ok(slow::slow_response(state))),
+    },
+    Call {
+        method: Method::GET,
+        path: "/api/v1/stream",
+        parameters: &[],
+        act: Act::Do(|state, _| Box::pin(async move { stream::listen(&state) })),
     },
     Call {
         method: Method::GET,

@@ -20,16 +20,14 @@ pub fn policy(state: &AdminState) -> Answer {
     let in_force = state.in_force.read().clone();
     let age = monotonic().saturating_duration_since(in_force.since);
     let last = state.reloads.last();
-    let error = last.refused.iter().map(|(file, why)| format!("{file}: {why}"));
-    let error: Vec<String> = error.collect();
     if let Some(object) = policy.as_object_mut() {
         object.insert("hash".to_owned(), json!(in_force.hash));
         object.insert("loaded_at".to_owned(), json!(rfc3339(in_force.at)));
         object.insert("age_seconds".to_owned(), json!(age.as_secs()));
         let last = json!({
-            "ok": last.refused.is_empty(),
+            "ok": last.error.is_none(),
             "at": last.at.map(rfc3339),
-            "error": (!error.is_empty()).then(|| error.join("\n")),
+            "error": last.error,
         });
         object.insert("last_reload".to_owned(), last);
     }

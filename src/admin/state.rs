@@ -28,6 +28,7 @@ use super::access::AdminToken;
 use super::api::Pending;
 use super::explain::ExplainRequest;
 use super::failures::TokenFailures;
+use super::stream::Streams;
 
 /// A question that another module answers: what it knows at this moment.
 pub type View<T> = Box<dyn Fn() -> T + Send + Sync>;
@@ -60,8 +61,6 @@ pub struct AdminState {
     pub instance: Box<str>,
     /// The policy in force, by its hash; a reload replaces it.
     pub in_force: RwLock<InForce>,
-    /// What the last reload came to.
-    pub reloads: Arc<Reloads>,
     /// What `/api` asks for; without one it answers on loopback alone.
     pub token: Option<AdminToken>,
     /// Who presented something else.
@@ -104,6 +103,10 @@ pub struct AdminState {
     pub top: Arc<TopTalkers>,
     /// What the status was.
     pub history: Mutex<History>,
+    /// What the last reload came to.
+    pub reloads: Arc<Reloads>,
+    /// Who is told of it all, second by second.
+    pub streams: Streams,
     /// How limits are decided.
     pub limiter: View<LimiterView>,
     /// Sets gauges whose sources are asked when somebody looks, such as the size of the store.

@@ -14,6 +14,7 @@ use crate::admin::answers::{Answer, metrics_response};
 use crate::admin::failures::TokenFailures;
 use crate::admin::health::health_response;
 use crate::admin::state::{AdminState, InForce, View};
+use crate::admin::stream::Streams;
 use crate::clock::{self, Clock};
 use crate::config::compile::{RedisSettings as LoadedRedis, ResetForm, Settings as Loadable};
 use crate::config::compile_upstream::{HealthCheckSettings, UpstreamSettings};
@@ -165,7 +166,6 @@ impl Wired {
                 at: clock.now(),
                 since: clock::monotonic(),
             }),
-            reloads: Arc::default(),
             token: settings.admin_token.as_ref().map(|it| AdminToken::new(it.expose())),
             failures: TokenFailures::default(),
             policy: policy_in_force(),
@@ -194,6 +194,8 @@ impl Wired {
             },
             top: Arc::clone(&top),
             history: Mutex::default(),
+            reloads: Arc::default(),
+            streams: Streams::default(),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
