@@ -703,7 +703,6 @@ impl Admin {
             top: Arc::new(TopTalkers::new(2, monotonic())),
             reloads: Arc::default(),
             streams: Default::default(),
-            failures: Default::default(),
             history: parking_lot::Mutex::default(),
             limiter: Box::new(move || LimiterView {
                 mode: MODES[usize::from(mode.load(Ordering::Relaxed))],
