@@ -10,11 +10,17 @@ use std::net::IpAddr;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{self, digest};
-use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, ORIGIN, WWW_AUTHENTICATE};
+use http::header::{
+    AUTHORIZATION, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::uri::Authority;
 use http::{HeaderMap, StatusCode, Uri};
 
+use crate::limiter::time::Timestamp;
+use crate::metrics::edge_labels::AdminRefusal;
+
 use super::answers::{Answer, error_response};
+use super::failures::TokenFailures;
 
 /// W3C Fetch Metadata: where the page is from that a browser asks for.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -49,6 +55,10 @@ impl fmt::Debug for AdminToken {
 pub struct Caller<'a> {
     /// Whether both ends of its connection are this machine's loopback.
     pub is_local: bool,
+    /// The other end of its connection.
+    pub peer: IpAddr,
+    /// Whether it changes nothing: GET or HEAD.
+    pub is_reading: bool,
     /// Its target.
     pub uri: &'a Uri,
     /// Its fields.
@@ -60,34 +70,61 @@ pub struct Caller<'a> {
 pub enum Denied {
     /// The token is missing or wrong.
     Unauthorized,
+    /// There were too many wrong tokens from its address; so many seconds until one is looked at.
+    Throttled(u64),
     /// There is no token, and the request is not this machine's own.
     Forbidden,
 }
 
 impl Denied {
-    /// What the caller is answered: 401 with what to present (RFC 9110 section 11.6.1), or 403.
+    /// What it is counted as.
+    pub fn reason(self) -> AdminRefusal {
+        match self {
+            Denied::Unauthorized => AdminRefusal::Token,
+            Denied::Throttled(_) => AdminRefusal::Throttled,
+            Denied::Forbidden => AdminRefusal::Forbidden,
+        }
+    }
+
+    /// What the caller is answered: 401 with what to present (RFC 9110 section 11.6.1), 403, or
+    /// 429.
     pub fn answer(self) -> Answer {
         match self {
             Denied::Unauthorized => error_response(StatusCode::UNAUTHORIZED, "Unauthorized")
                 .with_field(WWW_AUTHENTICATE, CHALLENGE),
+            Denied::Throttled(seconds) => {
+                error_response(StatusCode::TOO_MANY_REQUESTS, "Too many wrong tokens")
+                    .with_field(RETRY_AFTER, HeaderValue::from(seconds))
+            }
             Denied::Forbidden => error_response(StatusCode::FORBIDDEN, FORBIDDEN),
         }
     }
 }
 
-/// Whether the caller may use the API.
+/// Whether the caller may use the API at `now`.
 ///
 /// # Errors
 /// Why not.
-pub fn check(token: Option<&AdminToken>, caller: Caller<'_>) -> Result<(), Denied> {
+pub fn check(
+    token: Option<&AdminToken>,
+    failures: &TokenFailures,
+    caller: Caller<'_>,
+    now: Timestamp,
+) -> Result<(), Denied> {
     let Some(token) = token else {
         return if is_own(caller) { Ok(()) } else { Err(Denied::Forbidden) };
     };
     let mut fields = caller.fields.get_all(AUTHORIZATION).iter();
-    let given = fields.next().filter(|_| fields.next().is_none());
-    match given.and_then(bearer) {
+    // Nobody guesses who presents nothing: the page does so before its user has signed in.
+    let given = fields.next().ok_or(Denied::Unauthorized)?;
+    let given = bearer(given).filter(|_| fields.next().is_none());
+    failures.admits(caller.peer, now).map_err(Denied::Throttled)?;
+    match given {
         Some(given) if token.is(given) => Ok(()),
-        _ => Err(Denied::Unauthorized),
+        _ => {
+            failures.failed(caller.peer, now);
+            Err(Denied::Unauthorized)
+        }
     }
 }
 
@@ -112,6 +149,21 @@ fn is_own(caller: Caller<'_>) -> bool {
         && hosts.next().is_none()
         && host.and_then(|host| host.parse().ok()).is_some_and(|host| is_loopback_name(&host))
         && is_same_machine(caller.fields)
+        && (caller.is_reading || is_no_other_page(caller.fields))
+}
+
+/// Whether no page sent it but tollgate's own. Another one of this machine may ask for what it
+/// cannot read, but is not to change anything.
+fn is_no_other_page(fields: &HeaderMap) -> bool {
+    let host = fields.get(HOST).and_then(|host| host.to_str().ok());
+    let is_ours = |origin: &HeaderValue| {
+        let origin = origin.to_str().ok().and_then(|it| it.parse::<Uri>().ok());
+        let authority = origin.as_ref().and_then(|it| it.authority());
+        authority.map(Authority::as_str).is_some_and(|it| host == Some(it))
+    };
+    let is_from_here = |site: &HeaderValue| site == "same-origin" || site == "none";
+    fields.get_all(ORIGIN).iter().all(is_ours)
+        && fields.get_all(SEC_FETCH_SITE).iter().all(is_from_here)
 }
 
 /// Whether no page of another machine has sent it.
@@ -139,9 +191,23 @@ fn hash(token: &[u8]) -> [u8; digest::SHA256_OUTPUT_LEN] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::failures::{BURST, FORGIVEN_AFTER};
     use super::*;
+    use crate::limiter::time::Micros;
+
+    const NOW: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
 
     fn status(token: Option<&str>, is_local: bool, uri: &str, fields: &[(&str, &str)]) -> u16 {
+        ask(token, is_local, true, uri, fields)
+    }
+
+    fn ask(
+        token: Option<&str>,
+        is_local: bool,
+        is_reading: bool,
+        uri: &str,
+        fields: &[(&str, &str)],
+    ) -> u16 {
         let mut map = HeaderMap::new();
         for (name, value) in fields {
             let name: HeaderName = name.parse().unwrap();
@@ -149,7 +215,9 @@ mod tests {
         }
         let uri = uri.parse().unwrap();
         let token = token.map(AdminToken::new);
-        match check(token.as_ref(), Caller { is_local, uri: &uri, fields: &map }) {
+        let peer = IpAddr::from([192, 0, 2, 1]);
+        let caller = Caller { is_local, peer, is_reading, uri: &uri, fields: &map };
+        match check(token.as_ref(), &TokenFailures::default(), caller, NOW) {
             Ok(()) => 200,
             Err(denied) => denied.answer().status.as_u16(),
         }
@@ -217,5 +285,52 @@ mod tests {
         check("sec-fetch-site", "same-origin", 200);
         check("sec-fetch-site", "none", 200);
         check("sec-fetch-site", "cross-site", 403);
+    }
+
+    #[test]
+    fn without_a_token_no_other_page_of_this_machine_changes_anything() {
+        let check = |fields: &[(&str, &str)], expected: u16| {
+            let fields: Vec<_> =
+                [("host", "127.0.0.1:9900")].into_iter().chain(fields.iter().copied()).collect();
+            assert_eq!(ask(None, true, false, "/", &fields), expected, "{fields:?}");
+        };
+        check(&[], 200);
+        check(&[("origin", "http://127.0.0.1:9900"), ("sec-fetch-site", "same-origin")], 200);
+        check(&[("sec-fetch-site", "none")], 200);
+        check(&[("origin", "http://localhost:3000")], 403);
+        check(&[("origin", "http://127.0.0.1:9901")], 403);
+        check(&[("origin", "null")], 403);
+        check(&[("sec-fetch-site", "same-site")], 403);
+        check(&[("sec-fetch-site", "cross-site")], 403);
+    }
+
+    #[test]
+    fn who_presents_too_many_wrong_tokens_has_to_wait_even_with_the_right_one() {
+        let (token, failures) = (AdminToken::new("s3cret"), TokenFailures::default());
+        let uri = Uri::from_static("/");
+        let present = |given: Option<&str>, peer: u8, now: Timestamp| {
+            let mut fields = HeaderMap::new();
+            if let Some(given) = given {
+                let field = HeaderValue::try_from(format!("Bearer {given}")).unwrap();
+                fields.insert(AUTHORIZATION, field);
+            }
+            let (is_local, is_reading, peer) = (false, true, IpAddr::from([192, 0, 2, peer]));
+            let caller = Caller { is_local, peer, is_reading, uri: &uri, fields: &fields };
+            check(Some(&token), &failures, caller, now)
+        };
+        for _ in 0..100 {
+            assert_eq!(present(None, 1, NOW), Err(Denied::Unauthorized), "no guess");
+        }
+        for _ in 0..BURST {
+            assert_eq!(present(Some("wrong"), 1, NOW), Err(Denied::Unauthorized));
+        }
+        assert_eq!(present(Some("wrong"), 1, NOW), Err(Denied::Throttled(FORGIVEN_AFTER)));
+        assert_eq!(present(Some("s3cret"), 1, NOW), Err(Denied::Throttled(FORGIVEN_AFTER)));
+        assert_eq!(present(Some("s3cret"), 2, NOW), Ok(()), "another address");
+        let later = NOW.plus(Micros::from_micros(FORGIVEN_AFTER * 1_000_000));
+        assert_eq!(present(Some("s3cret"), 1, later), Ok(()));
+        let answer = Denied::Throttled(6).answer();
+        assert_eq!(answer.status, 429);
+        assert_eq!(answer.fields, [(RETRY_AFTER, HeaderValue::from_static("6"))]);
     }
 }

@@ -13,17 +13,17 @@ use super::state::AdminState;
 const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// An answer: status, content type, body, and perhaps one more field.
+/// An answer: status, content type, body, and perhaps more fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The status code.
     pub status: StatusCode,
-    /// The content type.
+    /// The content type; empty where there is no content.
     pub content_type: &'static str,
     /// The body.
     pub body: Bytes,
-    /// A field that this status asks for, such as `Allow`.
-    pub field: Option<(HeaderName, HeaderValue)>,
+    /// Fields that it needs besides, such as `Allow`; one of the usual ones is replaced.
+    pub fields: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// `/metrics`. Takes milliseconds: for the control thread, whichever port it was asked on.
@@ -42,7 +42,12 @@ pub fn metrics_response(state: &AdminState) -> Answer {
     }
     metrics.set_limiter_mode((state.limiter)().mode);
     let body = metrics.render(state.clock.now());
-    Answer { status: StatusCode::OK, content_type: PROMETHEUS, body: body.into(), field: None }
+    Answer {
+        status: StatusCode::OK,
+        content_type: PROMETHEUS,
+        body: body.into(),
+        fields: Vec::new(),
+    }
 }
 
 /// `/livez`: 503 only when no worker's heart beats.
@@ -70,9 +75,15 @@ pub fn readyz_response(state: &AdminState) -> Answer {
 impl Answer {
     /// The same answer with this field.
     pub fn with_field(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.field = Some((name, value));
+        self.fields.push((name, value));
         self
     }
+}
+
+/// 204.
+pub fn no_content() -> Answer {
+    let (content_type, body) = ("", Bytes::new());
+    Answer { status: StatusCode::NO_CONTENT, content_type, body, fields: Vec::new() }
 }
 
 /// `{"error":"…"}`.
@@ -90,7 +101,7 @@ pub fn unready(state: &AdminState) -> Option<Unready> {
 pub fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     // Structs of strings and finite numbers always serialise.
     let body = serde_json::to_vec(value).unwrap_or_default();
-    Answer { status, content_type: JSON, body: body.into(), field: None }
+    Answer { status, content_type: JSON, body: body.into(), fields: Vec::new() }
 }
 
 #[derive(Serialize)]

@@ -7,8 +7,12 @@
 pub mod access;
 pub mod answers;
 pub mod api;
+mod body;
+mod calls;
+pub mod failures;
 pub mod health;
 mod health_details;
+mod operator;
 pub mod parameters;
 pub mod server;
 pub mod slow;

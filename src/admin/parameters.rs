@@ -3,6 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use http::StatusCode;
+
+use super::answers::{Answer, error_response};
+
 /// Of what a caller wrote, a message repeats so much.
 const REPEATED_CHARS_MAX: usize = 40;
 
@@ -30,7 +34,7 @@ impl Parameters {
             let decoded = |text| {
                 let why =
                     || BadParameter(format!("{}: not UTF-8 in percent-encoding", short(text)));
-                decode(text).ok_or_else(why)
+                decode(text, of_form).ok_or_else(why)
             };
             let (name, value) = (decoded(name)?, decoded(value)?);
             let Some(name) = known.iter().find(|it| **it == name) else {
@@ -86,8 +90,19 @@ impl Parameters {
     }
 }
 
+impl From<BadParameter> for Answer {
+    fn from(wrong: BadParameter) -> Self {
+        error_response(StatusCode::BAD_REQUEST, &wrong.0)
+    }
+}
+
+/// What stands in a path for a parameter, decoded: there a `+` is itself. `None`: it cannot be.
+pub fn decode_segment(text: &str) -> Option<String> {
+    decode(text, |byte| byte)
+}
+
 /// What was written, cut to what a message has room for.
-fn short(text: &str) -> String {
+pub fn short(text: &str) -> String {
     if text.is_empty() {
         return "empty".to_owned();
     }
@@ -98,18 +113,22 @@ fn short(text: &str) -> String {
     shown
 }
 
-fn decode(text: &str) -> Option<String> {
+/// In forms a `+` is a space.
+fn of_form(byte: u8) -> u8 {
+    if byte == b'+' { b' ' } else { byte }
+}
+
+fn decode(text: &str, plain: fn(u8) -> u8) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
         bytes.push(match byte {
-            b'+' => b' ',
             b'%' => {
                 let mut digit = || char::from(rest.next()?).to_digit(16);
                 let (high, low) = (digit()?, digit()?);
                 u8::try_from(high * 16 + low).ok()?
             }
-            byte => byte,
+            byte => plain(byte),
         });
     }
     String::from_utf8(bytes).ok()

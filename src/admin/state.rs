@@ -19,6 +19,7 @@ use crate::metrics::registry::Metrics;
 use crate::top::talkers::TopTalkers;
 
 use super::access::AdminToken;
+use super::failures::TokenFailures;
 
 /// A question that another module answers: what it knows at this moment.
 pub type View<T> = Box<dyn Fn() -> T + Send + Sync>;
@@ -39,6 +40,8 @@ pub struct AdminState {
     pub config_hash: RwLock<Box<str>>,
     /// What `/api` asks for; without one it answers on loopback alone.
     pub token: Option<AdminToken>,
+    /// Who presented something else.
+    pub failures: TokenFailures,
     /// Bound, draining.
     pub readiness: Arc<Readiness>,
     /// Whether it keeps up.

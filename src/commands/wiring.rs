@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::access::AdminToken;
 use crate::admin::answers::{Answer, metrics_response};
+use crate::admin::failures::TokenFailures;
 use crate::admin::health::health_response;
 use crate::admin::state::{AdminState, View};
 use crate::clock::{self, Clock};
@@ -150,6 +151,7 @@ impl Wired {
             instance: instance(),
             config_hash: RwLock::default(),
             token: settings.admin_token.as_ref().map(|it| AdminToken::new(it.expose())),
+            failures: TokenFailures::default(),
             readiness: Arc::new(Readiness::default()),
             detector: Arc::clone(&detector),
             heartbeats,

@@ -146,3 +146,43 @@ label! {
         Miss = "miss",
     }
 }
+
+label! {
+    /// Why a call of the admin API was turned away.
+    AdminRefusal {
+        /// The token is missing or wrong.
+        Token = "token",
+        /// Too many wrong ones came from its address, so that it was not looked at.
+        Throttled = "throttled",
+        /// There is no token, and the call was not from this machine.
+        Forbidden = "forbidden",
+    }
+}
+
+label! {
+    /// What an operator changed by the admin API.
+    AdminChange {
+        /// An identity got another tier for a while.
+        OverrideSet = "override_set",
+        /// It lost that again.
+        OverrideRemoved = "override_removed",
+        /// An identity was put on the deny list.
+        DenySet = "deny_set",
+        /// It was taken off.
+        DenyRemoved = "deny_removed",
+        /// An identity's counters were reset.
+        Reset = "reset",
+        /// The files were read anew.
+        Reload = "reload",
+    }
+}
+
+label! {
+    /// What holds for a single identity by an operator's word.
+    OverrideKind {
+        /// Another tier.
+        Override = "override",
+        /// It is refused.
+        Deny = "deny",
+    }
+}

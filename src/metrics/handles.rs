@@ -5,7 +5,10 @@ use std::fmt;
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
-use super::edge_labels::{CutReason, IdentityError, RefusalReason, ShedReason, TunnelEvent};
+use super::edge_labels::{
+    AdminChange, AdminRefusal, CutReason, IdentityError, OverrideKind, RefusalReason, ShedReason,
+    TunnelEvent,
+};
 use super::exposition::for_exporter;
 use super::labels::{Attempt, FallbackMode, FallbackReason, QueryType, RedisErrorKind};
 use super::names::{self, Desc, Kind};
@@ -78,6 +81,8 @@ pub(super) struct Events {
     pub(super) http2_cut: Box<[Counter]>,
     pub(super) identity_errors: Box<[Counter]>,
     pub(super) reloads: Box<[Counter]>,
+    pub(super) admin_refused: Box<[Counter]>,
+    pub(super) admin_changes: Box<[Counter]>,
     pub(super) tunnels: Box<[Counter]>,
     pub(super) degraded: Gauge,
 }
@@ -93,6 +98,11 @@ impl Events {
         let cuts: Vec<&str> = CutReason::ALL.iter().map(|it| it.as_str()).collect();
         let identity: Vec<&str> = IdentityError::ALL.iter().map(|it| it.as_str()).collect();
         let reloads: Vec<&str> = Attempt::ALL.iter().map(|it| it.as_str()).collect();
+        let refused: Vec<&str> = AdminRefusal::ALL.iter().map(|it| it.as_str()).collect();
+        let changes: Vec<&str> = AdminChange::ALL.iter().map(|it| it.as_str()).collect();
+        for kind in OverrideKind::ALL {
+            handles.gauge(&names::OVERRIDES, &[kind.as_str()]).set(0.0);
+        }
         let tunnels: Vec<&str> = TunnelEvent::ALL.iter().map(|it| it.as_str()).collect();
         // Nothing is shed yet, and nothing limits what is in flight.
         for reason in ShedReason::ALL {
@@ -115,6 +125,8 @@ impl Events {
             http2_cut: each(&names::HTTP2_CUT, &cuts),
             identity_errors: each(&names::IDENTITY_ERRORS, &identity),
             reloads: each(&names::CONFIG_RELOADS, &reloads),
+            admin_refused: each(&names::ADMIN_REFUSED, &refused),
+            admin_changes: each(&names::ADMIN_CHANGES, &changes),
             tunnels: each(&names::TUNNEL_EVENTS, &tunnels),
             degraded: handles.gauge(&names::DEGRADED, &[]),
         }

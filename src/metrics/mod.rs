@@ -10,6 +10,7 @@
 //! Label values come from closed enums ([`labels`]) or from configuration, never from a request.
 //! Nothing here reads a clock: the time is an argument.
 
+pub mod admin;
 pub mod cells;
 pub mod checks;
 pub mod edge_labels;

@@ -6,8 +6,8 @@
 use metrics::Unit;
 
 use super::edge_labels::{
-    CacheResult, CutReason, HandshakeResult, IdentifierTypes, IdentityError, Periods, PoolState,
-    RefusalReason, ShedReason, TunnelEvent,
+    AdminChange, AdminRefusal, CacheResult, CutReason, HandshakeResult, IdentifierTypes,
+    IdentityError, OverrideKind, Periods, PoolState, RefusalReason, ShedReason, TunnelEvent,
 };
 use super::labels::{
     AllocatorKind, Attempt, BreakerState, CheckResult, CodeClass, Dependency, Direction, ErrorType,
@@ -154,6 +154,16 @@ declare! {
     IDENTITY_ERRORS: Counter "tollgate_identity_errors_total" ["reason": IdentityError] Count
         "Credentials and forwarding fields that were not believed."
         "A sign of attack, or of a mistake in the configuration (a key set that lacks a key, a proxy that is not in `server.trusted_proxies`). One request may count under two reasons. Whether such requests are refused is `on_invalid`'s matter; here they count either way.";
+
+    ADMIN_REFUSED: Counter "tollgate_admin_refused_total" ["reason": AdminRefusal] Count
+        "Calls of the admin API that were turned away."
+        "A call without a token counts, too: the status page makes one before its user has signed in. A standing rate of `throttled` is somebody who guesses.";
+    ADMIN_CHANGES: Counter "tollgate_admin_changes_total" ["action": AdminChange] Count
+        "Changes that operators made by the admin API of this replica."
+        "Those that came from other replicas are not in it. Each is a line of the log, too, with who and from where.";
+    OVERRIDES: Gauge "tollgate_overrides" ["kind": OverrideKind] Count
+        "Identities that an operator has given another tier, or put on the deny list."
+        "The same on all replicas that share a Redis, within a second. What has expired is not counted. Entries of the policy's file are not in it.";
 
     TOKEN_CACHE: Counter "tollgate_token_cache_lookups_total" ["result": CacheResult] Count
         "Tokens that were known already (hit), and those whose signature had to be checked (miss)."

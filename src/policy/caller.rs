@@ -23,11 +23,22 @@ pub struct Caller {
     pub credential: Option<Credential>,
     /// The subscription that a database knows of the credential's user.
     pub bought: Option<Arc<str>>,
+    /// What an operator has said of it, while it holds.
+    pub ordered: Option<Ordered>,
+}
+
+/// What an operator has said of a caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ordered {
+    /// It has this tier.
+    Tier(Arc<str>),
+    /// This identity, which is the caller's or their address's, is refused.
+    Denied(Identity),
 }
 
 impl Caller {
     /// Somebody of whom the address alone is known.
     pub fn by_address(address: IpAddr) -> Self {
-        Caller { address, credential: None, bought: None }
+        Caller { address, credential: None, bought: None, ordered: None }
     }
 }

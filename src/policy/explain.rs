@@ -13,7 +13,7 @@ use http::header::FORWARDED;
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::quota::{Mode, Period};
 
-use super::caller::Caller;
+use super::caller::{Caller, Ordered};
 use super::compiled::{FailureMode, Policy};
 use super::facts::RequestFacts;
 use super::forwarded::{ClientAddress, ForwardedFault};
@@ -328,6 +328,7 @@ fn told(
         _ => name.to_owned(),
     };
     match source {
+        TierSource::Override => format!("{identity} is {name}, by an operator's word"),
         TierSource::Identities => format!("{identity} is {name}"),
         TierSource::Credential => {
             let credential = caller.credential.as_ref();
@@ -345,6 +346,10 @@ fn told(
 }
 
 fn denied(policy: &Policy, identity: &Identity, caller: &Caller) -> String {
+    if let Some(Ordered::Denied(by_operator)) = &caller.ordered {
+        let whoever = if by_operator == identity { "" } else { ", whoever the user is" };
+        return format!("deny for {by_operator}, by an operator's word{whoever}");
+    }
     let address = Identity::Ip(IpPrefix::new(caller.address, policy.prefixes));
     let by_address = Caller::by_address(caller.address);
     let first = policy.tier_steps(&address, &by_address).next();
@@ -364,6 +369,7 @@ fn nothing(
 ) -> String {
     let by_address = matches!(identity, Identity::Ip(_));
     match source {
+        TierSource::Override => format!("none for {identity}"),
         TierSource::Identities => format!("nothing about {identity}"),
         TierSource::Credential if by_address => "none was presented and believed".to_owned(),
         TierSource::Credential => "names no tier and no subscription".to_owned(),

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod facts;
 pub mod forwarded;
 pub mod identity;
+pub mod overrides;
 pub mod path;
 pub mod pattern;
 pub mod plan;

@@ -21,6 +21,8 @@ pub struct RuleId(pub u16);
 /// Where the tier of a request came from, in the order in which they are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TierSource {
+    /// An operator has said so, by the admin API.
+    Override,
     /// `identities:` names it.
     Identities,
     /// The token or key carries it, by name or through `subscriptions:`.
@@ -84,7 +86,8 @@ pub struct Plan<'p> {
 
 impl TierSource {
     /// Every source, in the order in which they are asked.
-    pub const ALL: [TierSource; 5] = [
+    pub const ALL: [TierSource; 6] = [
+        TierSource::Override,
         TierSource::Identities,
         TierSource::Credential,
         TierSource::Database,
@@ -95,6 +98,7 @@ impl TierSource {
     /// As answers name it.
     pub const fn as_str(self) -> &'static str {
         match self {
+            TierSource::Override => "override",
             TierSource::Identities => "identities",
             TierSource::Credential => "credential",
             TierSource::Database => "database",

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::caller::{Caller, Credential};
+use super::caller::{Caller, Credential, Ordered};
 use super::compiled::{Assigned, Policy};
 use super::identity::{Identity, IpPrefix};
 use super::plan::{TierId, TierSource};
@@ -69,6 +69,8 @@ impl Policy {
                     let tier = self.default_tier;
                     return Resolved { tier, source, is_refused: true, unknown };
                 }
+                // Not of the caller's plan: the operator has seen it named where it was set.
+                Finding::Unknown(_) if source == TierSource::Override => {}
                 Finding::Unknown(name) => unknown = Some(name),
                 Finding::Nothing => {}
             }
@@ -79,7 +81,6 @@ impl Policy {
     }
 
     /// What every source says, in the order in which they count. Each is asked when its turn comes.
-    /// An override by an operator will come before all of them.
     pub fn tier_steps<'a>(
         &'a self,
         identity: &'a Identity,
@@ -106,6 +107,7 @@ impl Policy {
 
     fn ask(&self, source: TierSource, identity: &Identity, caller: &Caller) -> Finding {
         match source {
+            TierSource::Override => self.ordered(identity, caller),
             TierSource::Identities => self.assigned(identity, caller.address),
             TierSource::Credential => {
                 let credential = caller.credential.as_ref();
@@ -125,13 +127,31 @@ impl Policy {
         }
     }
 
+    /// Another tier lifts what the file says of this very identity, not that its address is refused.
+    fn ordered(&self, identity: &Identity, caller: &Caller) -> Finding {
+        match &caller.ordered {
+            None => Finding::Nothing,
+            Some(Ordered::Denied(_)) => Finding::Deny,
+            Some(Ordered::Tier(_))
+                if !matches!(identity, Identity::Ip(_)) && self.denies(caller.address) =>
+            {
+                Finding::Nothing
+            }
+            Some(Ordered::Tier(name)) => self.subscribed(Some(name)),
+        }
+    }
+
+    /// Whether the file refuses an address, whoever the user is.
+    fn denies(&self, address: IpAddr) -> bool {
+        let by_address = Identity::Ip(IpPrefix::new(address, self.prefixes));
+        self.identities.get(&by_address) == Some(&Assigned::Deny)
+    }
+
     fn assigned(&self, identity: &Identity, address: IpAddr) -> Finding {
         if self.identities.is_empty() {
             return Finding::Nothing;
         }
-        // A denied address is denied whoever the user is.
-        let by_address = Identity::Ip(IpPrefix::new(address, self.prefixes));
-        if self.identities.get(&by_address) == Some(&Assigned::Deny) {
+        if self.denies(address) {
             return Finding::Deny;
         }
         match self.identities.get(identity) {
