@@ -18,3 +18,4 @@ pub mod server;
 pub mod slow;
 pub mod state;
 pub mod top;
+pub mod usage;

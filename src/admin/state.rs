@@ -17,6 +17,7 @@ use crate::health::slow::SlowCalls;
 use crate::health::upstream::UpstreamHealth;
 use crate::metrics::registry::Metrics;
 use crate::top::talkers::TopTalkers;
+use crate::usage::flush::Usage;
 
 use super::access::AdminToken;
 use super::failures::TokenFailures;
@@ -64,6 +65,8 @@ pub struct AdminState {
     pub memory: View<MemoryView>,
     /// Who asks most.
     pub top: Arc<TopTalkers>,
+    /// Usage metering, where there is a sink.
+    pub usage: Option<Arc<Usage>>,
     /// What the status was.
     pub history: Mutex<History>,
     /// How limits are decided.

@@ -16,7 +16,7 @@ use super::{Format, HealthArgs, print};
 /// Bound of the whole: looking up the name, connecting, asking and reading.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest answer that is read.
-const ANSWER_MAX: u64 = 1 << 20;
+const ANSWER_MAX: u64 = 16 << 20;
 
 /// Prints `/health` of a running tollgate.
 ///
@@ -32,7 +32,7 @@ pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
         Format::Human => "/health?verbose=1",
         Format::Json => "/health",
     };
-    let asked = ask_in_time(authority, path);
+    let asked = ask_in_time(authority, path.to_owned(), None);
     let (head, body) = asked.with_context(|| format!("cannot ask {}", args.admin))?;
     let summary: Option<Value> = serde_json::from_str(&body).ok();
     match (&summary, args.format) {
@@ -48,12 +48,20 @@ pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
 }
 
 /// Asks on a thread of its own, which ends with the process: looking up a name has no bound.
-fn ask_in_time(authority: String, path: &'static str) -> anyhow::Result<(String, String)> {
+/// Gives the answer's head and its body. `token`: what the admin port asks for.
+///
+/// # Errors
+/// It cannot be reached, or does not answer in time.
+pub(super) fn ask_in_time(
+    authority: String,
+    path: String,
+    token: Option<String>,
+) -> anyhow::Result<(String, String)> {
     let deadline = monotonic() + TIMEOUT;
     let (sender, answer) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name("ask".to_owned());
     // Nobody listens any more after the deadline, which is nobody's loss.
-    thread.spawn(move || sender.send(ask(&authority, path, deadline)).ok())?;
+    thread.spawn(move || sender.send(ask(&authority, &path, token.as_deref(), deadline)).ok())?;
     match answer.recv_timeout(deadline.saturating_duration_since(monotonic())) {
         Ok(answer) => answer,
         Err(RecvTimeoutError::Timeout) => bail!("no answer within {} s", TIMEOUT.as_secs()),
@@ -61,9 +69,16 @@ fn ask_in_time(authority: String, path: &'static str) -> anyhow::Result<(String,
     }
 }
 
-fn ask(authority: &str, path: &str, deadline: Instant) -> anyhow::Result<(String, String)> {
+fn ask(
+    authority: &str,
+    path: &str,
+    token: Option<&str>,
+    deadline: Instant,
+) -> anyhow::Result<(String, String)> {
     let mut stream = connect(authority, deadline)?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+    let token = token.map_or_else(String::new, |it| format!("Authorization: Bearer {it}\r\n"));
+    let request =
+        format!("GET {path} HTTP/1.0\r\nHost: {authority}\r\n{token}Connection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut answer)?;

@@ -96,9 +96,10 @@ impl Usage {
             clock: clock.clone(),
             next: vec![1; journal.workers()],
             untold_lost: 0,
+            has_abandoned: true,
             retry: None,
             tidied: now,
-            measured: now,
+            measured: now.checked_sub(SIZE_INTERVAL).unwrap_or(now),
             told: None,
             done: Vec::new(),
             settings,
@@ -180,9 +181,9 @@ impl Usage {
 }
 
 fn lag(journal: &Journal, figures: &Figures, now: Timestamp) -> Duration {
-    let sealed = Some(figures.oldest.load(Relaxed)).filter(|it| *it > 0);
-    let oldest = journal.open_since().into_iter().chain(sealed.map(Timestamp::from_micros)).min();
-    oldest.map_or(Duration::ZERO, |it| Duration::from_micros(now.since(it).as_micros()))
+    let oldest = Some(figures.oldest.load(Relaxed)).filter(|it| *it > 0);
+    let since = journal.waits_since(oldest.map(Timestamp::from_micros));
+    since.map_or(Duration::ZERO, |it| Duration::from_micros(now.since(it).as_micros().max(1)))
 }
 
 struct Flush {
@@ -195,6 +196,8 @@ struct Flush {
     /// The next batch of each worker.
     next: Vec<u64>,
     untold_lost: u64,
+    /// Whether others may have left something.
+    has_abandoned: bool,
     /// After a failure: when to try again, and how long was waited.
     retry: Option<(Instant, Duration)>,
     tidied: Instant,
@@ -217,16 +220,20 @@ impl Flush {
         loop {
             let is_ending = self.is_ending.load(Acquire);
             let now = monotonic();
+            let may_try = self.retry.is_none_or(|(at, _)| now >= at);
             if is_first || now.saturating_duration_since(self.tidied) >= TIDY_INTERVAL {
                 self.tidied = now;
                 is_first = false;
-                self.take_up_abandoned().await;
+                self.has_abandoned = true;
                 let retention = self.settings.retention;
                 if let Err(error) = self.sink.tidy(self.clock.now(), retention).await {
                     self.failed(&error);
                 }
             }
-            if self.retry.is_none_or(|(at, _)| now >= at) || is_ending {
+            if self.has_abandoned && may_try && !is_ending {
+                self.has_abandoned = !self.take_up_abandoned().await;
+            }
+            if may_try || is_ending {
                 self.round().await;
             }
             self.look_around(now);
@@ -264,7 +271,8 @@ impl Flush {
                 self.failed(&SinkError(error.to_string()));
             }
             let sealed = self.journal.sealed(worker);
-            while is_well && let Some(next) = self.next.get(worker).copied()
+            while is_well
+                && let Some(next) = self.next.get(worker).copied()
                 && next <= sealed
             {
                 let number = u32::try_from(worker).unwrap_or(u32::MAX);
@@ -286,12 +294,17 @@ impl Flush {
     }
 
     /// What processes have left that ended without finishing, each file until it is taken.
-    async fn take_up_abandoned(&mut self) {
+    /// Returns whether nothing is left.
+    async fn take_up_abandoned(&mut self) -> bool {
         let directory = self.journal.directory().to_owned();
         let abandoned = match Abandoned::all(&directory) {
             Ok(abandoned) => abandoned,
-            Err(error) => return self.failed(&SinkError(error.to_string())),
+            Err(error) => {
+                self.failed(&SinkError(error.to_string()));
+                return false;
+            }
         };
+        let mut is_all = true;
         for abandoned in abandoned {
             let mut is_well = true;
             let ids = segments_of(&directory, abandoned.epoch).unwrap_or_default();
@@ -308,8 +321,11 @@ impl Flush {
                 let epoch = format!("{:032x}", abandoned.epoch);
                 tracing::info!(epoch, batches, "usage that another process has left was taken up");
                 abandoned.finish();
+            } else {
+                is_all = false;
             }
         }
+        is_all
     }
 
     /// Hands a batch to the sink. `false`: it did not take it.
@@ -406,11 +422,15 @@ impl Flush {
         let mut oldest = 0;
         for (worker, next) in self.next.iter().enumerate() {
             if *next > self.journal.sealed(worker) {
+                if self.done.is_empty() {
+                    self.journal.note_taken(worker, next.saturating_sub(1));
+                }
                 continue;
             }
             let number = u32::try_from(worker).unwrap_or(u32::MAX);
             let stream = Stream { epoch: self.journal.epoch(), worker: number };
-            let path = self.journal.directory().join(file_name(SegmentId { stream, sequence: *next }));
+            let path =
+                self.journal.directory().join(file_name(SegmentId { stream, sequence: *next }));
             let made_at = fs::read(path).ok().and_then(|it| parse(&it).ok().map(|it| it.made_at));
             let made_at = made_at.unwrap_or(0);
             oldest = if oldest == 0 { made_at } else { made_at.min(oldest) };

@@ -55,6 +55,10 @@ struct Desk {
     next: Mutex<Next>,
     /// The last segment that its worker has let go of.
     sealed: AtomicU64,
+    /// When the first count went into that one, in microseconds.
+    sealed_since: AtomicU64,
+    /// The last segment that the sink has taken.
+    taken: AtomicU64,
     /// When the first count went into the segment that is open, in microseconds; 0: none is.
     open_since: AtomicU64,
     wants_large: AtomicBool,
@@ -134,10 +138,24 @@ impl Journal {
         self.desks.get(worker).map_or(0, |desk| desk.sealed.load(Acquire))
     }
 
-    /// When the oldest count was made that is in a segment still open.
-    pub fn open_since(&self) -> Option<Timestamp> {
-        let since = self.desks.iter().map(|desk| desk.open_since.load(Relaxed));
-        since.filter(|it| *it > 0).min().map(Timestamp::from_micros)
+    /// When the oldest count was made that the sink has not taken. `oldest`: of the segments that
+    /// wait, as it was found in their files.
+    pub fn waits_since(&self, oldest: Option<Timestamp>) -> Option<Timestamp> {
+        let since = self.desks.iter().flat_map(|desk| {
+            // In this order: what is let go of meanwhile is seen once at least.
+            let open = Some(desk.open_since.load(Acquire)).filter(|it| *it > 0);
+            let waits = desk.sealed.load(Acquire) > desk.taken.load(Acquire);
+            let sealed = waits.then(|| desk.sealed_since.load(Relaxed));
+            [open, sealed]
+        });
+        since.flatten().map(Timestamp::from_micros).chain(oldest).min()
+    }
+
+    /// The sink has taken all segments of a worker up to this one.
+    pub(super) fn note_taken(&self, worker: usize, sequence: u64) {
+        if let Some(desk) = self.desks.get(worker) {
+            desk.taken.store(sequence, Release);
+        }
     }
 
     /// The next segment of a worker; almost always made before.
@@ -157,8 +175,9 @@ impl Journal {
     pub(super) fn seal(&self, worker: usize, sequence: u64, was_full: bool) {
         if let Some(desk) = self.desks.get(worker) {
             desk.wants_large.store(was_full, Relaxed);
-            desk.open_since.store(0, Relaxed);
+            desk.sealed_since.store(desk.open_since.load(Relaxed), Relaxed);
             desk.sealed.store(sequence, Release);
+            desk.open_since.store(0, Release);
         }
     }
 

@@ -67,11 +67,23 @@ impl PostgresSink {
         let minutes_from = Period::Hour.start(minute_of(now).saturating_sub(MINUTES_KEPT));
         let steps: [(&str, i64); 5] = [
             (ADD_UP, seconds(minutes_from)),
-            ("delete from tollgate_usage_hours where ctid = any(array(select ctid from tollgate_usage_hours where period < to_timestamp($1::bigint) limit $2))", seconds(kept_from)),
-            ("delete from tollgate_usage_minutes where ctid = any(array(select ctid from tollgate_usage_minutes where period < to_timestamp($1::bigint) limit $2))", seconds(kept_from)),
+            (
+                "delete from tollgate_usage_hours where ctid = any(array(select ctid from tollgate_usage_hours where period < to_timestamp($1::bigint) limit $2))",
+                seconds(kept_from),
+            ),
+            (
+                "delete from tollgate_usage_minutes where ctid = any(array(select ctid from tollgate_usage_minutes where period < to_timestamp($1::bigint) limit $2))",
+                seconds(kept_from),
+            ),
             // What comes again later than that is too old to be kept.
-            ("delete from tollgate_usage_streams where ctid = any(array(select ctid from tollgate_usage_streams where updated < to_timestamp($1::bigint) limit $2))", seconds(kept_from) - 86_400),
-            ("delete from tollgate_usage_totals where ctid = any(array(select ctid from tollgate_usage_totals where updated < to_timestamp($1::bigint) limit $2))", seconds(kept_from) - 86_400),
+            (
+                "delete from tollgate_usage_streams where ctid = any(array(select ctid from tollgate_usage_streams where updated < to_timestamp($1::bigint) limit $2))",
+                seconds(kept_from) - 86_400,
+            ),
+            (
+                "delete from tollgate_usage_totals where ctid = any(array(select ctid from tollgate_usage_totals where updated < to_timestamp($1::bigint) limit $2))",
+                seconds(kept_from) - 86_400,
+            ),
         ];
         for (statement, before) in steps {
             for _ in 0..TIDY_STATEMENTS {
@@ -99,8 +111,16 @@ impl PostgresSink {
         let one_more = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
         let unit = query.by.as_str();
         let parameters: [&(dyn ToSql + Sync); 10] = [
-            &unit, &from, &to, &identity, &tier, &after_start, &&*after.identity, &&*after.tier,
-            &&*after.endpoint, &one_more,
+            &unit,
+            &from,
+            &to,
+            &identity,
+            &tier,
+            &after_start,
+            &&*after.identity,
+            &&*after.tier,
+            &&*after.endpoint,
+            &one_more,
         ];
         let rows = client.query(PAGE, &parameters).await.map_err(|it| error(&it))?;
         let mut records = Vec::with_capacity(rows.len());
@@ -215,7 +235,15 @@ async fn take_in(client: &mut Client, batch: Batch<'_>) -> Result<bool, Error> {
         let columns: [Vec<i64>; 5] = std::array::from_fn(column);
         let [requests, units, denied, bytes_in, bytes_out] = &columns;
         let parameters: [&(dyn ToSql + Sync); 9] = [
-            &minutes, &identities, &tiers, &endpoints, requests, units, denied, bytes_in, bytes_out,
+            &minutes,
+            &identities,
+            &tiers,
+            &endpoints,
+            requests,
+            units,
+            denied,
+            bytes_in,
+            bytes_out,
         ];
         transaction.execute(ADD, &parameters).await?;
     }
@@ -303,6 +331,7 @@ fn error(error: &Error) -> SinkError {
         text.push_str(&format!(": {error}"));
         cause = error.source();
     }
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect();
+    let text: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect();
     SinkError(text)
 }

@@ -68,7 +68,7 @@ pub enum Sink {
     /// A Redis.
     Redis(RedisSink),
     /// A PostgreSQL.
-    Postgres(PostgresSink),
+    Postgres(Box<PostgresSink>),
 }
 
 impl Sink {
@@ -80,7 +80,7 @@ impl Sink {
         Ok(match place {
             Place::File(directory) => Sink::File(FileSink::new(directory, epoch)),
             Place::Redis(target, prefix) => Sink::Redis(RedisSink::new(target, prefix, retention)),
-            Place::Postgres(target) => Sink::Postgres(PostgresSink::new(target)?),
+            Place::Postgres(target) => Sink::Postgres(Box::new(PostgresSink::new(target)?)),
         })
     }
 

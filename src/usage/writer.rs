@@ -199,7 +199,8 @@ impl Inner {
         self.rows.push(Known { hash, identity, minute, tier, endpoint, at });
         let rows = &self.rows;
         // Each row has its hash at hand; the seed's hash of nothing stands in for none.
-        let hash_of = |index: &u32| rows.get(*index as usize).map_or(seed.hash_one(()), |it| it.hash);
+        let hash_of =
+            |index: &u32| rows.get(*index as usize).map_or(seed.hash_one(()), |it| it.hash);
         self.index.insert_unique(hash, index, hash_of);
         Some((sequence, at))
     }
