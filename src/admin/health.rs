@@ -61,8 +61,7 @@ fn answer(
     // Where nobody scrapes, nobody else asks the stores for what they have counted.
     (state.before_scrape)();
     let (evidence, verdict) = observe(state);
-    let limiter = (state.limiter)();
-    let config_hash = state.config_hash.read().clone();
+    let config_hash = state.in_force.read().hash.clone();
     let health = Health {
         status: verdict.status.as_str(),
         version: state.version,
@@ -73,11 +72,7 @@ fn answer(
         memory: memory(state),
         dependencies: Dependencies(&evidence),
         circuit_breakers: Breakers(&evidence),
-        rate_limiter: RateLimiter {
-            mode: limiter.mode.as_str(),
-            since: rfc3339(limiter.since),
-            algorithm: "multi-window",
-        },
+        rate_limiter: rate_limiter(state),
         details: details.map(|make| make(state, &evidence, &verdict)),
     };
     let code = match verdict.status {
@@ -85,6 +80,16 @@ fn answer(
         DependencyStatus::Healthy | DependencyStatus::Degraded => StatusCode::OK,
     };
     json(code, &health)
+}
+
+/// How limits are decided.
+pub fn rate_limiter(state: &AdminState) -> RateLimiter {
+    let limiter = (state.limiter)();
+    RateLimiter {
+        mode: limiter.mode.as_str(),
+        since: rfc3339(limiter.since),
+        algorithm: "multi-window",
+    }
 }
 
 fn evidence(state: &AdminState) -> Evidence {
@@ -111,7 +116,8 @@ fn evidence(state: &AdminState) -> Evidence {
     }
 }
 
-fn backpressure(state: &AdminState) -> Backpressure {
+/// How it keeps up.
+pub fn backpressure(state: &AdminState) -> Backpressure {
     let report = state.detector.observe(monotonic());
     Backpressure {
         has_backpressure: report.severity > Severity::Normal,
@@ -126,7 +132,8 @@ fn backpressure(state: &AdminState) -> Backpressure {
     }
 }
 
-fn memory(state: &AdminState) -> Memory {
+/// What memory it has.
+pub fn memory(state: &AdminState) -> Memory {
     let view = (state.memory)();
     let mebibytes = |bytes: u64| rounded(bytes as f64 / MEBIBYTE, 10.0);
     Memory {
@@ -140,7 +147,8 @@ fn memory(state: &AdminState) -> Memory {
     }
 }
 
-fn rounded(value: f64, steps: f64) -> f64 {
+/// To one of so many steps of a whole.
+pub fn rounded(value: f64, steps: f64) -> f64 {
     // Nothing is shown as -0.
     (value * steps).round() / steps + 0.0
 }
@@ -174,8 +182,9 @@ struct Health<'a> {
     details: Option<Details>,
 }
 
+/// The section `backpressure`.
 #[derive(Serialize)]
-struct Backpressure {
+pub struct Backpressure {
     has_backpressure: bool,
     severity: &'static str,
     event_loop_lag_ms: f64,
@@ -188,8 +197,9 @@ struct Backpressure {
     workers_stuck: usize,
 }
 
+/// The section `memory`.
 #[derive(Serialize)]
-struct Memory {
+pub struct Memory {
     rss_mb: Option<f64>,
     percent: Option<f64>,
     growth_rate_mb_per_sec: f64,
@@ -218,8 +228,9 @@ impl Serialize for Breakers<'_> {
     }
 }
 
+/// The section `rate_limiter`.
 #[derive(Serialize)]
-struct RateLimiter {
+pub struct RateLimiter {
     mode: &'static str,
     since: String,
     algorithm: &'static str,

@@ -29,8 +29,9 @@ struct Parts {
     workers: Vec<Worker>,
 }
 
+/// Each dependency.
 #[derive(Serialize)]
-struct Dependencies {
+pub struct Dependencies {
     database: One,
     jwks: One,
     redis: One,
@@ -74,17 +75,11 @@ impl Details {
     /// What is known now.
     pub fn of(state: &AdminState, evidence: &Evidence, verdict: &Verdict) -> Self {
         let history = state.history.lock();
-        let one = |dependency| One::of(dependency, evidence, &history);
         let beats = state.heartbeats.ages(monotonic()).enumerate();
         Details {
             reasons: verdict.reasons.iter().map(Reason::to_string).collect(),
             details: Parts {
-                dependencies: Dependencies {
-                    database: one(Dependency::Database),
-                    jwks: one(Dependency::Jwks),
-                    redis: one(Dependency::Redis),
-                    upstream: one(Dependency::Upstream),
-                },
+                dependencies: Dependencies::of(evidence, &history),
                 workers: beats
                     .map(|(worker, age)| Worker {
                         worker,
@@ -105,6 +100,19 @@ impl Details {
                     }
                 })
                 .collect(),
+        }
+    }
+}
+
+impl Dependencies {
+    /// What is known of each.
+    pub fn of(evidence: &Evidence, history: &History) -> Self {
+        let one = |dependency| One::of(dependency, evidence, history);
+        Dependencies {
+            database: one(Dependency::Database),
+            jwks: one(Dependency::Jwks),
+            redis: one(Dependency::Redis),
+            upstream: one(Dependency::Upstream),
         }
     }
 }

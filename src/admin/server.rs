@@ -31,6 +31,7 @@ use super::answers::{Answer, error_response, livez_response, metrics_response, r
 use super::api::{self, Reply};
 use super::body::{AdminBody, Deadline};
 use super::health::{health_response, verbose_response};
+use super::page::page_response;
 use super::state::AdminState;
 
 /// Connections served at once; further ones wait in the kernel's backlog.
@@ -167,6 +168,9 @@ async fn respond(state: &Arc<AdminState>, request: Request<Incoming>, from: Orig
     if !is_reading {
         let answer = error_response(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
         return Reply::Answer(answer.with_field(ALLOW, HeaderValue::from_static("GET, HEAD")));
+    }
+    if path == "/" {
+        return Reply::Answer(page_response(&parts.headers));
     }
     Reply::Answer(open_page(path, parts.uri.query())(state))
 }

@@ -23,9 +23,9 @@ struct Slow<'a> {
     items: Vec<Item<'a>>,
 }
 
-/// `null` is what the call does not have, or what is not known of it.
+/// One call. `null` is what it does not have, or what is not known of it.
 #[derive(Serialize)]
-struct Item<'a> {
+pub struct Item<'a> {
     time: String,
     query_type: &'static str,
     endpoint: Option<&'a str>,

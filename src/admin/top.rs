@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::clock::monotonic;
 use crate::top::minutes::MINUTES_MAX;
 use crate::top::space_saving::COUNTERS;
+use crate::top::summary::Item;
 use crate::top::talkers::By;
 
 use super::answers::{Answer, json};
@@ -33,13 +34,18 @@ pub fn top(state: &AdminState, given: &Parameters) -> Result<Answer, BadParamete
     let minutes = given.read("window", WINDOW_DEFAULT_MINUTES, expected, minutes)?;
     let limit = given.number("limit", LIMIT_DEFAULT, (1, COUNTERS))?;
     let items = state.top.top(by, minutes, limit, monotonic());
-    let items = items.into_iter().map(|item| Listed {
+    let top = Top { window: format!("{minutes}m"), items: listed(items) };
+    Ok(json(StatusCode::OK, &top))
+}
+
+/// As they are told.
+pub fn listed(items: Vec<Item>) -> Vec<Listed> {
+    let listed = |item: Item| Listed {
         identity: item.identity.to_string(),
         count: item.count,
         error: item.error,
-    });
-    let top = Top { window: format!("{minutes}m"), items: items.collect() };
-    Ok(json(StatusCode::OK, &top))
+    };
+    items.into_iter().map(listed).collect()
 }
 
 fn minutes(text: &str) -> Option<u64> {
@@ -55,8 +61,9 @@ struct Top {
     items: Vec<Listed>,
 }
 
+/// Who, how often, and how much of that is uncertain.
 #[derive(Serialize)]
-struct Listed {
+pub struct Listed {
     identity: String,
     count: u64,
     error: u64,

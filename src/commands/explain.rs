@@ -4,36 +4,39 @@
 //! nothing yet.
 
 mod identity;
-mod request;
+pub mod request;
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue};
+use serde_json::json;
 
 use crate::config::compile::Settings;
 use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Overrides, load};
-use crate::config::report::Problem;
 use crate::identity::identifier::Invalid;
 use crate::limiter::decision::Decision;
 use crate::policy::caller::Caller;
 use crate::policy::compiled::Policy;
 use crate::policy::explain::rules::{effects, mode, rule, shown};
 use crate::policy::explain::{
-    Database, Explanation, Limit, Outcome, Step, address, limits, tier, tier_name,
+    Asked, Database, Explanation, Limit, Outcome, Step, address, limits, tier, tier_name,
 };
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan};
 use crate::proxy::caller;
 use crate::proxy::gate::{Active, Gate};
 use crate::proxy::headers::{Numbers, Present, add_limit};
+use crate::store::counters::Counters;
 use crate::subscriptions::Bought;
 
-use self::request::{Described, wrong};
+use self::request::Described;
+use super::admin_client::{self, Question};
 use super::logging::Recorders;
 use super::wiring::Wired;
 use super::{ExplainArgs, Failure, Format, print, subscriptions};
@@ -43,11 +46,10 @@ use super::{ExplainArgs, Failure, Format, print, subscriptions};
 /// # Errors
 /// Wrong usage, or an error in a file. Whatever becomes of the request is none.
 pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
-    if args.live.is_some() {
-        let problem = Problem::new("not supported yet: a running tollgate has no API to ask");
-        return Err(wrong("--live", problem).into());
-    }
     let described = request::described(&args.method, &args.path, &args.header)?;
+    if let Some(live) = &args.live {
+        return ask(args, &described, live).map_err(Failure::Running);
+    }
     let loaded = load(&LoadRequest {
         config: args.files.config.as_deref(),
         tiers: args.files.tiers.as_deref(),
@@ -62,7 +64,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot make a runtime")?;
-    let tollgate = Idle { gate: &gate, active: &active, settings: &settings };
+    let tollgate = Tollgate { gate: &gate, active: &active, source: Source::Idle(&settings) };
     let explanation = runtime.block_on(explained(&tollgate, &described, args.ip));
     runtime.shutdown_background();
     let explanation = explanation?;
@@ -73,28 +75,79 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Asks a tollgate that serves.
+fn ask(args: &ExplainArgs, described: &Described, live: &str) -> anyhow::Result<()> {
+    let mut headers: BTreeMap<&str, &str> = BTreeMap::new();
+    for (name, value) in described.request.headers() {
+        let value = value.to_str().with_context(|| format!("{name} is not ASCII"))?;
+        let is_first = headers.insert(name.as_str(), value).is_none();
+        ensure!(is_first, "--header: {name} is given twice, which cannot be asked of --live");
+    }
+    let (path, target) = match args.format {
+        Format::Human => ("/api/v1/explain?format=human", &args.path),
+        Format::Json => ("/api/v1/explain", &args.path),
+    };
+    let body = json!({
+        "method": args.method, "path": target, "ip": args.ip, "headers": headers,
+    });
+    let token = args.token_file.as_deref().map(admin_client::read_token).transpose()?;
+    let question =
+        Question { method: "POST", token, body: Some(body.to_string()), ..Question::get(path) };
+    let answer = question.ask("--live", live)?.good()?;
+    match args.format {
+        Format::Human => print(answer.trim_end()),
+        Format::Json => {
+            let answer: serde_json::Value = serde_json::from_str(&answer)?;
+            print(format_args!("{answer:#}"));
+        }
+    }
+    Ok(())
+}
+
 fn has_colours() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty())
 }
 
-/// All that a running tollgate has, and nobody to serve.
-struct Idle<'a> {
-    gate: &'a Gate,
-    active: &'a Active,
-    settings: &'a Settings,
+/// The tollgate that is asked.
+#[derive(Clone, Copy)]
+pub struct Tollgate<'a> {
+    /// What its workers have.
+    pub gate: &'a Gate,
+    /// Its policy.
+    pub active: &'a Active,
+    /// What is used of limits.
+    pub source: Source<'a>,
 }
 
-async fn explained(
-    tollgate: &Idle<'_>,
+/// Where the state of limits comes from.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// Nobody has sent anything yet: limits are shown as they stand after the request. The database
+    /// that these settings name is not connected to yet.
+    Idle(&'a Settings),
+    /// As they stand now; nothing is charged.
+    Live(&'a Counters),
+}
+
+/// Explains a request that comes from `peer`.
+///
+/// # Errors
+/// A database that is not connected to yet cannot be set up.
+pub async fn explained(
+    tollgate: &Tollgate<'_>,
     described: &Described,
     peer: IpAddr,
 ) -> Result<Explanation, Failure> {
-    let Idle { gate, active, .. } = *tollgate;
+    let Tollgate { gate, active, source } = *tollgate;
     let policy = &active.policy;
     let (uri, headers) = (described.request.uri(), described.request.headers());
     let method = described.request.method();
     let facts = RequestFacts::of(method, uri.path(), uri.query(), headers, peer);
-    let fetched = identity::fetch_keys(&gate.identifier, &facts).await;
+    let fetched = match source {
+        Source::Idle(_) => identity::fetch_keys(&gate.identifier, &facts).await,
+        // One that serves sees to its keys itself.
+        Source::Live(_) => Vec::new(),
+    };
     let present = Present::in_fields(headers);
     let (mut caller, invalid) = caller::of(gate, active, &facts, present).await;
     let database = ask_database(tollgate, &mut caller).await?;
@@ -103,12 +156,16 @@ async fn explained(
 
     let mut identity_step = identity::step(&gate.identifier, &facts, caller.address, &who, now);
     identity_step.notes = fetched;
+    let asked = Asked { database, overrides: matches!(source, Source::Live(_)) };
     let mut steps =
-        vec![address(policy, &facts), identity_step, tier(policy, &who, &caller, database)];
+        vec![address(policy, &facts), identity_step, tier(policy, &who, &caller, asked)];
     let plan = policy.plan(&facts, &caller);
     let settled = settled(gate, described, &facts, invalid, &plan);
     let decision = match (&settled, &plan) {
-        (None, Ok(plan)) => Some(gate.memory.check(plan, now)),
+        (None, Ok(plan)) => Some(match source {
+            Source::Idle(_) => gate.memory.check(plan, now),
+            Source::Live(counters) => counters.peek(plan, now).await.0,
+        }),
         _ => None,
     };
     steps.push(rule_step(policy, &facts, &plan, described));
@@ -144,16 +201,21 @@ async fn explained(
 
 /// Asks the database of subscriptions, where a running tollgate would. It is not connected to
 /// before that is sure: most requests can be explained without it.
-async fn ask_database(tollgate: &Idle<'_>, caller: &mut Caller) -> Result<Database, Failure> {
-    let Idle { active, settings, .. } = tollgate;
-    if settings.lookup.is_none() {
-        return Ok(Database::Absent);
-    }
+async fn ask_database(tollgate: &Tollgate<'_>, caller: &mut Caller) -> Result<Database, Failure> {
+    let Tollgate { active, gate, source } = *tollgate;
+    let settings = match source {
+        Source::Idle(settings) if settings.lookup.is_some() => Some(settings),
+        Source::Live(_) if gate.subscriptions.is_some() => None,
+        Source::Idle(_) | Source::Live(_) => return Ok(Database::Absent),
+    };
     let Some(credential) = caller.credential.as_ref() else { return Ok(Database::Answers) };
     if !active.policy.asks_database(credential) {
         return Ok(Database::Answers);
     }
-    let started = subscriptions::start(settings, 1, &Arc::default())?;
+    let started = match settings {
+        Some(settings) => subscriptions::start(settings, 1, &Arc::default())?,
+        None => gate.subscriptions.clone(),
+    };
     let asked = caller::ask_database(started.as_deref(), &active.policy, credential).await;
     let database = match asked {
         Some(Bought::Unknown) => Database::Silent,

@@ -13,6 +13,7 @@ pub mod memory;
 pub mod pressure;
 pub mod readiness;
 pub mod recent;
+pub mod reloads;
 pub mod shared_breaker;
 pub mod signs;
 pub mod slow;

@@ -74,6 +74,8 @@ struct Kept {
     /// When the present second of log lines began, and how many it had.
     second: Option<(Instant, u32)>,
     suppressed: u64,
+    /// All that there were.
+    total: u64,
 }
 
 impl SlowCalls {
@@ -87,6 +89,13 @@ impl SlowCalls {
             kept.calls.pop_front();
         }
         kept.calls.push_back(call);
+        kept.total = kept.total.saturating_add(1);
+    }
+
+    /// How many there were since the start, and the last `limit` of them, the last one first.
+    pub fn latest(&self, limit: usize) -> (u64, Vec<SlowCall>) {
+        let kept = self.0.lock();
+        (kept.total, kept.calls.iter().rev().take(limit).cloned().collect())
     }
 
     /// All that are kept, the last one first.
@@ -150,6 +159,7 @@ mod tests {
         let kept = calls.newest_first();
         assert_eq!(kept.len(), CALLS_MAX);
         assert_eq!((&kept[0], &kept[99]), (&call(249), &call(150)));
+        assert_eq!(calls.latest(2), (250, vec![call(249), call(248)]));
     }
 
     #[test]

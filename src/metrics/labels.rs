@@ -402,6 +402,8 @@ label! {
         Healthcheck = "healthcheck",
         /// Writes down what was used.
         UsageFlush = "usage_flush",
+        /// Tells the status page how it goes, once a second; there is one while somebody looks.
+        StatusPage = "status_page",
         /// Timers, the admin port, names, keys, and what else goes on beside requests.
         Background = "background",
     }

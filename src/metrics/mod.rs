@@ -23,6 +23,7 @@ mod named;
 pub mod names;
 pub mod page;
 pub mod policy;
+pub mod pulse;
 pub mod registry;
 pub mod runtime;
 pub mod series;

@@ -86,23 +86,39 @@ pub fn quantile<'a>(
     share: f64,
     now: Timestamp,
 ) -> Option<f64> {
+    quantiles(rings, [share], SLOTS, now).map(|[found]| found)
+}
+
+/// Several of them at once, over the running slot of ten seconds and those before it, `slots` in
+/// all.
+pub fn quantiles<'a, const N: usize>(
+    rings: impl Iterator<Item = &'a LatencyRing>,
+    shares: [f64; N],
+    slots: u64,
+    now: Timestamp,
+) -> Option<[f64; N]> {
     let now = epoch(now);
+    let is_wanted = |slot: u64| is_recent(slot, now) && slot.saturating_add(slots) > now;
     let mut counts = [0_u64; BUCKETS];
-    let slots = rings.flat_map(|ring| &ring.slots);
-    for slot in slots.filter(|slot| is_recent(slot.epoch.load(Ordering::Acquire), now)) {
+    let all = rings.flat_map(|ring| &ring.slots);
+    for slot in all.filter(|slot| is_wanted(slot.epoch.load(Ordering::Acquire))) {
         for (total, count) in counts.iter_mut().zip(&slot.counts) {
             *total = total.saturating_add(u64::from(count.load(Ordering::Relaxed)));
         }
     }
     let total: u64 = counts.iter().sum();
-    let rank = ((total as f64) * share).ceil().max(1.0);
-    let mut below = 0_u64;
-    let index = counts.iter().position(|count| {
-        below = below.saturating_add(*count);
-        below as f64 >= rank
-    })?;
-    let octaves = (index as f64 + 0.5) / f64::from(PER_OCTAVE);
-    Some(octaves.exp2() / 1e6)
+    let of = |share: f64| {
+        let rank = ((total as f64) * share).ceil().max(1.0);
+        let mut below = 0_u64;
+        let index = counts.iter().position(|count| {
+            below = below.saturating_add(*count);
+            below as f64 >= rank
+        });
+        // The rank is at most the total, so that it is met.
+        let octaves = (index.unwrap_or(BUCKETS) as f64 + 0.5) / f64::from(PER_OCTAVE);
+        octaves.exp2() / 1e6
+    };
+    (total > 0).then(|| shares.map(of))
 }
 
 /// The lowest value of the last sixty seconds.
@@ -212,6 +228,19 @@ mod tests {
         assert_eq!(p95(1_200), None);
         ring.record(Duration::from_secs(1), at(1_060));
         assert!(p95(1_060).unwrap() < 1.05, "the slot of 1,000 s was taken over");
+    }
+
+    #[test]
+    fn fewer_slots_see_less_of_the_past() {
+        let ring = LatencyRing::default();
+        ring.record(Duration::from_secs(5), at(1_005));
+        ring.record(Duration::from_millis(1), at(1_015));
+        let both = |slots| quantiles(std::iter::once(&ring), [0.01, 0.99], slots, at(1_019));
+        let [low, high] = both(2).unwrap();
+        assert!(low < 0.002 && high > 4.0, "{low} {high}");
+        let [_, high] = both(1).unwrap();
+        assert!(high < 0.002, "{high}");
+        assert_eq!(quantiles(std::iter::once(&ring), [0.5], 1, at(1_020)), None);
     }
 
     #[test]

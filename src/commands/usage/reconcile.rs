@@ -10,11 +10,12 @@ use serde::Serialize;
 
 use crate::admin::usage::ShownTotals;
 use crate::clock::monotonic;
+use crate::commands::admin_client::read_token;
 use crate::commands::{Format, print};
 use crate::metrics::names;
 
 use super::ReconcileArgs;
-use super::source::{Source, get};
+use super::source::get;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -42,18 +43,16 @@ struct Line {
 /// # Errors
 /// They differ after the wait, or cannot be read.
 pub(super) fn reconcile(args: &ReconcileArgs) -> anyhow::Result<()> {
-    let source = Source::admin(&args.admin, args.token_file.as_deref());
-    let Source::Admin { authority, token } = source.context("--admin")? else {
-        bail!("--admin: {}, expected http://ADDRESS:PORT", args.admin);
-    };
+    let token = args.token_file.as_deref().map(read_token).transpose()?;
+    let get = |path, token| get("--admin", &args.admin, path, token);
     let deadline = monotonic() + args.wait;
     let report = loop {
-        let totals = get(&authority, "/api/v1/usage/totals".to_owned(), token.clone())?;
+        let totals = get("/api/v1/usage/totals", token.clone())?;
         let totals: ShownTotals =
             serde_json::from_str(&totals).context("the answer has no totals")?;
         // After the totals: what is counted now and not there yet shows as missing, never the
         // other way round.
-        let metrics = get(&authority, "/metrics".to_owned(), None)?;
+        let metrics = get("/metrics", None)?;
         let report = compare(&metrics, totals);
         if report.agrees || monotonic() >= deadline {
             break report;

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
 use crate::admin::usage::{Shown, ShownPage};
-use crate::commands::health::ask_in_time;
+use crate::commands::admin_client::{Question, read_token};
 use crate::config::compile_lookup::read_file;
 use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Overrides, load};
@@ -19,9 +19,12 @@ use super::super::Failure;
 /// Records of one page of an admin port.
 const ADMIN_PAGE: usize = 1_000;
 
+/// For a page: a sink may have much to read for it.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
 /// Where records are read.
 pub(super) enum Source {
-    Admin { authority: String, token: Option<String> },
+    Admin { url: String, token: Option<String> },
     Sink(Box<Sink>),
 }
 
@@ -60,14 +63,8 @@ impl Source {
 
     /// An admin port by its URL.
     pub(super) fn admin(url: &str, token_file: Option<&Path>) -> anyhow::Result<Self> {
-        let authority = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
-        ensure!(!authority.contains("://"), "{url}, expected http://ADDRESS:PORT");
-        let token = token_file.map(|path| {
-            let read = std::fs::read_to_string(path);
-            read.with_context(|| format!("--token-file: {} cannot be read", path.display()))
-        });
-        let token = token.transpose()?.map(|token| token.trim().to_owned());
-        Ok(Source::Admin { authority: authority.to_owned(), token })
+        let token = token_file.map(read_token).transpose()?;
+        Ok(Source::Admin { url: url.to_owned(), token })
     }
 
     fn of_config(config: Option<&Path>) -> Result<Self, Failure> {
@@ -116,7 +113,7 @@ impl Source {
                     }
                 }
             }
-            Source::Admin { authority, token } => {
+            Source::Admin { url, token } => {
                 let mut path = format!("/api/v1/usage?limit={ADMIN_PAGE}&by={}", by.as_str());
                 let (from, to) = (written(query.from), written(query.to));
                 path.push_str(&format!("&from={from}&to={to}"));
@@ -128,7 +125,7 @@ impl Source {
                 let mut next: Option<String> = None;
                 loop {
                     let after = next.map_or_else(String::new, |it| format!("&after={it}"));
-                    let body = get(&authority, format!("{path}{after}"), token.clone())?;
+                    let body = get("--source", &url, &format!("{path}{after}"), token.clone())?;
                     let page: ShownPage =
                         serde_json::from_str(&body).context("the answer is no page of records")?;
                     page.records.into_iter().try_for_each(&mut *each)?;
@@ -142,18 +139,15 @@ impl Source {
     }
 }
 
-/// The body of an answer with status 200.
-pub(super) fn get(authority: &str, path: String, token: Option<String>) -> anyhow::Result<String> {
-    let asked = ask_in_time(authority.to_owned(), path, token);
-    let (head, body) = asked.with_context(|| format!("cannot ask http://{authority}"))?;
-    let status = head.split(' ').nth(1).unwrap_or_default();
-    if status != "200" {
-        let said: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
-        let error = said.get("error").and_then(|it| it.as_str()).unwrap_or("no reason given");
-        let error: String = error.chars().filter(|it| !it.is_control()).collect();
-        bail!("http://{authority} answers with status {status}: {error}");
-    }
-    Ok(body)
+/// The body of a good answer. `option`: what the URL was given by.
+pub(super) fn get(
+    option: &str,
+    url: &str,
+    path: &str,
+    token: Option<String>,
+) -> anyhow::Result<String> {
+    let question = Question { token, timeout: ANSWER_MAX, ..Question::get(path) };
+    question.ask(option, url)?.good()
 }
 
 fn encoded(text: &str) -> String {
