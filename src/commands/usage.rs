@@ -22,6 +22,10 @@ use super::{Failure, Format};
 
 /// Options of `tollgate usage`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  tollgate usage export --config tollgate.yaml --by day > usage.csv
+  tollgate usage reconcile --admin http://127.0.0.1:9900")]
 pub struct UsageArgs {
     #[command(subcommand)]
     command: UsageCommand,
@@ -72,7 +76,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "FILE", env = "TOLLGATE_CONFIG")]
     config: Option<PathBuf>,
     /// A file with the admin port's token
-    #[arg(long, value_name = "FILE", env = "TOLLGATE_ADMIN_TOKEN_FILE")]
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_TOKEN_FILE")]
     token_file: Option<PathBuf>,
 }
 
@@ -106,7 +110,7 @@ pub struct ReconcileArgs {
     )]
     admin: String,
     /// A file with its token
-    #[arg(long, value_name = "FILE", env = "TOLLGATE_ADMIN_TOKEN_FILE")]
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     /// How long to wait for them to agree
     #[arg(long, value_name = "TIME", env = "TOLLGATE_WAIT", default_value = "10s", value_parser = humantime::parse_duration)]

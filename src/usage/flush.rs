@@ -125,6 +125,7 @@ impl Usage {
         self.is_ending.store(true, Release);
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
+            self.journal.close();
         }
     }
 

@@ -3,6 +3,7 @@
 //! A process holds a lock on the file of its epoch as long as it lives. Whoever can take that lock
 //! knows that its owner has ended, and that nothing will be added to its segments any more.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -216,12 +217,13 @@ impl Journal {
     }
 }
 
-impl Drop for Journal {
-    fn drop(&mut self) {
-        // Those that were made and not used; with none left the epoch has ended and left nothing.
+impl Journal {
+    /// Nobody counts any more: what was made and not used goes, and with no segment left the epoch
+    /// has ended and left nothing.
+    pub(super) fn close(&self) {
         for (worker, desk) in self.desks.iter().enumerate() {
-            let next = desk.next.lock();
-            if let (Some(_), Some(stream)) = (&next.ready, self.stream(worker)) {
+            let mut next = desk.next.lock();
+            if let (Some(_), Some(stream)) = (next.ready.take(), self.stream(worker)) {
                 let id = SegmentId { stream, sequence: next.made };
                 let _ = fs::remove_file(self.directory.join(file_name(id)));
             }
@@ -248,16 +250,22 @@ impl Abandoned {
     /// # Errors
     /// The directory cannot be read.
     pub fn all(directory: &Path) -> io::Result<Vec<Self>> {
-        let mut all = Vec::new();
+        let mut epochs = BTreeSet::new();
         for entry in fs::read_dir(directory)? {
-            let path = entry?.path();
-            let Some(epoch) = epoch_of_lock(&path) else { continue };
-            let Ok(file) = File::open(&path) else { continue };
+            epochs.extend(epoch_of_lock(&entry?.path()));
+        }
+        // A segment without a lock has been put there, or was begun when its process had ended.
+        epochs.extend(segments(directory)?.iter().map(|id| id.stream.epoch));
+        let mut all = Vec::new();
+        for epoch in epochs {
+            let path = directory.join(lock_name(epoch));
+            let mut options = OpenOptions::new();
+            let options = options.create(true).truncate(false).write(true).mode(FILE_MODE);
+            let Ok(file) = options.open(&path) else { continue };
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 all.push(Abandoned { epoch, path, _lock: file });
             }
         }
-        all.sort_by_key(|it| it.epoch);
         Ok(all)
     }
 

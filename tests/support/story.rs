@@ -378,6 +378,7 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
                 && it.sum("tollgate_limiter_fallback_total{reason=\"circuit_open\"}") >= 1.0
                 && it.sum("tollgate_over_admission_estimate") >= 5.0
                 && it.sum("tollgate_usage_flush_lag_seconds") >= 0.5
+                && it.sum("tollgate_usage_flush_errors_total") >= 1.0
         });
         self.redis.resume();
         let is_back = |it: &Scrape| {
