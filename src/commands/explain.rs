@@ -58,7 +58,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         env: &|name| std::env::var(name).ok(),
     })?;
     let settings = loaded.settings.clone();
-    let gate = Wired::new(loaded, 1, None, Recorders::default())?.gate;
+    let gate = Wired::new(loaded, 1, None, Recorders::default(), None)?.gate;
     let active = gate.active.load_full();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -238,7 +238,8 @@ fn settled<E: ToString>(
     if let Some((status, why)) = &described.refusal {
         return refused(*status, why.clone());
     }
-    if gate.exposed(&described.request).is_some() {
+    let is_own = gate.self_service.as_ref().is_some_and(|it| it.is_asked(&described.request));
+    if is_own || gate.exposed(&described.request).is_some() {
         return Some(Outcome::OwnPage);
     }
     let plan = match plan {

@@ -25,12 +25,14 @@ use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::watchdog::{self, Watchdog};
 use super::wiring::{Wired, instance};
-use super::{Failure, RunArgs, live, memory, reload, reload_files, say, subscriptions, tls};
+use super::{Failure, RunArgs, live, memory, reload, reload_files, say, subscriptions, tls, usage};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a start waits for key sets.
 const KEYS_AT_START: Duration = Duration::from_secs(3);
+/// How long a start waits for overrides and denials.
+const OVERRIDES_AT_START: Duration = Duration::from_millis(500);
 /// How often the store in memory looks for expired state.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 /// How long one round over it takes at the least: a small one need not be looked at all the time.
@@ -140,7 +142,8 @@ fn serve_logged(
     let resource = Resource { version: env!("CARGO_PKG_VERSION"), instance: instance() };
     let (recorders, exporter) = Logs::recorders(logs, settings.tracing.as_ref(), resource)?;
     let bought = subscriptions::start(settings, workers, &recorders.slow_calls)?;
-    let mut wired = Wired::new(loaded, workers, bought, recorders)?;
+    let metered = usage::start(settings, workers)?;
+    let mut wired = Wired::new(loaded, workers, bought, recorders, metered.clone())?;
     let (listeners, with_tls) = tls::equip(sockets, &of_listeners, &wired.gate.metrics)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -161,6 +164,8 @@ fn serve_logged(
         let heartbeats = Arc::clone(&wired.admin.heartbeats);
         let beat = move |worker| heartbeats.beat(worker, clock::monotonic());
         fetch_keys(&wired).await;
+        // So that the first requests meet what operators have said; if Redis is not there, so be it.
+        let _ = tokio::time::timeout(OVERRIDES_AT_START, wired.gate.overrides.sync()).await;
         let data_path = DataPath::start(&wired.gate, listeners, workers, beat)
             .await
             .context("cannot start a thread")?;
@@ -191,6 +196,9 @@ fn serve_logged(
         }
         end
     }));
+    if let Some(metered) = metered {
+        metered.finish();
+    }
     runtime.shutdown_background();
     Ok(end?)
 }

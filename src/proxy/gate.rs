@@ -24,6 +24,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 use crate::subscriptions::Subscriptions;
 use crate::top::talkers::TopTalkers;
+use crate::usage::journal::Journal;
 
 use super::address::Once;
 use super::caller::UnknownSubscriptions;
@@ -31,6 +32,7 @@ use super::connect::Target;
 use super::headers::ResponseFields;
 use super::io::PhaseTimeouts;
 use super::pool::PoolSettings;
+use super::self_service::SelfService;
 
 /// How the data path behaves; see `config/tollgate.yaml` for each.
 #[derive(Clone, Debug)]
@@ -114,12 +116,16 @@ pub struct Gate {
     pub target: Target,
     /// Paths that tollgate answers itself on the data port: `server.expose`.
     pub exposed: Vec<(&'static str, Page)>,
+    /// Where callers read their own limits, if they may.
+    pub self_service: Option<SelfService>,
     /// Whether it was said that a private peer's forwarding fields are not believed.
     pub untrusted: Once,
     /// Where requests are told of one by one, if they are.
     pub access_log: Option<AccessLog>,
     /// Where spans of requests go, if they go anywhere.
     pub tracer: Option<Tracer>,
+    /// Where usage is counted for billing, if it is.
+    pub usage: Option<Arc<Journal>>,
     /// Whether tollgate is about to stop.
     pub drain: Drain,
 }

@@ -94,7 +94,7 @@ pub async fn handle(
                 }
                 Err(failure) => {
                     if !failure.may_have_arrived {
-                        exchange.spent(0);
+                        exchange.given_back();
                         shown = charged.and_then(|it| it.give_back(&worker)).or(shown);
                     }
                     if let Some(notes) = exchange.notes() {
@@ -235,6 +235,16 @@ async fn decide<'a>(
     let gate = &worker.gate;
     let facts = facts_of(request, conn);
     let (caller, invalid) = caller::of(gate, active, &facts, present).await;
+    if let Some(own) = gate.self_service.as_ref().filter(|own| own.is_asked(request)) {
+        return Next::Answer(match invalid.filter(|invalid| invalid.is_rejected) {
+            Some(invalid) => unauthorized(worker, exchange, invalid),
+            None => {
+                exchange.keep_quiet();
+                // Boxed, so that not every request is as large as this one.
+                Box::pin(own.answer(worker, &active.policy, &caller)).await
+            }
+        });
+    }
     let Ok(plan) = active.policy.plan(&facts, &caller) else {
         return Next::Answer(refused(exchange, Refusal::BadRequest));
     };
@@ -266,12 +276,13 @@ async fn decide<'a>(
     };
     if plan.disposition == Disposition::Exempt {
         decided(exchange, Decided::Exempt);
+        exchange.admitted(&plan, 0);
         return Next::unlimited(endpoint, permit);
     }
     exchange.evaluated(&plan);
     if plan.disposition == Disposition::Unlimited {
         decided(exchange, Decided::Allow);
-        exchange.spent(plan.cost);
+        exchange.admitted(&plan, plan.cost);
         worker.top.record(&plan.identity, false);
         return Next::unlimited(endpoint, permit);
     }
@@ -280,7 +291,7 @@ async fn decide<'a>(
     match checked {
         Checked::FailedOpen => {
             decided(exchange, Decided::Allow);
-            exchange.spent(plan.cost);
+            exchange.admitted(&plan, plan.cost);
             Next::unlimited(endpoint, permit)
         }
         Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
@@ -288,12 +299,13 @@ async fn decide<'a>(
             if headers::wanted_upgrade(request, present).is_some() {
                 gate.metrics.tunnel_event(TunnelEvent::RefusedLimit);
             }
+            exchange.denied(&plan);
             let response = denied(worker, &decision);
             exchange.answered(response.status(), Ending::RateLimited, None, clock::stopwatch());
             Next::Answer(response)
         }
         Checked::Decided { decision, backend } => {
-            exchange.spent(plan.cost);
+            exchange.admitted(&plan, plan.cost);
             let shown = decision.shown().map(|shown| (*shown, decision.now));
             let grant = Grant::new(&decision, plan.scopes().count());
             let charged = Some(Charged { plan, grant, backend });
