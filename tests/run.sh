@@ -107,6 +107,8 @@ has nginx || missing+=(nginx-light)
 { has promtool && has prometheus; } || missing+=(prometheus)
 { has_alertmanager && has amtool; } || missing+=(prometheus-alertmanager)
 has prometheus-node-exporter || missing+=(prometheus-node-exporter)
+# What holds the admin API to its description is Python's.
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 # The allocator is built from C: it asks for a compiler and for make.
 { has cc && has make; } || missing+=(build-essential)
 
@@ -151,6 +153,11 @@ if has nginx; then
     export TOLLGATE_REQUIRE_NGINX=1
 else
     skipped+=("nginx beside tollgate (no nginx)")
+fi
+if bash tests/schemathesis.sh install; then
+    export TOLLGATE_REQUIRE_SCHEMATHESIS=1
+else
+    skipped+=("schemathesis against the admin port (no python3 with venv, or no PyPI)")
 fi
 has kubectl || skipped+=("that the rendered manifests are those of the files (optional, kubectl)")
 has systemd-analyze || skipped+=("what systemd says of its unit (optional)")
