@@ -11,6 +11,7 @@ pub mod limiter;
 pub mod log;
 pub mod metrics;
 pub mod otlp;
+pub mod overrides;
 pub mod policy;
 pub mod proxy;
 pub mod store;

@@ -32,6 +32,7 @@ const RANKS: &[(&str, u8)] = &[
     ("store", 4),
     ("identity", 4),
     ("subscriptions", 4),
+    ("overrides", 5),
     ("usage", 5),
     ("proxy", 6),
     ("admin", 6),

@@ -11,6 +11,8 @@ use crate::metrics::labels::{Dependency, LimiterMode};
 use super::state::AdminState;
 
 const JSON: &str = "application/json";
+/// Held to the calls by `tests/openapi.rs`.
+const OPENAPI: &str = include_str!("openapi.json");
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// An answer: status, content type, body, and perhaps more fields.
@@ -48,6 +50,12 @@ pub fn metrics_response(state: &AdminState) -> Answer {
         body: body.into(),
         fields: Vec::new(),
     }
+}
+
+/// `/api/v1/openapi.json`: the API, described.
+pub fn openapi_response() -> Answer {
+    let body = Bytes::from_static(OPENAPI.as_bytes());
+    Answer { status: StatusCode::OK, content_type: JSON, body, fields: Vec::new() }
 }
 
 /// `/livez`: 503 only when no worker's heart beats.

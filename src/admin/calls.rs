@@ -2,8 +2,9 @@
 
 use http::Method;
 
+use super::answers::openapi_response;
 use super::api::{Act, Call};
-use super::{slow, stream, top};
+use super::{explain, identities, policy, slow, stream, top};
 
 /// All of them, as `openapi.json` describes them.
 pub const CALLS: &[Call] = &[
@@ -24,5 +25,83 @@ pub const CALLS: &[Call] = &[
         path: "/api/v1/top",
         parameters: top::PARAMETERS,
         act: Act::Tell(|state, asked| Ok(top::top(state, &asked.parameters)?)),
+    },
+    Call {
+        method: Method::GET,
+        path: "/api/v1/identities/{id}",
+        parameters: &[],
+        act: Act::Do(identities::inspect),
+    },
+    Call {
+        method: Method::DELETE,
+        path: "/api/v1/identities/{id}",
+        parameters: &[],
+        act: Act::Do(identities::reset),
+    },
+    Call {
+        method: Method::PUT,
+        path: "/api/v1/identities/{id}/override",
+        parameters: &[],
+        act: Act::Do(identities::set_override),
+    },
+    Call {
+        method: Method::DELETE,
+        path: "/api/v1/identities/{id}/override",
+        parameters: &[],
+        act: Act::Do(identities::remove_override),
+    },
+    Call {
+        method: Method::GET,
+        path: "/api/v1/overrides",
+        parameters: &[],
+        act: Act::Tell(|state, _| Ok(identities::list(state, false))),
+    },
+    Call {
+        method: Method::GET,
+        path: "/api/v1/deny",
+        parameters: &[],
+        act: Act::Tell(|state, _| Ok(identities::list(state, true))),
+    },
+    Call {
+        method: Method::PUT,
+        path: "/api/v1/deny/{id}",
+        parameters: &[],
+        act: Act::Do(identities::deny),
+    },
+    Call {
+        method: Method::DELETE,
+        path: "/api/v1/deny/{id}",
+        parameters: &[],
+        act: Act::Do(identities::allow),
+    },
+    Call {
+        method: Method::GET,
+        path: "/api/v1/changes",
+        parameters: &[],
+        act: Act::Tell(|state, _| Ok(identities::changes(state))),
+    },
+    Call {
+        method: Method::POST,
+        path: "/api/v1/explain",
+        parameters: &[],
+        act: Act::Do(explain::explain),
+    },
+    Call {
+        method: Method::GET,
+        path: "/api/v1/policy",
+        parameters: &[],
+        act: Act::Tell(|state, _| Ok(policy::policy(state))),
+    },
+    Call {
+        method: Method::POST,
+        path: "/api/v1/reload",
+        parameters: &[],
+        act: Act::Do(policy::reload),
+    },
+    Call {
+        method: Method::GET,
+        path: "/api/v1/openapi.json",
+        parameters: &[],
+        act: Act::Tell(|_, _| Ok(openapi_response())),
     },
 ];

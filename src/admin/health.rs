@@ -61,7 +61,7 @@ fn answer(
     // Where nobody scrapes, nobody else asks the stores for what they have counted.
     (state.before_scrape)();
     let (evidence, verdict) = observe(state);
-    let config_hash = state.config_hash.read().clone();
+    let config_hash = state.in_force.read().hash.clone();
     let health = Health {
         status: verdict.status.as_str(),
         version: state.version,

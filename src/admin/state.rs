@@ -1,7 +1,7 @@
 //! Everything that the admin port looks at.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
@@ -16,15 +16,36 @@ use crate::health::readiness::Readiness;
 use crate::health::reloads::Reloads;
 use crate::health::slow::SlowCalls;
 use crate::health::upstream::UpstreamHealth;
+use crate::identity::identifier::Identifier;
+use crate::limiter::time::Timestamp;
 use crate::metrics::registry::Metrics;
+use crate::overrides::{OverrideStore, PolicyInForce};
+use crate::store::counters::Counters;
+use crate::subscriptions::Subscriptions;
 use crate::top::talkers::TopTalkers;
 
 use super::access::AdminToken;
+use super::api::Pending;
+use super::explain::ExplainRequest;
 use super::failures::TokenFailures;
 use super::stream::Streams;
 
 /// A question that another module answers: what it knows at this moment.
 pub type View<T> = Box<dyn Fn() -> T + Send + Sync>;
+
+/// Which policy is in force, and since when.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    /// Its hash, as much of it as is shown.
+    pub hash: Box<str>,
+    /// Since when.
+    pub at: Timestamp,
+    /// The same by the monotonic clock.
+    pub since: Instant,
+}
+
+/// A question that another module takes its time to answer.
+pub type Question<Q> = Box<dyn Fn(Q) -> Pending + Send + Sync>;
 
 /// What the admin port looks at.
 pub struct AdminState {
@@ -38,12 +59,28 @@ pub struct AdminState {
     pub version: &'static str,
     /// The name of this replica.
     pub instance: Box<str>,
-    /// Hash of the configuration in force; a reload replaces it.
-    pub config_hash: RwLock<Box<str>>,
+    /// The policy in force, by its hash; a reload replaces it.
+    pub in_force: RwLock<InForce>,
+    /// What the last reload came to.
+    pub reloads: Arc<Reloads>,
     /// What `/api` asks for; without one it answers on loopback alone.
     pub token: Option<AdminToken>,
     /// Who presented something else.
     pub failures: TokenFailures,
+    /// The policy in force.
+    pub policy: PolicyInForce,
+    /// What operators say of single identities.
+    pub overrides: Arc<OverrideStore>,
+    /// What those have used.
+    pub counters: Arc<Counters>,
+    /// Knows what tier keys and tokens carry.
+    pub identifier: Arc<Identifier>,
+    /// Knows what users have bought, where there is a database.
+    pub subscriptions: Option<Arc<Subscriptions>>,
+    /// What becomes of a request; there once tollgate serves.
+    pub explain: OnceLock<Question<ExplainRequest>>,
+    /// Has the files read anew; there once tollgate serves.
+    pub reload: OnceLock<Question<()>>,
     /// Bound, draining.
     pub readiness: Arc<Readiness>,
     /// Whether it keeps up.
@@ -68,8 +105,6 @@ pub struct AdminState {
     pub top: Arc<TopTalkers>,
     /// What the status was.
     pub history: Mutex<History>,
-    /// What the last reload came to.
-    pub reloads: Arc<Reloads>,
     /// Who is told of it all, second by second.
     pub streams: Streams,
     /// How limits are decided.
@@ -79,9 +114,10 @@ pub struct AdminState {
 }
 
 impl AdminState {
-    /// Replaces the hash of the configuration in force.
-    pub fn set_config_hash(&self, hash: &str) {
-        *self.config_hash.write() = hash.into();
+    /// Another policy is in force from now on.
+    pub fn set_in_force(&self, hash: &str) {
+        let (at, since) = (self.clock.now(), monotonic());
+        *self.in_force.write() = InForce { hash: hash.into(), at, since };
         self.metrics.set_config_hash(hash);
     }
 

@@ -4,7 +4,7 @@
 //! nothing yet.
 
 mod identity;
-mod request;
+pub mod request;
 
 use std::io::IsTerminal;
 use std::net::IpAddr;
@@ -31,6 +31,7 @@ use crate::policy::plan::{Disposition, Plan};
 use crate::proxy::caller;
 use crate::proxy::gate::{Active, Gate};
 use crate::proxy::headers::{Numbers, Present, add_limit};
+use crate::store::counters::Counters;
 use crate::subscriptions::Bought;
 
 use self::request::{Described, wrong};
@@ -62,7 +63,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot make a runtime")?;
-    let tollgate = Idle { gate: &gate, active: &active, settings: &settings };
+    let tollgate = Tollgate { gate: &gate, active: &active, source: Source::Idle(&settings) };
     let explanation = runtime.block_on(explained(&tollgate, &described, args.ip));
     runtime.shutdown_background();
     let explanation = explanation?;
@@ -77,24 +78,46 @@ fn has_colours() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty())
 }
 
-/// All that a running tollgate has, and nobody to serve.
-struct Idle<'a> {
-    gate: &'a Gate,
-    active: &'a Active,
-    settings: &'a Settings,
+/// The tollgate that is asked.
+#[derive(Clone, Copy)]
+pub struct Tollgate<'a> {
+    /// What its workers have.
+    pub gate: &'a Gate,
+    /// Its policy.
+    pub active: &'a Active,
+    /// What is used of limits.
+    pub source: Source<'a>,
 }
 
-async fn explained(
-    tollgate: &Idle<'_>,
+/// Where the state of limits comes from.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// Nobody has sent anything yet: limits are shown as they stand after the request. The database
+    /// that these settings name is not connected to yet.
+    Idle(&'a Settings),
+    /// As they stand now; nothing is charged.
+    Live(&'a Counters),
+}
+
+/// Explains a request that comes from `peer`.
+///
+/// # Errors
+/// A database that is not connected to yet cannot be set up.
+pub async fn explained(
+    tollgate: &Tollgate<'_>,
     described: &Described,
     peer: IpAddr,
 ) -> Result<Explanation, Failure> {
-    let Idle { gate, active, .. } = *tollgate;
+    let Tollgate { gate, active, source } = *tollgate;
     let policy = &active.policy;
     let (uri, headers) = (described.request.uri(), described.request.headers());
     let method = described.request.method();
     let facts = RequestFacts::of(method, uri.path(), uri.query(), headers, peer);
-    let fetched = identity::fetch_keys(&gate.identifier, &facts).await;
+    let fetched = match source {
+        Source::Idle(_) => identity::fetch_keys(&gate.identifier, &facts).await,
+        // One that serves sees to its keys itself.
+        Source::Live(_) => Vec::new(),
+    };
     let present = Present::in_fields(headers);
     let (mut caller, invalid) = caller::of(gate, active, &facts, present).await;
     let database = ask_database(tollgate, &mut caller).await?;
@@ -108,7 +131,10 @@ async fn explained(
     let plan = policy.plan(&facts, &caller);
     let settled = settled(gate, described, &facts, invalid, &plan);
     let decision = match (&settled, &plan) {
-        (None, Ok(plan)) => Some(gate.memory.check(plan, now)),
+        (None, Ok(plan)) => Some(match source {
+            Source::Idle(_) => gate.memory.check(plan, now),
+            Source::Live(counters) => counters.peek(plan, now).await.0,
+        }),
         _ => None,
     };
     steps.push(rule_step(policy, &facts, &plan, described));
@@ -144,16 +170,21 @@ async fn explained(
 
 /// Asks the database of subscriptions, where a running tollgate would. It is not connected to
 /// before that is sure: most requests can be explained without it.
-async fn ask_database(tollgate: &Idle<'_>, caller: &mut Caller) -> Result<Database, Failure> {
-    let Idle { active, settings, .. } = tollgate;
-    if settings.lookup.is_none() {
-        return Ok(Database::Absent);
-    }
+async fn ask_database(tollgate: &Tollgate<'_>, caller: &mut Caller) -> Result<Database, Failure> {
+    let Tollgate { active, gate, source } = *tollgate;
+    let settings = match source {
+        Source::Idle(settings) if settings.lookup.is_some() => Some(settings),
+        Source::Live(_) if gate.subscriptions.is_some() => None,
+        Source::Idle(_) | Source::Live(_) => return Ok(Database::Absent),
+    };
     let Some(credential) = caller.credential.as_ref() else { return Ok(Database::Answers) };
     if !active.policy.asks_database(credential) {
         return Ok(Database::Answers);
     }
-    let started = subscriptions::start(settings, 1, &Arc::default())?;
+    let started = match settings {
+        Some(settings) => subscriptions::start(settings, 1, &Arc::default())?,
+        None => gate.subscriptions.clone(),
+    };
     let asked = caller::ask_database(started.as_deref(), &active.policy, credential).await;
     let database = match asked {
         Some(Bought::Unknown) => Database::Silent,

@@ -8,6 +8,7 @@ pub mod example_backend;
 pub mod explain;
 pub mod health;
 mod identity;
+mod live;
 pub mod logging;
 pub mod manual;
 mod memory;

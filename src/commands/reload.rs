@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::clock::Clock;
 use crate::config::load::{ReadError, read_file};
@@ -31,6 +32,8 @@ use crate::proxy::gate::Active;
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Policies that are kept from being freed by a worker, while requests still hold them.
 const RETIRED_MAX: usize = 8;
+/// Requests for a reload that wait to be heard.
+const WANTED_MAX: usize = 4;
 
 /// A file that is watched, or several that belong together.
 pub struct Watched {
@@ -38,8 +41,7 @@ pub struct Watched {
     /// One of them has changed and come to rest, and another is still changing.
     is_due: bool,
     /// Whether they were taken over as they stand.
-    /// What is wrong with what it holds now; `None` where that is in force.
-    problem: Option<String>,
+    is_good: bool,
     on_change: OnChange,
 }
 
@@ -90,7 +92,7 @@ impl Watched {
             track: Track::new(in_force),
         };
         let files = files.map(followed).into();
-        Watched { files, is_due: false, problem: None, on_change }
+        Watched { files, is_due: false, is_good: true, on_change }
     }
 
     /// Looks at the files; what there is to judge if one has changed and all have come to rest.
@@ -186,7 +188,7 @@ impl Watched {
                 reload(first(contents), second)
             }),
         };
-        self.problem = taken.as_ref().err().cloned();
+        self.is_good = taken.is_ok();
         Some(taken)
     }
 
@@ -230,7 +232,7 @@ pub struct Reloader {
     pub files: Vec<Watched>,
     /// Where reloads are counted.
     pub metrics: Arc<Metrics>,
-    /// Where it is said what the last one came to.
+    /// Where it stands what they came to.
     pub reloads: Arc<Reloads>,
     /// When they were.
     pub clock: Clock,
@@ -240,18 +242,47 @@ pub struct Reloader {
 
 /// Asks the thread to reload. Dropped, it ends the thread, which nobody waits for: it holds nothing
 /// that would be lost.
-#[derive(Debug)]
-pub struct Handle(Option<SyncSender<()>>);
+#[derive(Clone, Debug)]
+pub struct Handle(Option<SyncSender<Wanted>>);
+
+/// Who waits for a reload, if anybody does: for what is wrong with the files.
+type Wanted = Option<oneshot::Sender<Vec<String>>>;
+
+/// Why nothing was reloaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReloadError {
+    /// There is no file.
+    NoFiles,
+    /// Others wait for theirs, or the thread has ended.
+    Busy,
+    /// These were refused, and what ran before goes on.
+    Refused(Vec<String>),
+}
 
 impl Handle {
-    /// Has every file read now, whether it has changed or not. One request waits at a time: it
-    /// stands for all that come until it is heard.
+    /// Has every file read now, whether it has changed or not, and waits for what comes of it.
+    ///
+    /// # Errors
+    /// There is none, or one was refused.
+    pub async fn reload(&self) -> Result<(), ReloadError> {
+        let sender = self.0.as_ref().ok_or(ReloadError::NoFiles)?;
+        let (reply, refused) = oneshot::channel();
+        sender.try_send(Some(reply)).map_err(|_| ReloadError::Busy)?;
+        match refused.await {
+            Ok(refused) if refused.is_empty() => Ok(()),
+            Ok(refused) => Err(ReloadError::Refused(refused)),
+            Err(_) => Err(ReloadError::Busy),
+        }
+    }
+
+    /// Has every file read soon, whether it has changed or not. A few requests wait at a time: they
+    /// stand for all that come until they are heard.
     pub fn request(&self) {
         let Some(sender) = &self.0 else {
             tracing::warn!("SIGHUP: no file was given at the start, so there is none to reload");
             return;
         };
-        if let Err(TrySendError::Disconnected(())) = sender.try_send(()) {
+        if let Err(TrySendError::Disconnected(_)) = sender.try_send(None) {
             tracing::error!("SIGHUP: the thread that reloads has ended; nothing has changed");
         }
     }
@@ -273,16 +304,22 @@ pub fn spawn(mut reloader: Reloader) -> io::Result<Handle> {
     if reloader.files.is_empty() {
         return Ok(Handle(None));
     }
-    let (sender, requests) = sync_channel(1);
+    let (sender, requests) = sync_channel(WANTED_MAX);
     let thread = std::thread::Builder::new().name("reload".to_owned());
     thread.spawn(move || watch(reloader, &requests))?;
     Ok(Handle(Some(sender)))
 }
 
-fn watch(mut reloader: Reloader, requests: &Receiver<()>) {
+fn watch(mut reloader: Reloader, requests: &Receiver<Wanted>) {
     loop {
         match requests.recv_timeout(LOOK_INTERVAL) {
-            Ok(()) => reloader.reload_all(),
+            Ok(wanted) => {
+                let refused = reloader.reload_all();
+                if let Some(wanted) = wanted {
+                    // Who asked may be gone.
+                    let _ = wanted.send(refused);
+                }
+            }
             Err(RecvTimeoutError::Timeout) => reloader.look(),
             Err(RecvTimeoutError::Disconnected) => return,
         }
@@ -300,32 +337,29 @@ impl Reloader {
         }
     }
 
-    /// Reads every file, changed or not.
-    fn reload_all(&mut self) {
+    /// Reads every file, changed or not, and says what is wrong with those that were refused.
+    fn reload_all(&mut self) -> Vec<String> {
+        let mut refused = Vec::new();
         for index in 0..self.files.len() {
             if let Some(contents) = self.files.get_mut(index).map(Watched::read) {
-                self.take(index, contents);
+                refused.extend(self.take(index, contents));
             }
         }
+        refused
     }
 
-    /// Hands new contents over, or that there are none, and says what came of it.
-    fn take(&mut self, index: usize, contents: Contents) {
-        let Some(watched) = self.files.get_mut(index) else { return };
-        let result = match watched.take(contents) {
-            None => return,
-            Some(Ok(())) => Attempt::Ok,
-            Some(Err(reason)) => {
-                let file = watched.name();
-                tracing::error!(file, "not reloaded, what ran before goes on: {reason}");
-                Attempt::Error
-            }
-        };
-        let problems: Vec<&str> =
-            self.files.iter().filter_map(|watched| watched.problem.as_deref()).collect();
-        let now = self.clock.now();
-        self.metrics.config_reloaded(result, problems.is_empty(), now);
-        self.reloads.note(&problems, now);
+    /// Hands new contents over, or that there are none, and says what came of it, and what is wrong.
+    fn take(&mut self, index: usize, contents: Contents) -> Option<String> {
+        let watched = self.files.get_mut(index)?;
+        let taken = watched.take(contents)?;
+        let file = watched.name();
+        self.reloads.note(&file, &taken, self.clock.now());
+        let result = if taken.is_ok() { Attempt::Ok } else { Attempt::Error };
+        let is_all_good = self.files.iter().all(|watched| watched.is_good);
+        self.metrics.config_reloaded(result, is_all_good, self.clock.now());
+        let reason = taken.err()?;
+        tracing::error!(file, "not reloaded, what ran before goes on: {reason}");
+        Some(reason)
     }
 }
 
@@ -372,7 +406,7 @@ mod tests {
             let tell = Watched::new(&path, digest(b"old"), OnChange::Tell(Box::new(tell)));
             let files = vec![reload("one"), tell, reload("two")];
             let clock = Clock::manual(NOW);
-            let (reloads, retired) = (Arc::default(), Retired::default());
+            let (retired, reloads) = (Retired::default(), Arc::default());
             let reloader = Reloader { files, metrics, reloads, clock, retired };
             Three { directory, reloader, told }
         }

@@ -150,11 +150,11 @@ impl PolicyFile {
         let metrics = PolicyMetrics::new(&self.gate.metrics, &policy, self.settings.slow_upstream);
         let took = clock::monotonic().saturating_duration_since(started);
         let compiled_ms = took.as_micros() as f64 / 1000.0;
-        let was = self.admin.config_hash.read().clone();
+        let was = self.admin.in_force.read().hash.clone();
         let hash = shown_hash(&loaded.policy_hash);
-        let active = Arc::new(Active { policy, metrics });
+        let active = Arc::new(Active { policy: Arc::new(policy), metrics });
         self.retired.keep(self.gate.active.swap(active));
-        self.admin.set_config_hash(hash);
+        self.admin.set_in_force(hash);
         let file = self.path.display();
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");

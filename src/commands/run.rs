@@ -16,6 +16,7 @@ use crate::config::load::{LoadRequest, Loaded, load};
 use crate::health::tasks::{watched, watched_root};
 use crate::metrics::labels::TaskType;
 use crate::otlp::encode::Resource;
+use crate::overrides::SYNC_INTERVAL;
 use crate::proxy::connect::Place;
 use crate::proxy::health_check;
 
@@ -24,7 +25,7 @@ use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::watchdog::{self, Watchdog};
 use super::wiring::{Wired, instance};
-use super::{Failure, RunArgs, memory, reload, reload_files, say, subscriptions, tls};
+use super::{Failure, RunArgs, live, memory, reload, reload_files, say, subscriptions, tls};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
@@ -154,6 +155,7 @@ fn serve_logged(
     let end = runtime.block_on(watched_root(async {
         let reloader = reload_files::reloader(&wired, with_tls, running, origin, read);
         let reload = reload::spawn(reloader).context("cannot start a thread")?;
+        live::answer(&wired, reload.clone());
         let mut signals = Signals::new(reload, Arc::clone(logs))?;
         let exporting = exporter.map(Exporting::spawn);
         let heartbeats = Arc::clone(&wired.admin.heartbeats);
@@ -225,8 +227,26 @@ async fn fetch_keys(wired: &Wired) {
     let _ = tokio::time::timeout(KEYS_AT_START, all).await;
 }
 
+/// Keeps up with what operators do on other replicas.
+fn spawn_sync(wired: &Wired) {
+    let overrides = Arc::clone(&wired.gate.overrides);
+    if overrides.is_transient() {
+        return;
+    }
+    background(async move {
+        let mut interval = tokio::time::interval(SYNC_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            // Whether Redis answers is told of by those who check limits there.
+            let _ = overrides.sync().await;
+        }
+    });
+}
+
 /// What runs beside the data path.
 fn spawn_background(wired: &Wired) {
+    spawn_sync(wired);
     if let Some(check) = wired.health_check.clone() {
         let checks = health_check::run(Arc::clone(&wired.gate), check);
         tokio::task::spawn_local(watched(TaskType::Healthcheck, checks));

@@ -1,6 +1,6 @@
 //! From what was loaded to the modules that run: each gets its own settings from here alone.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,7 +13,7 @@ use crate::admin::access::AdminToken;
 use crate::admin::answers::{Answer, metrics_response};
 use crate::admin::failures::TokenFailures;
 use crate::admin::health::health_response;
-use crate::admin::state::{AdminState, View};
+use crate::admin::state::{AdminState, InForce, View};
 use crate::admin::stream::Streams;
 use crate::clock::{self, Clock};
 use crate::config::compile::{RedisSettings as LoadedRedis, ResetForm, Settings as Loadable};
@@ -27,11 +27,13 @@ use crate::health::loops::Loops;
 use crate::health::readiness::Readiness;
 use crate::health::upstream::{CheckRules, UpstreamHealth};
 use crate::identity::identifier::Identifier;
+use crate::metrics::edge_labels::OverrideKind;
 use crate::metrics::labels::{
     BreakerState, Dependency, FallbackMode, FallbackReason, LimiterMode, RedisErrorKind,
 };
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::{Build, Metrics, RedisFigures};
+use crate::overrides::{OverrideStore, PolicyInForce};
 use crate::policy::compiled::FailureMode;
 use crate::proxy::address::Once;
 use crate::proxy::caller::UnknownSubscriptions;
@@ -42,6 +44,7 @@ use crate::proxy::health_check::HealthCheck;
 use crate::proxy::io::PhaseTimeouts;
 use crate::proxy::pool::PoolSettings;
 use crate::proxy::resolve::Addresses;
+use crate::store::counters::Counters;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 use crate::store::redis::names::KeyNames;
@@ -132,6 +135,14 @@ impl Wired {
             .redis
             .as_ref()
             .map(|it| Arc::new(RedisShared::new(redis_settings(it), Arc::clone(&memory))));
+        let active = Active { policy: Arc::new(policy), metrics: policy_metrics };
+        let active = Arc::new(ArcSwap::from_pointee(active));
+        let policy_in_force = || -> PolicyInForce {
+            let active = Arc::clone(&active);
+            Box::new(move || Arc::clone(&active.load().policy))
+        };
+        let counters = Arc::new(Counters::new(Arc::clone(&memory), redis.clone()));
+        let overrides = Arc::new(OverrideStore::new(Arc::clone(&counters), policy_in_force()));
         let memory_watch = Arc::new(SharedWatch::new(memory::schedule()));
         let upstream = settings.upstream.clone();
         let health_check = upstream.as_ref().and_then(|it| it.health_check.as_ref());
@@ -150,9 +161,21 @@ impl Wired {
             started: clock::monotonic(),
             version: build.version,
             instance: instance(),
-            config_hash: RwLock::default(),
+            in_force: RwLock::new(InForce {
+                hash: shown_hash(&policy_hash).into(),
+                at: clock.now(),
+                since: clock::monotonic(),
+            }),
+            reloads: Arc::default(),
             token: settings.admin_token.as_ref().map(|it| AdminToken::new(it.expose())),
             failures: TokenFailures::default(),
+            policy: policy_in_force(),
+            overrides: Arc::clone(&overrides),
+            counters: Arc::clone(&counters),
+            identifier: Arc::clone(&identifier),
+            subscriptions: subscriptions.clone(),
+            explain: OnceLock::new(),
+            reload: OnceLock::new(),
             readiness: Arc::new(Readiness::default()),
             detector: Arc::clone(&detector),
             heartbeats,
@@ -172,12 +195,12 @@ impl Wired {
             },
             top: Arc::clone(&top),
             history: Mutex::default(),
-            reloads: Arc::default(),
             streams: Streams::default(),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {
                 let (metrics, memory) = (Arc::clone(&metrics), Arc::clone(&memory));
                 let (redis, subscriptions) = (redis.clone(), subscriptions.clone());
+                let (overrides, clock) = (Arc::clone(&overrides), clock.clone());
                 let (identifier, watch) = (Arc::clone(&identifier), Arc::clone(&memory_watch));
                 let detector = Arc::clone(&detector);
                 let upstream = Arc::clone(&upstream_health);
@@ -186,6 +209,9 @@ impl Wired {
                     let transitions = BREAKER_STATES.map(|state| breaker.transitions(state));
                     metrics.publish_transitions(Dependency::Upstream, transitions);
                     recorders.publish(&metrics);
+                    let (tiers, denied) = overrides.count(clock.now());
+                    metrics.set_overrides(OverrideKind::Override, tiers);
+                    metrics.set_overrides(OverrideKind::Deny, denied);
                     detector.observe(clock::monotonic());
                     let bought = subscriptions.as_deref();
                     memory::publish(&metrics, &watch, &memory, &identifier, bought);
@@ -200,12 +226,13 @@ impl Wired {
                 })
             },
         });
-        admin.set_config_hash(shown_hash(&policy_hash));
+        metrics.set_config_hash(shown_hash(&policy_hash));
         metrics.set_config_loaded(clock.now());
         let (exposed, wanted_pages) = exposed(&settings);
         let gate = Arc::new(Gate {
             settings: proxy_settings(&settings, upstream.as_ref(), workers),
-            active: ArcSwap::from_pointee(Active { policy, metrics: policy_metrics }),
+            active,
+            overrides,
             identifier,
             unknown_subscriptions: UnknownSubscriptions::default(),
             clock,

@@ -10,7 +10,7 @@ use http::{HeaderMap, Method};
 use crate::config_path;
 use crate::policy::caller::Credential;
 use crate::policy::compiled::{Assigned, PolicyParts, Tier};
-use crate::policy::identity::{Identity, IpPrefix, PrefixLengths, is_identifier};
+use crate::policy::identity::{Identity, IdentityFault, PrefixLengths};
 use crate::policy::plan::TierId;
 
 use super::compile::{failure_mode, host_bits, not_defined};
@@ -223,46 +223,30 @@ fn identities(
 /// # Errors
 /// What was found and what was expected.
 pub fn identity(text: &str, prefixes: PrefixLengths) -> Result<Identity, Problem> {
-    let wrong = || Problem::new(quoted(text));
-    let Some((kind, id)) = text.split_once(':') else {
-        let problem = wrong().expected("ip:ADDRESS, user:ID or key:ID");
-        return Err(match text.parse::<IpAddr>() {
-            Ok(_) => problem.hint(format!("did you mean \"ip:{text}\"?")),
-            Err(_) => problem,
-        });
-    };
-    let expected = "1 to 256 bytes without control characters behind the colon";
-    match kind {
-        "user" | "key" if !is_identifier(id) => Err(wrong().expected(expected)),
-        "user" => Ok(Identity::User(id.into())),
-        "key" => Ok(Identity::Key(id.into())),
-        "ip" => address_identity(id, prefixes),
-        _ => {
-            let problem = wrong().expected("ip:ADDRESS, user:ID or key:ID");
-            Err(match nearest(kind, ["ip", "user", "key"]) {
-                Some(near) => problem.hint(format!("did you mean \"{near}:{id}\"?")),
-                None => problem,
-            })
+    Identity::parse(text, prefixes).map_err(|fault| {
+        let wrong = |expected: &str| Problem::new(quoted(text)).expected(expected);
+        let of_kind = "ip:ADDRESS, user:ID or key:ID";
+        match fault {
+            IdentityFault::Kind => match text.split_once(':') {
+                None if text.parse::<IpAddr>().is_ok() => {
+                    wrong(of_kind).hint(format!("did you mean \"ip:{text}\"?"))
+                }
+                None => wrong(of_kind),
+                Some((kind, id)) => match nearest(kind, ["ip", "user", "key"]) {
+                    Some(near) => wrong(of_kind).hint(format!("did you mean \"{near}:{id}\"?")),
+                    None => wrong(of_kind),
+                },
+            },
+            IdentityFault::Id => {
+                wrong("1 to 256 bytes without control characters behind the colon")
+            }
+            IdentityFault::Address => wrong("an address behind \"ip:\""),
+            IdentityFault::Prefix(kept) => {
+                let problem =
+                    Problem::new(format!("{} has another prefix than identities", quoted(text)));
+                let problem = problem.expected(format!("an address, or /{kept}"));
+                problem.hint("to give a network a tier, use networks")
+            }
         }
-    }
-}
-
-fn address_identity(text: &str, prefixes: PrefixLengths) -> Result<Identity, Problem> {
-    let (address, length) = match text.split_once('/') {
-        Some((address, length)) => (address, Some(length)),
-        None => (text, None),
-    };
-    let Ok(address) = address.parse::<IpAddr>() else {
-        return Err(Problem::new(quoted(text)).expected("an address behind \"ip:\""));
-    };
-    let address = address.to_canonical();
-    let kept = if address.is_ipv4() { prefixes.ipv4 } else { prefixes.ipv6 };
-    if let Some(length) = length
-        && length.parse() != Ok(kept)
-    {
-        let problem = Problem::new(format!("{} has another prefix than identities", quoted(text)));
-        let problem = problem.expected(format!("an address, or /{kept}"));
-        return Err(problem.hint("to give a network a tier, use networks"));
-    }
-    Ok(Identity::Ip(IpPrefix::new(address, prefixes)))
+    })
 }

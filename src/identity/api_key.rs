@@ -80,6 +80,12 @@ impl KeyTable {
         Ok(Credential { identity, subscription: key.tier.clone() })
     }
 
+    /// The tier or subscription of an owner's key that holds. Looks at every key.
+    pub fn subscription_of(&self, id: &str, now: Timestamp) -> Option<Arc<str>> {
+        let holds = |key: &&ApiKey| &*key.id == id && key.expires.is_none_or(|end| now < end);
+        self.table.iter().filter(holds).find_map(|key| key.tier.clone())
+    }
+
     /// Keys in it.
     pub fn len(&self) -> usize {
         self.table.len()

@@ -11,6 +11,7 @@ use aws_lc_rs::digest;
 use quick_cache::sync::Cache;
 
 use crate::limiter::time::Timestamp;
+use crate::policy::identity::Identity;
 
 use super::token::{Token, TokenFault};
 
@@ -76,6 +77,22 @@ impl TokenCache {
             Err(TokenFault::NotYetValid | TokenFault::Expired) => {}
             Err(fault) => self.invalid.insert(hash, (generation, fault)),
         }
+    }
+
+    /// Of an identity's tokens that hold now, the one that holds longest. Looks at every token.
+    pub fn last_of(
+        &self,
+        identity: &Identity,
+        generation: u64,
+        now: Timestamp,
+    ) -> Option<Arc<Token>> {
+        self.valid
+            .iter()
+            .map(|(_, known)| known)
+            .filter(|known| known.generation == generation)
+            .map(|known| known.token)
+            .filter(|token| token.credential.identity == *identity && token.holds_at(now).is_ok())
+            .max_by_key(|token| token.until)
     }
 
     /// Tokens that are remembered, good and bad.

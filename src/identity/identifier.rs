@@ -11,7 +11,7 @@ use crate::metrics::edge_labels::IdentityError;
 use crate::metrics::registry::Metrics;
 use crate::policy::caller::Credential;
 use crate::policy::facts::RequestFacts;
-use crate::policy::identity::IdentifierType;
+use crate::policy::identity::{IdentifierType, Identity};
 
 use super::api_key::{ApiKeyFault, KeyTable};
 use super::cache::{self, TokenCache};
@@ -190,6 +190,21 @@ impl Identifier {
             Some(Method::ApiKey(keys)) => format!("ApiKey realm=\"{}\"", keys.header),
             _ => "Bearer realm=\"tollgate\", error=\"invalid_token\"".to_owned(),
         }
+    }
+
+    /// The tier or subscription that a key carries, or the last to end of a user's tokens that are
+    /// remembered. Looks through all of them: for an operator's question, not for requests.
+    pub fn subscription_of(&self, identity: &Identity, now: Timestamp) -> Option<Arc<str>> {
+        self.methods.iter().find_map(|method| match (method, identity) {
+            (Method::Jwt(jwt), Identity::User(_)) => jwt
+                .cache
+                .last_of(identity, jwt.keys.load().generation, now)?
+                .credential
+                .subscription
+                .clone(),
+            (Method::ApiKey(keys), Identity::Key(id)) => keys.keys.load().subscription_of(id, now),
+            _ => None,
+        })
     }
 
     /// The key sets that have to be kept fresh.

@@ -218,6 +218,47 @@ impl Policy {
         Ok(plan)
     }
 
+    /// What holds for a caller whatever they ask for: the tier's limits, and those of every rule that
+    /// has any for that tier, as far as `scopes_max` of them. What the rules' modes and costs are does
+    /// not count here.
+    pub fn standing(&self, caller: &Caller, scopes_max: usize) -> Plan<'_> {
+        let identity = self.identity_of(caller);
+        let Resolved { tier, source, is_refused, unknown } = self.resolve(&identity, caller);
+        let mut plan = Plan::new(identity, tier, source);
+        plan.unknown_subscription = unknown;
+        let of_tier = self.tier(tier).map(|tier| tier.limits).into_iter();
+        let of_tier = of_tier.map(|set| (None, TIER_SCOPE, self.tier_scope_hash, self.mode, set));
+        let of_rules = self.rules.iter().zip(&self.scope_keys).zip(&self.scope_hashes).enumerate();
+        let of_rules = of_rules.filter(|(_, ((rule, _), _))| !rule.exempt);
+        let of_rules = of_rules.filter_map(|(index, ((rule, key), key_hash))| {
+            let set = rule.limits.get(usize::from(tier.0)).copied().flatten()?;
+            let mode = if self.mode == Mode::Shadow { Mode::Shadow } else { rule.mode };
+            Some((Some(RuleId(u16::try_from(index).ok()?)), &**key, *key_hash, mode, set))
+        });
+        let limited = of_tier.chain(of_rules).filter(|(.., set)| !set.is_unlimited());
+        for (rule, key, key_hash, mode, set) in limited.take(scopes_max) {
+            plan.push(Scope { rule, key, key_hash, limits: Limits { set, mode } });
+        }
+        if is_refused {
+            plan.disposition = Disposition::Refused;
+        } else if plan.scopes().next().is_some() {
+            plan.disposition = Disposition::Limited;
+        }
+        plan
+    }
+
+    /// The scopes that an identity may have used, by name and by hash: the tier's, and each rule's.
+    pub fn scope_names(&self) -> impl Iterator<Item = (&str, u64)> {
+        let of_rules =
+            self.scope_keys.iter().map(|key| &**key).zip(self.scope_hashes.iter().copied());
+        std::iter::once((TIER_SCOPE, self.tier_scope_hash)).chain(of_rules)
+    }
+
+    /// How much of an address makes an identity.
+    pub fn prefixes(&self) -> PrefixLengths {
+        self.prefixes
+    }
+
     /// A tier by its index.
     pub fn tier(&self, id: TierId) -> Option<&Tier> {
         self.tiers.get(usize::from(id.0))

@@ -104,7 +104,67 @@ impl IpPrefix {
     }
 }
 
+/// Why a text is no identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityFault {
+    /// It begins with none of the three kinds and a colon.
+    #[error("expected ip:ADDRESS, user:ID or key:ID")]
+    Kind,
+    /// The id of a user or key is none.
+    #[error("expected 1 to 256 bytes without control characters behind the colon")]
+    Id,
+    /// What stands behind `ip:` is no address.
+    #[error("expected an address behind \"ip:\"")]
+    Address,
+    /// An address with a prefix of another length than identities have.
+    #[error("has another prefix than identities, expected an address, or /{0}")]
+    Prefix(u8),
+}
+
 impl Identity {
+    /// Reads an identity as it is written. An address folds to its prefix.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn parse(text: &str, prefixes: PrefixLengths) -> Result<Self, IdentityFault> {
+        let (kind, id) = text.split_once(':').ok_or(IdentityFault::Kind)?;
+        match kind {
+            "user" | "key" if !is_identifier(id) => Err(IdentityFault::Id),
+            "user" => Ok(Identity::User(id.into())),
+            "key" => Ok(Identity::Key(id.into())),
+            "ip" => Self::parse_address(id, prefixes),
+            _ => Err(IdentityFault::Kind),
+        }
+    }
+
+    fn parse_address(text: &str, prefixes: PrefixLengths) -> Result<Self, IdentityFault> {
+        let (address, length) = match text.split_once('/') {
+            Some((address, length)) => (address, Some(length)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| IdentityFault::Address)?;
+        let address = address.to_canonical();
+        let kept = if address.is_ipv4() { prefixes.ipv4 } else { prefixes.ipv6 };
+        if length.is_some_and(|length| length.parse() != Ok(kept)) {
+            return Err(IdentityFault::Prefix(kept));
+        }
+        Ok(Identity::Ip(IpPrefix::new(address, prefixes)))
+    }
+
+    /// Reads what was written by another process, whatever its prefixes.
+    pub fn parse_written(text: &str) -> Option<Self> {
+        let prefix = text.strip_prefix("ip:").and_then(|text| text.split_once('/'));
+        let whole = PrefixLengths { ipv4: 32, ipv6: 128 };
+        let lengths = match prefix {
+            None => whole,
+            Some((_, length)) => {
+                let length = length.parse().ok()?;
+                PrefixLengths { ipv4: length, ipv6: length }
+            }
+        };
+        Self::parse(text, lengths).ok()
+    }
+
     /// The identity's kind.
     pub fn identifier_type(&self) -> IdentifierType {
         match self {
@@ -140,6 +200,32 @@ mod tests {
 
     fn written(address: &str, lengths: PrefixLengths) -> String {
         Identity::Ip(IpPrefix::new(address.parse().unwrap(), lengths)).to_string()
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let lengths = PrefixLengths { ipv4: 24, ipv6: 64 };
+        for (text, expected) in [
+            ("ip:192.0.2.7", Ok("ip:192.0.2.0/24")),
+            ("ip:192.0.2.7/24", Ok("ip:192.0.2.0/24")),
+            ("ip:2001:db8::7", Ok("ip:2001:db8::/64")),
+            ("ip:::ffff:192.0.2.7", Ok("ip:192.0.2.0/24")),
+            ("user:a:b", Ok("user:a:b")),
+            ("key:acme", Ok("key:acme")),
+            ("ip:192.0.2.7/32", Err(IdentityFault::Prefix(24))),
+            ("ip:host", Err(IdentityFault::Address)),
+            ("user:", Err(IdentityFault::Id)),
+            ("key:a\n", Err(IdentityFault::Id)),
+            ("42", Err(IdentityFault::Kind)),
+            ("User:42", Err(IdentityFault::Kind)),
+        ] {
+            let read = Identity::parse(text, lengths);
+            assert_eq!(read.clone().map(|it| it.to_string()), expected.map(str::to_owned));
+            if let Ok(identity) = read {
+                assert_eq!(Identity::parse_written(&identity.to_string()), Some(identity));
+            }
+        }
+        assert_eq!(Identity::parse_written("ip:1.2.3.4/300"), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod caller;
 pub mod compiled;
+pub mod describe;
 pub mod explain;
 pub mod facts;
 pub mod forwarded;

@@ -29,6 +29,20 @@ pub async fn of(
     facts: &RequestFacts<'_>,
     present: Present,
 ) -> (Caller, Option<Invalid>) {
+    let (mut caller, invalid) = identified(gate, active, facts, present).await;
+    let overrides = gate.overrides.current();
+    if !overrides.is_empty() {
+        caller.ordered = overrides.of(&active.policy, &caller, gate.clock.now());
+    }
+    (caller, invalid)
+}
+
+async fn identified(
+    gate: &Gate,
+    active: &Active,
+    facts: &RequestFacts<'_>,
+    present: Present,
+) -> (Caller, Option<Invalid>) {
     let address = address::of(gate, active, facts, present);
     let mut caller = Caller::by_address(address);
     let identify = || gate.identifier.identify(facts, address, gate.clock.now());

@@ -18,6 +18,7 @@ use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::Metrics;
 use crate::metrics::series::UpstreamSeries;
 use crate::otlp::export::Tracer;
+use crate::overrides::OverrideStore;
 use crate::policy::compiled::Policy;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
@@ -72,7 +73,7 @@ pub type Page = Box<dyn Fn() -> oneshot::Receiver<http::Response<bytes::Bytes>> 
 #[derive(Debug)]
 pub struct Active {
     /// Decides.
-    pub policy: Policy,
+    pub policy: Arc<Policy>,
     /// Counts.
     pub metrics: PolicyMetrics,
 }
@@ -82,7 +83,9 @@ pub struct Gate {
     /// How the data path behaves.
     pub settings: Settings,
     /// The policy in force.
-    pub active: ArcSwap<Active>,
+    pub active: Arc<ArcSwap<Active>>,
+    /// What operators say of single identities.
+    pub overrides: Arc<OverrideStore>,
     /// Who callers are.
     pub identifier: Arc<Identifier>,
     /// What callers have that no tier is known for.

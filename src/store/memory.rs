@@ -17,6 +17,7 @@ use crate::limiter::check::{Limits, State, States, check, peek};
 use crate::limiter::decision::{Decision, SCOPES_USUAL};
 use crate::limiter::refund::{Grant, refund};
 use crate::limiter::time::Timestamp;
+use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
 
 use self::key::{IdentityHash, Key, Keys};
@@ -116,6 +117,15 @@ impl MemoryStore {
             }
         }
         decision
+    }
+
+    /// Forgets what an identity has used of these scopes, by the hashes of their names.
+    pub fn reset(&self, identity: &Identity, scopes: impl Iterator<Item = u64>) {
+        let hash = self.keys.hash(identity);
+        let Some(Padded(shard)) = self.shard_of(hash) else { return };
+        let mut shard = shard.lock();
+        let forgotten = scopes.filter(|scope| shard.forget(hash.key(*scope))).count();
+        self.len.fetch_sub(forgotten, Ordering::Relaxed);
     }
 
     /// Forgets what has expired in one shard, and says how much that was. Looks at a bounded number

@@ -1,5 +1,6 @@
 //! Where limiter state lives, and the one call that checks and charges it.
 
+pub mod counters;
 pub mod failover;
 pub mod memory;
 pub mod redis;

@@ -151,7 +151,7 @@ export class Callers {
       el("p", { class: "outcome", hidden: true }),
       el("div", { class: "who" }, name, el("span", {}, "tier ", el("strong", { "data-part": "tier" })), el("span", { class: "hint", "data-part": "source" }), refused),
       el("dl", { class: "facts", "data-part": "facts" }),
-      el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Its limits" }, el("table", {}, el("thead", {}, head), el("tbody", { "data-part": "limits" })), el("p", { class: "empty", "data-part": "no-limits" }, "No limit holds for it.")),
+      el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Its limits" }, el("table", {}, el("thead", {}, head), el("tbody", { "data-part": "limits" })), el("p", { class: "empty", "data-part": "no-limits" }, "No limit holds for it.")),
       el(
         "p",
         { class: "actions" },

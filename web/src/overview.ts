@@ -175,7 +175,7 @@ export class Overview {
     set("f-limiter-note", note);
     attribute(byId("f-limiter").parentElement as HTMLElement, "data-status", status);
     set("f-uptime", span(frame.uptime_seconds));
-    const exceptions = (frame.overrides ?? 0) + (frame.denied ?? 0);
+    const exceptions = frame.overrides + frame.denied;
     set("f-uptime-note", exceptions === 0 ? "no exceptions set" : `${count(exceptions)} exception${exceptions === 1 ? "" : "s"} set`);
   }
 

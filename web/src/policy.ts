@@ -100,7 +100,7 @@ function sentence(limit: Limit): HTMLElement {
 
 function tierCard(tier: Tier, defaultTier: string): HTMLElement {
   const isDefault = tier.name === defaultTier ? el("span", { class: "tag" }, "default") : null;
-  const card = el("div", { class: "card" }, el("h3", {}, foreign(tier.name), " ", isDefault));
+  const card = el("div", { class: "card", "data-tier": tier.name }, el("h3", {}, foreign(tier.name), " ", isDefault));
   card.append(
     tier.limits.length > 0
       ? el("ul", {}, ...tier.limits.map(sentence))

@@ -5,9 +5,10 @@
 use serde_json::{Value, json};
 
 use crate::limiter::decision::Verdict;
-use crate::limiter::quota::{Mode, Period};
+use crate::limiter::quota::Period;
 
 use super::super::compiled::FailureMode;
+use super::super::describe::mode;
 use super::{Explanation, Limit, Look, Outcome, Step};
 
 /// Longest line of text, in characters.
@@ -21,22 +22,26 @@ const RED: &str = "1;31";
 const GREEN: &str = "1;32";
 const YELLOW: &str = "1;33";
 
+impl Limit {
+    /// For programs.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "scope": self.scope,
+            "period": self.period.as_str(),
+            "limit": self.limit,
+            "used": self.used,
+            "remaining": self.remaining,
+            "reset": self.reset,
+            "quota": self.quota,
+            "mode": mode(self.mode),
+        })
+    }
+}
+
 impl Explanation {
     /// For programs.
     pub fn to_json(&self) -> Value {
-        let limit = |limit: &Limit| {
-            json!({
-                "name": limit.name,
-                "scope": limit.scope,
-                "period": limit.period.as_str(),
-                "limit": limit.limit,
-                "used": limit.used,
-                "remaining": limit.remaining,
-                "reset": limit.reset,
-                "quota": limit.quota,
-                "mode": mode(limit.mode),
-            })
-        };
         let look = |look: &Look| {
             let Look { what, found, decides } = look;
             json!({ "what": what, "found": found, "decides": decides })
@@ -75,7 +80,7 @@ impl Explanation {
             "reason": self.sentence(),
             "limited_by": limited_by,
             "retry_after": retry_after,
-            "limits": self.limits.iter().map(limit).collect::<Vec<_>>(),
+            "limits": self.limits.iter().map(Limit::to_json).collect::<Vec<_>>(),
             "fields": fields.collect::<serde_json::Map<_, _>>(),
             "on_failure": self.on_failure.map(FailureMode::as_str),
             "steps": self.steps.iter().map(step).collect::<Vec<_>>(),
@@ -147,14 +152,6 @@ impl Explanation {
                 "While Redis does not answer, the request is refused with 503.".to_owned()
             }
         }
-    }
-}
-
-/// As files and answers write it.
-fn mode(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Enforce => "enforce",
-        Mode::Shadow => "shadow",
     }
 }
 

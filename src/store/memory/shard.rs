@@ -119,6 +119,12 @@ impl Shard {
         }
     }
 
+    /// Takes away the record of a key, if it is held.
+    pub fn forget(&mut self, key: Key) -> bool {
+        let place = self.find(key);
+        place.inspect(|place| self.remove(*place)).is_some()
+    }
+
     /// Looks at the next `count` places, frees those that have expired, and says how many.
     pub fn sweep(&mut self, now: Timestamp, count: u32) -> usize {
         let mut freed = 0;

@@ -9,6 +9,7 @@
 -- ARGV[1]  packed, little endian: u32 sequence number, echoed; f64 now in us, 0 = this server's
 --          TIME; u32 cost; then per scope u8 mode (0 enforce, 1 shadow), u32 rate, burst, minute,
 --          hour (0 = no such limit).
+-- ARGV[2]  if there is one: only look. What the request would meet is reported, and nothing written.
 -- Reply    packed: u32 sequence number; u8 verdict (0 allow, 1 deny); f64 now in us; then per scope
 --          and for second, minute, hour: u32 remaining, f64 wait in us (0 = had room, 4e15 = never),
 --          f64 whole_at in us. What has no limit is 0.
@@ -28,7 +29,7 @@
 
 local arg = ARGV[1]
 local scopes = #KEYS
-if #ARGV ~= 1 or scopes < 1 or #arg ~= 16 + 17 * scopes then
+if #ARGV > 2 or scopes < 1 or #arg ~= 16 + 17 * scopes then
   return redis.error_reply('ERR tollgate check: keys and one packed argument for them expected')
 end
 
@@ -45,7 +46,7 @@ local hour_of_now = (now - now % 60000000) / 60000000
 
 -- The first round charges as it goes. A denial by a later scope takes that back: a second round
 -- then charges nothing. With one scope there is never a second round.
-local verdict, charging, again = 0, true, true
+local verdict, charging, again = 0, #ARGV == 1, true
 local raws, values, expiries, reports = {}, {}, {}, ''
 while again do
   again, values, expiries, reports = false, {}, {}, ''
@@ -260,6 +261,6 @@ end
 
 for scope = 1, scopes do
   local value = values[scope]
-  if value then call('SET', KEYS[scope], value, 'PX', expiries[scope]) end
+  if value and #ARGV == 1 then call('SET', KEYS[scope], value, 'PX', expiries[scope]) end
 end
 return pack('<I4Bd', seq, verdict, now) .. reports

@@ -30,6 +30,8 @@ pub struct Call {
     pub keys: Vec<Bytes>,
     /// The packed argument.
     pub argument: Bytes,
+    /// Whether it only looks.
+    pub is_peek: bool,
     /// What reads the reply.
     pub ticket: Ticket,
 }
@@ -81,7 +83,12 @@ impl Call {
         }
         let keys = keys(names, plan);
         let ticket = Ticket { sequence, scopes: keys.len() };
-        Call { keys, argument: argument.into(), ticket }
+        Call { keys, argument: argument.into(), is_peek: false, ticket }
+    }
+
+    /// What a check of `plan` would come to now. Charges nothing.
+    pub fn peek(names: &KeyNames, plan: &Plan<'_>, sequence: u32) -> Self {
+        Call { is_peek: true, ..Self::new(names, plan, None, sequence) }
     }
 
     /// Takes back what a check of `plan` charged. The ticket is for no reply: there is nothing in
@@ -106,7 +113,7 @@ impl Call {
         }
         let keys = keys(names, plan);
         let ticket = Ticket { sequence, scopes: keys.len() };
-        Call { keys, argument: argument.into(), ticket }
+        Call { keys, argument: argument.into(), is_peek: false, ticket }
     }
 
     /// Writes a value and has it expire at once: shows that Redis can still do what a check needs.
@@ -121,7 +128,12 @@ impl Call {
             argument.extend_from_slice(&limit.to_le_bytes());
         }
         let keys = vec![names.probe()];
-        Call { keys, argument: argument.into(), ticket: Ticket { sequence, scopes: 1 } }
+        Call {
+            keys,
+            argument: argument.into(),
+            is_peek: false,
+            ticket: Ticket { sequence, scopes: 1 },
+        }
     }
 }
 

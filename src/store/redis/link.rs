@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use fred::bytes::Bytes;
 use fred::bytes_utils::Str;
 use fred::clients::Client;
-use fred::interfaces::{ClientLike, EventInterface, LuaInterface};
+use fred::interfaces::{ClientLike, EventInterface, KeysInterface, LuaInterface};
 use fred::types::Value;
 use fred::types::config::{
     Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig,
@@ -94,6 +95,35 @@ impl Link {
         (link, [AbortOnDrop(follow), AbortOnDrop(drive), AbortOnDrop(watch)])
     }
 
+    /// Runs a script of another kind, which is rare, and ends within `budget`.
+    pub async fn eval(
+        &self,
+        script: &'static str,
+        keys: Vec<Bytes>,
+        arguments: Vec<Bytes>,
+        budget: Duration,
+    ) -> Result<Value, CheckError> {
+        if !*self.up.borrow() {
+            return Err(CheckError::new(RedisErrorKind::Io, "not connected"));
+        }
+        let arguments: Vec<Value> = arguments.into_iter().map(Value::Bytes).collect();
+        match timeout(budget, self.client.eval(static_str(script), keys, arguments)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(CheckError::new(RedisErrorKind::Timeout, "no answer within the budget")),
+        }
+    }
+
+    /// Deletes keys, all of one slot, and ends within `budget`.
+    pub async fn delete(&self, keys: Vec<Bytes>, budget: Duration) -> Result<(), CheckError> {
+        if !*self.up.borrow() {
+            return Err(CheckError::new(RedisErrorKind::Io, "not connected"));
+        }
+        match timeout(budget, self.client.unlink::<i64, _>(keys)).await {
+            Ok(result) => Ok(result.map(|_| ())?),
+            Err(_) => Err(CheckError::new(RedisErrorKind::Timeout, "no answer within the budget")),
+        }
+    }
+
     /// What the links of all workers share.
     pub fn shared(&self) -> &Arc<RedisShared> {
         &self.shared
@@ -164,7 +194,12 @@ impl Link {
 
     async fn run(&self, hash: Str, call: &Call) -> Result<Value, CheckError> {
         let argument = Value::Bytes(call.argument.clone());
-        Ok(self.client.evalsha(hash, call.keys.clone(), argument).await?)
+        let keys = call.keys.clone();
+        if call.is_peek {
+            let look = Value::from_static_str("peek");
+            return Ok(self.client.evalsha(hash, keys, vec![argument, look]).await?);
+        }
+        Ok(self.client.evalsha(hash, keys, argument).await?)
     }
 
     /// Loads the script unless somebody did since `seen`.

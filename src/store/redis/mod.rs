@@ -4,6 +4,7 @@
 //! connection. A check takes no longer than its budget, whatever Redis does: what is not answered
 //! by then is decided by the failure mode. Nothing here knows of HTTP or of metrics' names.
 
+pub mod board;
 pub mod codec;
 pub mod error;
 mod link;
@@ -191,6 +192,10 @@ impl RedisStore {
         self.link.wait_connected(at_most).await
     }
 
+    fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
     /// What is shared with the other workers.
     pub fn shared(&self) -> &Arc<RedisShared> {
         self.link.shared()
@@ -241,6 +246,19 @@ impl RedisStore {
             Err(error) => shared.note_bad(error),
         }
         result
+    }
+
+    /// What a check of the plan would come to now; charges nothing. Says nothing of Redis that checks
+    /// will not. The plan has at least one scope.
+    ///
+    /// # Errors
+    /// Redis gave no answer within `budget`.
+    pub async fn peek(&self, plan: &Plan<'_>, budget: Duration) -> Result<Decision, CheckError> {
+        let call = Call::peek(&self.shared().settings.names, plan, self.link.next_sequence());
+        let ticket = call.ticket;
+        let reply = self.link.call(call, budget).await?;
+        let reply = reply.as_bytes().unwrap_or_default();
+        ticket.decode(plan, reply).map_err(|error| self.link.distrust(&error))
     }
 
     /// Takes back what a check by `backend` charged. In this process's memory at once, and then it

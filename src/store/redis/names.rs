@@ -61,6 +61,22 @@ impl KeyNames {
         [&self.prefix, ":{", identity_hash, "}:", scope].concat().into()
     }
 
+    /// The two keys of what all replicas are told: a table and a log.
+    pub fn board(&self) -> [Bytes; 2] {
+        ["table", "log"].map(|name| [&self.prefix, ":{overrides}:", name].concat().into())
+    }
+
+    /// A key of 256 bits for one purpose, where there is a secret: what is encrypted under it can be
+    /// read by those alone who have the secret and these names.
+    pub fn derived_key(&self, purpose: &str) -> Option<[u8; 32]> {
+        let Secret(secret) = self.secret.as_ref()?;
+        let mut context = hmac::Context::with_key(secret);
+        context.update(purpose.as_bytes());
+        context.update(&[0, 0]);
+        context.update(self.prefix.as_bytes());
+        context.sign().as_ref().try_into().ok()
+    }
+
     /// The key that shows whether Redis can be written.
     pub fn probe(&self) -> Bytes {
         [&self.prefix, ":{probe}"].concat().into()
