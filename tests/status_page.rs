@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -201,10 +202,28 @@ fn the_page_does_what_it_promises_in_a_browser() {
         return;
     }
     let Some(redis) = RedisServer::spawn_tcp() else { return };
-    let mut stage = Stage::new(redis);
+    play(Stage::new(redis, TIERS), "test/status-page.mjs", &[]);
+}
+
+/// `tests/long.sh page-pictures`: the pictures of `docs/status-page.md`.
+#[test]
+#[ignore = "takes three minutes; tests/long.sh page-pictures"]
+fn pictures() {
+    assert!(has_browser(), "pictures take a browser");
+    let redis = RedisServer::spawn_tcp().expect("pictures take a Redis");
+    let to = std::env::var("PICTURES")
+        .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/docs/status-page").to_owned());
+    std::fs::create_dir_all(&to).unwrap();
+    let tiers = include_str!("../config/tiers.yaml");
+    play(Stage::new(redis, tiers), "test/pictures.mjs", &[("PICTURES", &to)]);
+}
+
+/// Runs a script, and does what it asks for.
+fn play(mut stage: Stage, script: &str, variables: &[(&str, &str)]) {
     let mut script = Command::new("node")
-        .arg("test/status-page.mjs")
+        .arg(script)
         .current_dir(web())
+        .envs(variables.iter().copied())
         .env("ADMIN_URL", format!("http://{}", stage.tollgate.admin))
         .env("TOKEN", TOKEN)
         .env("CHROMIUM", chromium())
@@ -229,17 +248,31 @@ fn the_page_does_what_it_promises_in_a_browser() {
     assert!(status.success() && is_done, "{status}\n{}", stage.tollgate.log());
 }
 
+/// Who sends requests for pictures: name, tier, path, pauses in milliseconds.
+const CALLERS: &[(&str, &str, &str, u64)] = &[
+    ("alice", "premium", "/fo/strike-distribution", 70),
+    ("bob", "free", "/fo/strike-distribution", 400),
+    ("mallory", "free", "/fo/history/2025", 90),
+    ("carol", "enterprise", "/fo/strike-distribution", 22),
+    ("dave", "enterprise", "/fo/history/2024", 60),
+    ("erin", "free", "/fo/strike-distribution", 1_400),
+    ("reports", "internal", "/fo/strike-distribution", 180),
+];
+
 /// What the script may have done to the world.
 struct Stage {
     tollgate: Tollgate,
     redis: RedisServer,
     is_backend_up: Arc<AtomicBool>,
+    tiers: &'static str,
+    /// Whether callers send requests by themselves.
+    traffic: Arc<AtomicBool>,
     _backend: Backend,
     _directory: tempfile::TempDir,
 }
 
 impl Stage {
-    fn new(redis: RedisServer) -> Self {
+    fn new(redis: RedisServer, tiers: &'static str) -> Self {
         let is_backend_up = Arc::new(AtomicBool::new(true));
         let is_up = Arc::clone(&is_backend_up);
         // While it is down it hangs up on every request.
@@ -260,9 +293,11 @@ identity: [ {{ jwt: {{ secret: \"{SECRET}\" }} }}, {{ ip: {{}} }} ]
             token.display(),
             redis.tcp_url(),
         );
-        let start = Start::default().upstream(backend.address).config(&config).tiers(TIERS);
+        let start = Start::default().upstream(backend.address).config(&config).tiers(tiers);
         let tollgate = start.run();
-        Stage { tollgate, redis, is_backend_up, _backend: backend, _directory: directory }
+        let traffic = Arc::default();
+        let _backend = backend;
+        Stage { tollgate, redis, is_backend_up, tiers, traffic, _backend, _directory: directory }
     }
 
     fn act(&mut self, wish: &Value) -> Value {
@@ -298,8 +333,15 @@ identity: [ {{ jwt: {{ secret: \"{SECRET}\" }} }}, {{ ip: {{}} }} ]
             }
             "tiers" => {
                 let is_good = wish["isGood"].as_bool().unwrap();
-                let text = if is_good { TIERS.to_owned() } else { TIERS.replace("10 }", "many }") };
+                let bad = self.tiers.replacen("per_minute: 10", "per_minute: many", 1);
+                assert_ne!(bad, self.tiers);
+                let text = if is_good { self.tiers } else { &bad };
                 std::fs::write(self.tollgate.path("tiers.yaml"), text).unwrap();
+                json!(null)
+            }
+            "traffic" => {
+                self.traffic.store(wish["isOn"].as_bool().unwrap(), Ordering::Release);
+                CALLERS.iter().for_each(|caller| self.call(*caller));
                 json!(null)
             }
             "tasks" => json!({ "tasks": self.tollgate.metric(TASKS) as u64 }),
@@ -309,6 +351,28 @@ identity: [ {{ jwt: {{ secret: \"{SECRET}\" }} }}, {{ ip: {{}} }} ]
             }
             other => panic!("nobody knows how to do {other}"),
         }
+    }
+
+    /// One of them sends requests until it is told to stop, now faster, now slower.
+    fn call(&self, (name, tier, path, pause): (&'static str, &'static str, &'static str, u64)) {
+        let (traffic, data) = (Arc::clone(&self.traffic), self.tollgate.data);
+        let claims = json!({ "sub": name, "tier": tier, "exp": tokens::in_seconds(3_600) });
+        let token = hs256(&claims);
+        std::thread::spawn(move || {
+            let mut round = 0_u64;
+            while traffic.load(Ordering::Acquire) {
+                let mut client = Client::connect(data);
+                for _ in 0..20 {
+                    client.send(format!(
+                        "GET {path} HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {token}\r\n\r\n"
+                    ));
+                    client.answer();
+                    round += 1;
+                    let swing = (round as f64 * pause as f64 / 9_000.0).sin() * 0.45 + 1.0;
+                    std::thread::sleep(Duration::from_millis((pause as f64 * swing) as u64));
+                }
+            }
+        });
     }
 
     /// Sends so many, one after the other, and counts what came of them.
