@@ -496,7 +496,7 @@ fn wrong_usage_ends_with_2() {
         "--header: no colon in header 2, expected 'NAME: VALUE'",
     );
     check(&["GET", "/", "--format", "xml"], "human, json");
-    check(&["GET", "/", "--live", "http://127.0.0.1:9900"], "--live: not supported yet");
+    check(&["GET", "/", "--header", "no colon"], "--header: no colon in header 1");
     check(&["GET", "/", "--tiers", "/nowhere.yaml"], "cannot be read");
 }
 
@@ -616,7 +616,7 @@ fn the_database_of_subscriptions_is_asked() {
         let files = Files::new(&lookup, TIERS);
         let bearer = format!("Authorization: Bearer {}", token(claims));
         let said = files.explain_json(&["GET", "/a/b", "--header", &bearer]);
-        let database = said["steps"][2]["looked_at"][2]["found"].as_str().unwrap().to_owned();
+        let database = said["steps"][2]["looked_at"][3]["found"].as_str().unwrap().to_owned();
         (said["tier"].as_str().unwrap().to_owned(), database)
     };
     let silent = of(&format!("redis://{}", nobody()), &json!({ "sub": "ann" }));

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use tollgate::admin::failures::TokenFailures;
 use tollgate::admin::server::{Timeouts, serve};
-use tollgate::admin::state::AdminState;
+use tollgate::admin::state::{AdminState, InForce};
 use tollgate::clock::{Clock, monotonic};
 use tollgate::health::breaker::Outcome;
 use tollgate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
@@ -21,6 +22,7 @@ use tollgate::health::loops::Loops;
 use tollgate::health::memory::{Growth, MemoryView, Verdict};
 use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
+use tollgate::identity::identifier::Identifier;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::{Micros, Timestamp};
 use tollgate::metrics::edge_labels::{HandshakeResult, RefusalReason};
@@ -31,9 +33,11 @@ use tollgate::metrics::labels::{
 use tollgate::metrics::names::{self, Kind};
 use tollgate::metrics::policy::{PolicyMetrics, RequestRecord};
 use tollgate::metrics::registry::{Build, DatabaseFigures, Metrics, RedisFigures};
+use tollgate::overrides::OverrideStore;
 use tollgate::policy::compiled::{Policy, PolicyParts, Rule, Tier};
 use tollgate::policy::identity::{IdentifierType, Identity, IpPrefix, PrefixLengths};
 use tollgate::policy::plan::{Plan, RuleId, Scope, TierId, TierSource};
+use tollgate::store::counters::Counters;
 use tollgate::store::memory::MemoryStore;
 use tollgate::top::talkers::TopTalkers;
 
@@ -656,14 +660,28 @@ impl Admin {
         let heartbeats = Arc::new(Heartbeats::new(2, monotonic()));
         let loops = Loops::new(metrics.runtime(), 2, monotonic());
         let (hearts, upstream) = (Arc::clone(&heartbeats), metrics.pool("upstream"));
+        let counters = Arc::new(Counters::new(Arc::new(MemoryStore::new(1)), None));
+        let no_policy = || Arc::new(Policy::new(PolicyParts::default()));
         let state = Arc::new(AdminState {
             metrics,
             clock: Clock::manual(NOW),
             started: monotonic(),
             version: "0.1.0",
             instance: "a".into(),
-            config_hash: parking_lot::RwLock::default(),
+            in_force: parking_lot::RwLock::new(InForce {
+                hash: "9f2c".into(),
+                at: NOW,
+                since: monotonic(),
+            }),
             token: None,
+            failures: TokenFailures::default(),
+            policy: Box::new(no_policy),
+            overrides: Arc::new(OverrideStore::new(Arc::clone(&counters), Box::new(no_policy))),
+            counters,
+            identifier: Arc::new(Identifier::new(Vec::new(), Arc::clone(&scraped))),
+            subscriptions: None,
+            explain: OnceLock::new(),
+            reload: OnceLock::new(),
             readiness: Arc::new(Readiness::default()),
             detector: Detector::new(loops, hearts, upstream, Queues::default),
             heartbeats,
@@ -685,7 +703,6 @@ impl Admin {
             top: Arc::new(TopTalkers::new(2, monotonic())),
             reloads: Arc::default(),
             streams: Default::default(),
-            failures: Default::default(),
             history: parking_lot::Mutex::default(),
             limiter: Box::new(move || LimiterView {
                 mode: MODES[usize::from(mode.load(Ordering::Relaxed))],
@@ -693,7 +710,7 @@ impl Admin {
             }),
             before_scrape: Box::new(move || scraped.set_memory_store(3, 0)),
         });
-        state.set_config_hash("9f2c");
+        state.set_in_force("9f2c");
         state.readiness.set_bound();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let served = Arc::clone(&state);

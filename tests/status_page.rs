@@ -333,7 +333,7 @@ identity: [ {{ jwt: {{ secret: \"{SECRET}\" }} }}, {{ ip: {{}} }} ]
             }
             "tiers" => {
                 let is_good = wish["isGood"].as_bool().unwrap();
-                let bad = self.tiers.replacen("per_minute: 10", "per_minute: many", 1);
+                let bad = self.tiers.replacen("per_minute: 10", "per_minute: ten", 1);
                 assert_ne!(bad, self.tiers);
                 let text = if is_good { self.tiers } else { &bad };
                 std::fs::write(self.tollgate.path("tiers.yaml"), text).unwrap();

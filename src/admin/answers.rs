@@ -88,6 +88,12 @@ impl Answer {
     }
 }
 
+/// A text for eyes.
+pub fn text(text: String) -> Answer {
+    let (status, body) = (StatusCode::OK, text.into());
+    Answer { status, content_type: "text/plain; charset=utf-8", body, fields: Vec::new() }
+}
+
 /// 204.
 pub fn no_content() -> Answer {
     let (content_type, body) = ("", Bytes::new());

@@ -83,7 +83,7 @@ pub const CALLS: &[Call] = &[
     Call {
         method: Method::POST,
         path: "/api/v1/explain",
-        parameters: &[],
+        parameters: explain::PARAMETERS,
         act: Act::Do(explain::explain),
     },
     Call {

@@ -24,12 +24,24 @@ pub struct ExplainRequest {
     /// Its fields by name.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    /// Whether it is to be a text.
+    #[serde(skip)]
+    pub for_eyes: bool,
 }
+
+/// What the query knows.
+pub const PARAMETERS: &[&str] = &["format"];
 
 /// `POST /api/v1/explain`.
 pub fn explain(state: Arc<AdminState>, asked: Asked) -> Pending {
     Box::pin(async move {
-        let request: ExplainRequest = asked.json()?;
+        let mut request: ExplainRequest = asked.json()?;
+        request.for_eyes =
+            asked.parameters.read("format", false, "human or json", |text| match text {
+                "human" => Some(true),
+                "json" => Some(false),
+                _ => None,
+            })?;
         match state.explain.get() {
             Some(explain) => explain(request).await,
             None => {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::limiter::time::Timestamp;
+use crate::log::limit::AUDIT;
 use crate::overrides::OverrideError;
 use crate::overrides::change::{Action, Change};
 use crate::policy::caller::{Caller, Credential};
@@ -126,7 +127,7 @@ pub fn list(state: &AdminState, denials: bool) -> Answer {
     let (overrides, now) = (state.overrides.current(), state.clock.now());
     let is_listed = |it: &&Arc<Override>| it.holds_at(now) && (it.order == Order::Deny) == denials;
     let mut listed: Vec<&Arc<Override>> = overrides.all().filter(is_listed).collect();
-    listed.sort_by(|a, b| b.set_at.cmp(&a.set_at));
+    listed.sort_by_key(|it| std::cmp::Reverse(it.set_at));
     let items: Vec<Value> = listed.into_iter().map(|it| entry(it)).collect();
     let kept_in = if state.overrides.is_transient() { "memory" } else { "redis" };
     json(StatusCode::OK, &json!({ "kept_in": kept_in, "items": items }))
@@ -198,14 +199,14 @@ fn done(
         Ok(()) => {
             state.metrics.admin_changed(action.label());
             tracing::info!(
-                target: "tollgate::audit", action = action_name, identity, detail, by, %from,
+                target: AUDIT, action = action_name, identity, detail, by, %from,
                 "changed by the admin API"
             );
             Ok(())
         }
         Err(error) => {
             tracing::warn!(
-                target: "tollgate::audit", action = action_name, identity, detail, by, %from,
+                target: AUDIT, action = action_name, identity, detail, by, %from,
                 "not changed: {error}"
             );
             let status = match error {

@@ -34,19 +34,13 @@ pub fn policy(state: &AdminState) -> Answer {
 pub struct LastReload {
     ok: bool,
     at: Option<String>,
-    error: Option<String>,
+    error: Option<Box<str>>,
 }
 
 /// The same, as it stands.
 pub fn last_reload(state: &AdminState) -> LastReload {
     let last = state.reloads.last();
-    let error = last.refused.iter().map(|(file, why)| format!("{file}: {why}"));
-    let error: Vec<String> = error.collect();
-    LastReload {
-        ok: error.is_empty(),
-        at: last.at.map(rfc3339),
-        error: (!error.is_empty()).then(|| error.join("\n")),
-    }
+    LastReload { ok: last.error.is_none(), at: last.at.map(rfc3339), error: last.error }
 }
 
 /// `POST /api/v1/reload`.

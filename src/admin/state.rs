@@ -61,8 +61,6 @@ pub struct AdminState {
     pub instance: Box<str>,
     /// The policy in force, by its hash; a reload replaces it.
     pub in_force: RwLock<InForce>,
-    /// What the last reload came to.
-    pub reloads: Arc<Reloads>,
     /// What `/api` asks for; without one it answers on loopback alone.
     pub token: Option<AdminToken>,
     /// Who presented something else.
@@ -105,6 +103,8 @@ pub struct AdminState {
     pub top: Arc<TopTalkers>,
     /// What the status was.
     pub history: Mutex<History>,
+    /// What the last reload came to.
+    pub reloads: Arc<Reloads>,
     /// Who is told of it all, second by second.
     pub streams: Streams,
     /// How limits are decided.

@@ -6,25 +6,26 @@
 mod identity;
 pub mod request;
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue};
+use serde_json::json;
 
 use crate::config::compile::Settings;
 use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Overrides, load};
-use crate::config::report::Problem;
 use crate::identity::identifier::Invalid;
 use crate::limiter::decision::Decision;
 use crate::policy::caller::Caller;
 use crate::policy::compiled::Policy;
 use crate::policy::explain::rules::{effects, mode, rule, shown};
 use crate::policy::explain::{
-    Database, Explanation, Limit, Outcome, Step, address, limits, tier, tier_name,
+    Asked, Database, Explanation, Limit, Outcome, Step, address, limits, tier, tier_name,
 };
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan};
@@ -34,7 +35,8 @@ use crate::proxy::headers::{Numbers, Present, add_limit};
 use crate::store::counters::Counters;
 use crate::subscriptions::Bought;
 
-use self::request::{Described, wrong};
+use self::request::Described;
+use super::admin_client::{self, Question};
 use super::logging::Recorders;
 use super::wiring::Wired;
 use super::{ExplainArgs, Failure, Format, print, subscriptions};
@@ -44,11 +46,10 @@ use super::{ExplainArgs, Failure, Format, print, subscriptions};
 /// # Errors
 /// Wrong usage, or an error in a file. Whatever becomes of the request is none.
 pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
-    if args.live.is_some() {
-        let problem = Problem::new("not supported yet: a running tollgate has no API to ask");
-        return Err(wrong("--live", problem).into());
-    }
     let described = request::described(&args.method, &args.path, &args.header)?;
+    if let Some(live) = &args.live {
+        return ask(args, &described, live).map_err(Failure::Running);
+    }
     let loaded = load(&LoadRequest {
         config: args.files.config.as_deref(),
         tiers: args.files.tiers.as_deref(),
@@ -70,6 +71,35 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     match args.format {
         Format::Human => print(explanation.to_text(has_colours())),
         Format::Json => print(format_args!("{:#}", explanation.to_json())),
+    }
+    Ok(())
+}
+
+/// Asks a tollgate that serves.
+fn ask(args: &ExplainArgs, described: &Described, live: &str) -> anyhow::Result<()> {
+    let mut headers: BTreeMap<&str, &str> = BTreeMap::new();
+    for (name, value) in described.request.headers() {
+        let value = value.to_str().with_context(|| format!("{name} is not ASCII"))?;
+        let is_first = headers.insert(name.as_str(), value).is_none();
+        ensure!(is_first, "--header: {name} is given twice, which cannot be asked of --live");
+    }
+    let (path, target) = match args.format {
+        Format::Human => ("/api/v1/explain?format=human", &args.path),
+        Format::Json => ("/api/v1/explain", &args.path),
+    };
+    let body = json!({
+        "method": args.method, "path": target, "ip": args.ip, "headers": headers,
+    });
+    let token = args.token_file.as_deref().map(admin_client::read_token).transpose()?;
+    let question =
+        Question { method: "POST", token, body: Some(body.to_string()), ..Question::get(path) };
+    let answer = question.ask("--live", live)?.good()?;
+    match args.format {
+        Format::Human => print(answer.trim_end()),
+        Format::Json => {
+            let answer: serde_json::Value = serde_json::from_str(&answer)?;
+            print(format_args!("{answer:#}"));
+        }
     }
     Ok(())
 }
@@ -126,8 +156,9 @@ pub async fn explained(
 
     let mut identity_step = identity::step(&gate.identifier, &facts, caller.address, &who, now);
     identity_step.notes = fetched;
+    let asked = Asked { database, overrides: matches!(source, Source::Live(_)) };
     let mut steps =
-        vec![address(policy, &facts), identity_step, tier(policy, &who, &caller, database)];
+        vec![address(policy, &facts), identity_step, tier(policy, &who, &caller, asked)];
     let plan = policy.plan(&facts, &caller);
     let settled = settled(gate, described, &facts, invalid, &plan);
     let decision = match (&settled, &plan) {

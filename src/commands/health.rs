@@ -1,95 +1,34 @@
 //! `tollgate health`: what a container's health check runs.
 
 use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
 use serde_json::Value;
 
-use crate::clock::monotonic;
-
+use super::admin_client::{Answered, Question};
 use super::{Format, HealthArgs, print};
-
-/// Bound of the whole: looking up the name, connecting, asking and reading.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest answer that is read.
-const ANSWER_MAX: u64 = 1 << 20;
 
 /// Prints `/health` of a running tollgate.
 ///
 /// # Errors
 /// It cannot be reached, does not answer in time, or says that it does not serve.
 pub fn health(args: &HealthArgs) -> anyhow::Result<()> {
-    let authority = args.admin.strip_prefix("http://").unwrap_or(&args.admin);
-    if authority.contains("://") {
-        bail!("--admin: {}, expected http://ADDRESS:PORT", args.admin);
-    }
-    let authority = authority.trim_end_matches('/').to_owned();
     let path = match args.format {
         Format::Human => "/health?verbose=1",
         Format::Json => "/health",
     };
-    let asked = ask_in_time(authority, path);
-    let (head, body) = asked.with_context(|| format!("cannot ask {}", args.admin))?;
+    let Answered { status, body } = Question::get(path).ask("--admin", &args.admin)?;
     let summary: Option<Value> = serde_json::from_str(&body).ok();
     match (&summary, args.format) {
         (Some(summary), Format::Human) => print(in_short(summary)),
         _ => print(body.trim_end()),
     }
-    let status = head.split(' ').nth(1).unwrap_or_default();
-    ensure!(status == "200", "it does not serve (status {status})");
+    ensure!(status == 200, "it does not serve (status {status})");
     // Whatever else listens there may be well, and is not asked about.
     let is_ours = summary.is_some_and(|it| it.get("status").is_some_and(Value::is_string));
     ensure!(is_ours, "{} is no admin port: no status in its answer", args.admin);
     Ok(())
-}
-
-/// Asks on a thread of its own, which ends with the process: looking up a name has no bound.
-fn ask_in_time(authority: String, path: &'static str) -> anyhow::Result<(String, String)> {
-    let deadline = monotonic() + TIMEOUT;
-    let (sender, answer) = mpsc::sync_channel(1);
-    let thread = std::thread::Builder::new().name("ask".to_owned());
-    // Nobody listens any more after the deadline, which is nobody's loss.
-    thread.spawn(move || sender.send(ask(&authority, path, deadline)).ok())?;
-    match answer.recv_timeout(deadline.saturating_duration_since(monotonic())) {
-        Ok(answer) => answer,
-        Err(RecvTimeoutError::Timeout) => bail!("no answer within {} s", TIMEOUT.as_secs()),
-        Err(RecvTimeoutError::Disconnected) => bail!("the thread that asks has ended"),
-    }
-}
-
-fn ask(authority: &str, path: &str, deadline: Instant) -> anyhow::Result<(String, String)> {
-    let mut stream = connect(authority, deadline)?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
-    let answer = String::from_utf8(answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
-    Ok((head.to_owned(), body.to_owned()))
-}
-
-/// Connects to the first address that lets it: `localhost` is two, and tollgate listens on one.
-fn connect(authority: &str, deadline: Instant) -> anyhow::Result<TcpStream> {
-    let addresses: Vec<SocketAddr> = authority.to_socket_addrs()?.collect();
-    let mut failed = None;
-    for address in addresses {
-        let left = deadline.saturating_duration_since(monotonic());
-        // A timeout of zero would be an error.
-        let left = left.max(Duration::from_millis(1));
-        match TcpStream::connect_timeout(&address, left) {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(left))?;
-                stream.set_write_timeout(Some(left))?;
-                return Ok(stream);
-            }
-            Err(error) => failed = Some(error),
-        }
-    }
-    Err(failed.map_or_else(|| anyhow::anyhow!("the name has no address"), anyhow::Error::from))
 }
 
 /// A few lines for eyes.

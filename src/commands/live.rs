@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::json;
 
-use crate::admin::answers::{Answer, error_response, json};
+use crate::admin::answers::{Answer, error_response, json, text};
 use crate::admin::api::{Reply, bad_request};
 use crate::admin::explain::ExplainRequest;
 use crate::config::report::ConfigErrors;
@@ -24,7 +24,7 @@ pub fn answer(wired: &Wired, reload: Handle) {
     let _ = admin.explain.set(Box::new(move |request: ExplainRequest| {
         let (gate, counters) = (Arc::clone(&gate), Arc::clone(&counters));
         Box::pin(async move {
-            let ExplainRequest { method, path, ip, headers } = request;
+            let ExplainRequest { method, path, ip, headers, for_eyes } = request;
             let lines: Vec<String> =
                 headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
             let described = described(&method, &path, &lines).map_err(|it| wrong(&it))?;
@@ -35,7 +35,11 @@ pub fn answer(wired: &Wired, reload: Handle) {
             let explanation = explained(&tollgate, &described, ip).await.map_err(|failure| {
                 error_response(StatusCode::INTERNAL_SERVER_ERROR, &failure.to_string())
             })?;
-            Ok(Reply::Answer(json(StatusCode::OK, &explanation.to_json())))
+            Ok(Reply::Answer(if for_eyes {
+                text(explanation.to_text(false))
+            } else {
+                json(StatusCode::OK, &explanation.to_json())
+            }))
         })
     }));
     let _ = admin.reload.set(Box::new(move |()| {

@@ -18,7 +18,7 @@ use crate::config::compile_signals::{AccessTarget, LogSettings, TracingSettings}
 use crate::health::slow::SlowCalls;
 use crate::health::tasks::watched;
 use crate::log::access::AccessLog;
-use crate::log::limit::{LeftOut, Limited, LineLimiter};
+use crate::log::limit::{AUDIT, LeftOut, Limited, LineLimiter};
 use crate::log::queue::{Chunk, LineQueue};
 use crate::log::writer::{self, Room, Target};
 use crate::metrics::labels::TaskType;
@@ -100,10 +100,14 @@ impl Logs {
                 && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
             layer.with_ansi(colours).boxed()
         };
+        let filter = match settings.level {
+            "off" => "off".to_owned(),
+            level => format!("{level},{AUDIT}=info"),
+        };
         let subscriber = tracing_subscriber::registry()
             .with(layer)
             .with(Limited(Arc::clone(&self.limiter)))
-            .with(EnvFilter::new(settings.level));
+            .with(EnvFilter::new(filter));
         // A second one in the same process keeps the first: that is for tests only.
         if subscriber.try_init().is_ok() {
             hook_panics(self.own.clone());

@@ -1,5 +1,6 @@
 //! The command line and its subcommands: configuration in, modules made and run.
 
+pub mod admin_client;
 pub mod check;
 pub mod demo;
 #[cfg(feature = "leak-drill")]
@@ -162,11 +163,14 @@ Examples:
   tollgate explain GET http://api.example.com/reports/7/export --tiers config/tiers.yaml
   tollgate explain GET / --config config/tollgate.yaml --header \"Authorization: Bearer $TOKEN\"
   tollgate explain POST /orders --ip 10.1.2.3 --format json | jq .tier
+  tollgate explain GET / --ip 203.0.113.9 --live http://127.0.0.1:9900
 
-The limits shown are those of a caller who has sent nothing yet. A token or key is verified as
-`tollgate run` would, and never printed.
+The limits shown are those of a caller who has sent nothing yet; with --live, they are shown as they
+stand now, by the tollgate that is asked, with its own files. A token or key is verified as `tollgate
+run` would, and never printed.
 
-Exit codes: 0 whatever becomes of the request; 2 wrong usage, or an error in a file.")]
+Exit codes: 0 whatever becomes of the request; 1 the tollgate of --live does not answer; 2 wrong usage,
+or an error in a file.")]
 pub struct ExplainArgs {
     /// The request's method, such as GET
     method: String,
@@ -184,9 +188,12 @@ pub struct ExplainArgs {
         hide_env_values = true
     )]
     header: Vec<String>,
-    /// Ask this running tollgate how much is used. Not supported yet
+    /// Ask the tollgate whose admin port this is: its policy, its overrides, and what is used now
     #[arg(long, value_name = "ADMIN_URL", env = "TOLLGATE_LIVE")]
     live: Option<String>,
+    /// The file that holds its admin token, if it asks for one
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_ADMIN_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
     #[command(flatten)]
     files: FileArgs,
     /// How to print the result

@@ -41,7 +41,8 @@ pub struct Watched {
     /// One of them has changed and come to rest, and another is still changing.
     is_due: bool,
     /// Whether they were taken over as they stand.
-    is_good: bool,
+    /// What is wrong with what it holds now; `None` where that is in force.
+    problem: Option<String>,
     on_change: OnChange,
 }
 
@@ -92,7 +93,7 @@ impl Watched {
             track: Track::new(in_force),
         };
         let files = files.map(followed).into();
-        Watched { files, is_due: false, is_good: true, on_change }
+        Watched { files, is_due: false, problem: None, on_change }
     }
 
     /// Looks at the files; what there is to judge if one has changed and all have come to rest.
@@ -188,7 +189,7 @@ impl Watched {
                 reload(first(contents), second)
             }),
         };
-        self.is_good = taken.is_ok();
+        self.problem = taken.as_ref().err().cloned();
         Some(taken)
     }
 
@@ -232,7 +233,7 @@ pub struct Reloader {
     pub files: Vec<Watched>,
     /// Where reloads are counted.
     pub metrics: Arc<Metrics>,
-    /// Where it stands what they came to.
+    /// Where it is said what the last one came to.
     pub reloads: Arc<Reloads>,
     /// When they were.
     pub clock: Clock,
@@ -353,10 +354,12 @@ impl Reloader {
         let watched = self.files.get_mut(index)?;
         let taken = watched.take(contents)?;
         let file = watched.name();
-        self.reloads.note(&file, &taken, self.clock.now());
+        let problems: Vec<&str> =
+            self.files.iter().filter_map(|watched| watched.problem.as_deref()).collect();
+        let now = self.clock.now();
         let result = if taken.is_ok() { Attempt::Ok } else { Attempt::Error };
-        let is_all_good = self.files.iter().all(|watched| watched.is_good);
-        self.metrics.config_reloaded(result, is_all_good, self.clock.now());
+        self.metrics.config_reloaded(result, problems.is_empty(), now);
+        self.reloads.note(&problems, now);
         let reason = taken.err()?;
         tracing::error!(file, "not reloaded, what ran before goes on: {reason}");
         Some(reason)
@@ -406,7 +409,7 @@ mod tests {
             let tell = Watched::new(&path, digest(b"old"), OnChange::Tell(Box::new(tell)));
             let files = vec![reload("one"), tell, reload("two")];
             let clock = Clock::manual(NOW);
-            let (retired, reloads) = (Retired::default(), Arc::default());
+            let (reloads, retired) = (Arc::default(), Retired::default());
             let reloader = Reloader { files, metrics, reloads, clock, retired };
             Three { directory, reloader, told }
         }

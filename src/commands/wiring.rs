@@ -166,7 +166,6 @@ impl Wired {
                 at: clock.now(),
                 since: clock::monotonic(),
             }),
-            reloads: Arc::default(),
             token: settings.admin_token.as_ref().map(|it| AdminToken::new(it.expose())),
             failures: TokenFailures::default(),
             policy: policy_in_force(),
@@ -195,6 +194,7 @@ impl Wired {
             },
             top: Arc::clone(&top),
             history: Mutex::default(),
+            reloads: Arc::default(),
             streams: Streams::default(),
             limiter: limiter_view(redis.clone(), clock.clone()),
             before_scrape: {

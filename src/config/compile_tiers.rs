@@ -226,6 +226,7 @@ pub fn identity(text: &str, prefixes: PrefixLengths) -> Result<Identity, Problem
     Identity::parse(text, prefixes).map_err(|fault| {
         let wrong = |expected: &str| Problem::new(quoted(text)).expected(expected);
         let of_kind = "ip:ADDRESS, user:ID or key:ID";
+        let address = text.split_once(':').map_or(text, |(_, address)| address);
         match fault {
             IdentityFault::Kind => match text.split_once(':') {
                 None if text.parse::<IpAddr>().is_ok() => {
@@ -240,10 +241,12 @@ pub fn identity(text: &str, prefixes: PrefixLengths) -> Result<Identity, Problem
             IdentityFault::Id => {
                 wrong("1 to 256 bytes without control characters behind the colon")
             }
-            IdentityFault::Address => wrong("an address behind \"ip:\""),
+            IdentityFault::Address => {
+                Problem::new(quoted(address)).expected("an address behind \"ip:\"")
+            }
             IdentityFault::Prefix(kept) => {
                 let problem =
-                    Problem::new(format!("{} has another prefix than identities", quoted(text)));
+                    Problem::new(format!("{} has another prefix than identities", quoted(address)));
                 let problem = problem.expected(format!("an address, or /{kept}"));
                 problem.hint("to give a network a tier, use networks")
             }

@@ -1,47 +1,63 @@
-//! What the last reload came to, for eyes.
-
-use std::collections::BTreeMap;
+//! What the last reload came to: for whoever looks, beside the metric that counts them.
 
 use parking_lot::Mutex;
 
 use crate::limiter::time::Timestamp;
 
-/// Longest message that is kept of one file, in bytes.
-const MESSAGE_BYTES_MAX: usize = 4_096;
+/// Longest text that is kept of what was wrong, in bytes; the log has all of it.
+pub const ERROR_BYTES_MAX: usize = 16 << 10;
 
-/// What the last reload came to.
+/// The last reload.
 #[derive(Debug, Default)]
-pub struct Reloads(Mutex<Last>);
+pub struct Reloads(Mutex<LastReload>);
 
-/// The same, as it stands.
-#[derive(Clone, Debug, Default)]
-pub struct Last {
-    /// When a file was last read anew; `None`: never since the start.
+/// What it came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastReload {
+    /// When it was; `None` if there was none since the start.
     pub at: Option<Timestamp>,
-    /// What is wrong with files that were refused and have not been good since, by file.
-    pub refused: BTreeMap<String, String>,
+    /// What is wrong with the watched files that were refused when they were last read: file, line,
+    /// what was found. `None` where each of them is in force.
+    pub error: Option<Box<str>>,
 }
 
 impl Reloads {
-    /// A file was read anew at that time; an error says why it was refused.
-    pub fn note(&self, file: &str, result: &Result<(), String>, at: Timestamp) {
-        let mut last = self.0.lock();
-        last.at = Some(at);
-        match result {
-            Ok(()) => {
-                last.refused.remove(file);
-            }
-            Err(reason) => {
-                let end = reason.floor_char_boundary(MESSAGE_BYTES_MAX);
-                let reason = reason.get(..end).unwrap_or_default().to_owned();
-                // One for each watched file, of which there are few.
-                last.refused.insert(file.to_owned(), reason);
-            }
-        }
+    /// A reload was made, and these are the files that are not in force.
+    pub fn note(&self, problems: &[&str], at: Timestamp) {
+        let error = (!problems.is_empty()).then(|| cut(&problems.join("\n")).into());
+        *self.0.lock() = LastReload { at: Some(at), error };
     }
 
-    /// As it stands.
-    pub fn last(&self) -> Last {
+    /// What is known of the last one.
+    pub fn last(&self) -> LastReload {
         self.0.lock().clone()
+    }
+}
+
+fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(ERROR_BYTES_MAX)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_kept_until_it_is_right() {
+        let reloads = Reloads::default();
+        assert_eq!(reloads.last(), LastReload::default());
+        let at = Timestamp::from_micros;
+        reloads.note(&["a: is bad", "b: is bad"], at(1));
+        let error = Some("a: is bad\nb: is bad".into());
+        assert_eq!(reloads.last(), LastReload { at: Some(at(1)), error });
+        reloads.note(&[], at(2));
+        assert_eq!(reloads.last(), LastReload { at: Some(at(2)), error: None });
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        let reloads = Reloads::default();
+        reloads.note(&[&"ä".repeat(ERROR_BYTES_MAX)], Timestamp::from_micros(1));
+        assert_eq!(reloads.last().error.unwrap().len(), ERROR_BYTES_MAX);
     }
 }

@@ -12,6 +12,9 @@ use tracing_subscriber::layer::{Context, Layer};
 
 use crate::clock;
 
+/// The target of lines that say what operators changed: all of them are written, whatever the level
+/// but `off`.
+pub const AUDIT: &str = "tollgate::audit";
 /// Lines of one kind at once, after a quiet time: a configuration may have many warnings.
 pub const BURST: u32 = 100;
 /// Lines of one kind a second from then on.
@@ -117,7 +120,8 @@ pub struct Limited(pub std::sync::Arc<LineLimiter>);
 
 impl<S: Subscriber> Layer<S> for Limited {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
-        self.0.may_pass(event.metadata(), clock::monotonic())
+        let metadata = event.metadata();
+        metadata.target() == AUDIT || self.0.may_pass(metadata, clock::monotonic())
     }
 }
 

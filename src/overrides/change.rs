@@ -66,7 +66,7 @@ impl Action {
     }
 
     /// The action of that name.
-    pub fn from_str(name: &str) -> Option<Self> {
+    pub fn named(name: &str) -> Option<Self> {
         Action::ALL.into_iter().find(|it| it.as_str() == name)
     }
 

@@ -154,7 +154,7 @@ impl Codec {
     pub fn read_line(&self, line: &[u8]) -> Option<Change> {
         let line: Line = serde_json::from_slice(&self.open("", line)?).ok()?;
         Some(Change {
-            action: Action::from_str(&line.action)?,
+            action: Action::named(&line.action)?,
             identity: match line.identity {
                 None => None,
                 Some(identity) => Some(Identity::parse_written(&identity)?),

@@ -275,6 +275,15 @@ fn forwarding_fields(headers: &HeaderMap) -> String {
     names.join(", ")
 }
 
+/// Who could be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The database of subscriptions.
+    pub database: Database,
+    /// Whether what operators say of identities is known.
+    pub overrides: bool,
+}
+
 /// What became of asking the database of subscriptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Database {
@@ -287,7 +296,7 @@ pub enum Database {
 }
 
 /// The caller's tier: what every source says, whichever decides.
-pub fn tier(policy: &Policy, identity: &Identity, caller: &Caller, database: Database) -> Step {
+pub fn tier(policy: &Policy, identity: &Identity, caller: &Caller, asked: Asked) -> Step {
     let mut result = String::new();
     let mut looked_at = Vec::new();
     for TierStep { source, finding } in policy.tier_steps(identity, caller) {
@@ -305,7 +314,7 @@ pub fn tier(policy: &Policy, identity: &Identity, caller: &Caller, database: Dat
                 "{} is the name of no tier and no subscription, so it counts as none",
                 rules::shown(name.as_bytes())
             ),
-            Finding::Nothing => nothing(policy, source, caller, identity, database),
+            Finding::Nothing => nothing(policy, source, caller, identity, asked),
         };
         looked_at.push(Look::new(source.as_str(), found, decides));
     }
@@ -365,11 +374,12 @@ fn nothing(
     source: TierSource,
     caller: &Caller,
     identity: &Identity,
-    database: Database,
+    Asked { database, overrides }: Asked,
 ) -> String {
     let by_address = matches!(identity, Identity::Ip(_));
     match source {
-        TierSource::Override => format!("none for {identity}"),
+        TierSource::Override if overrides => format!("none for {identity}"),
+        TierSource::Override => "not asked: a tollgate that serves knows (--live)".to_owned(),
         TierSource::Identities => format!("nothing about {identity}"),
         TierSource::Credential if by_address => "none was presented and believed".to_owned(),
         TierSource::Credential => "names no tier and no subscription".to_owned(),

@@ -4,8 +4,8 @@ import { announce } from "./announce";
 import { api, reason } from "./api";
 import { attribute, byId, el, foreign, rows, setForeign, shown, text, timeTag, type Row } from "./dom";
 import { askDeny, askOverride, askRemove, askReset, summary, whoSet } from "./exceptions";
-import { count, moment, span, words } from "./format";
-import type { Entry, Frame, Identity, LimitState, Policy, TopItem } from "./model";
+import { count, moment, short, span, words } from "./format";
+import type { Entry, Frame, Identity, Limit, LimitState, Policy, TopItem } from "./model";
 
 /** How often the identity that is looked at is asked for again. */
 const REFRESH_MS = 2_000;
@@ -210,8 +210,9 @@ function limitRow(first: LimitState): Row<LimitState> {
   return {
     node,
     update(it) {
-      const per = it.period === "concurrency" ? "at a time" : `a ${it.period}`;
-      label.replaceChildren(`${count(it.limit)} ${it.period === "hour" ? "an hour" : per}${scope} `, shadow ?? "", meter);
+      // A bucket's limit is what it holds.
+      const what = it.period === "second" ? `${count(it.limit)} at once` : short({ period: it.period as Limit["period"], limit: it.limit });
+      label.replaceChildren(`${what}${scope} `, shadow ?? "", meter);
       text(used, count(it.used));
       text(left, count(it.remaining));
       const share = it.limit > 0 ? Math.min(1, it.used / it.limit) : 1;

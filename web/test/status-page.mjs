@@ -222,6 +222,7 @@ await step("an outage of the backend is shown, and its end", async () => {
 await step("a lost connection is said, with the age of the figures, and made again", async () => {
   await act("tollgate", { isUp: false });
   await says("#live-text", "No connection");
+  await says("#badge-text", "Was healthy");
   await says("#lost-text", /The figures are of \d\d:\d\d:\d\d, .* ago\./);
   await accessible("without a connection");
   await act("tollgate", { isUp: true });
