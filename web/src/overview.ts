@@ -179,7 +179,7 @@ export class Overview {
     set("f-blocked-note", `a second${share}`);
     const latency = frame.latency;
     set("f-p95", latency ? millis(latency.p95_ms) : NOTHING);
-    set("f-p95-note", latency ? `${bare(latency.p50_ms)} P50, ${bare(latency.p99_ms)} P99` : "no answer of late");
+    set("f-p95-note", latency ? `P50 ${bare(latency.p50_ms)}, P99 ${bare(latency.p99_ms)}` : "no answer of late");
     set("f-in-flight", count(frame.backpressure.requests_in_flight));
     set("f-in-flight-note", `${count(frame.connections)} connection${frame.connections === 1 ? "" : "s"}`);
     set("f-lag", millis(frame.backpressure.event_loop_lag_ms));

@@ -114,6 +114,14 @@ await step("its figures are what was sent", async () => {
   assert.match(await page.locator("#f-p95").textContent(), /^[0-9.]+ m?s$/);
 });
 
+await step("it tells who asks most, too", async () => {
+  await page.locator('#top-by input[value="requests"]').check();
+  await says("#top tr:nth-child(1) td:nth-child(2)", "13");
+  await says("#top-title", "Asking most");
+  await page.locator('#top-by input[value="blocked"]').check();
+  await says("#top tr:nth-child(1) td:nth-child(2)", "3");
+});
+
 await step("what callers send stays text", async () => {
   await says("#top tr:nth-child(2) td", HOSTILE);
   assert.equal(await page.locator("img").count(), 0);
@@ -151,7 +159,7 @@ await step("an identity gets another tier, and it shows who gave it when", async
   await inDialog("Override the tier").click();
   await says("#inspected .outcome", "The tier is overridden: premium.");
   await says('#inspected [data-part="tier"]', "premium");
-  await says('#inspected [data-part="facts"] dd', /^tier premium, .*in .*min.*Set by Zoë, from 127\.0\.0\.1, .* Reason: a <b>test<\/b>$/);
+  await says('#inspected [data-part="facts"] dd', /^tier premium, .*in .*\. Set by Zoë, from 127\.0\.0\.1, .* Reason: a <b>test<\/b>$/);
   await says('#entries tr[data-kind="override"] th', "ip:127.0.0.1");
   await says('#entries tr[data-kind="override"] td:nth-of-type(4)', "Zoë, from 127.0.0.1");
   assert.deepEqual(await act("requests", { count: 5 }), { allowed: 5, blocked: 0 });
