@@ -204,6 +204,12 @@ fn the_guide_to_the_status_page_does_what_it_says() {
 }
 
 #[test]
+fn the_guide_to_a_callers_own_limits_does_what_it_says() {
+    let guide = std::fs::read_to_string("docs/self-service.md").unwrap();
+    follow_in_front_of_a_backend(&guide);
+}
+
+#[test]
 fn the_guide_to_endpoints_does_what_it_says() {
     follow(&script(&std::fs::read_to_string("docs/endpoints.md").unwrap()), &[]);
 }

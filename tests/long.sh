@@ -34,6 +34,7 @@ tests/long.sh NAME [ARGUMENTS]
   container    builds the image with Docker and tries it: size, user, health check, drain
   compose      starts docker-compose.yml, or the services that are named, and runs each curl of
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
+  overrides    how long it takes until another replica obeys (needs redis-server)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
 }
@@ -58,6 +59,7 @@ conformance)
     done
     exec cargo test --locked --test conformance table_beside -- --ignored --nocapture "$@"
     ;;
+overrides) exec cargo test --locked --test overrides -- --ignored --nocapture "$@" ;;
 spread) exec cargo bench --locked --bench spread -- "$@" ;;
 route-bench) exec cargo bench --locked --bench router -- "$@" ;;
 identity-bench) exec cargo bench --locked --bench identity -- "$@" ;;

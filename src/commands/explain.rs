@@ -238,7 +238,8 @@ fn settled<E: ToString>(
     if let Some((status, why)) = &described.refusal {
         return refused(*status, why.clone());
     }
-    if gate.exposed(&described.request).is_some() {
+    let is_own = gate.self_service.as_ref().is_some_and(|it| it.is_asked(&described.request));
+    if is_own || gate.exposed(&described.request).is_some() {
         return Some(Outcome::OwnPage);
     }
     let plan = match plan {

@@ -31,6 +31,8 @@ use super::{Failure, RunArgs, live, memory, reload, reload_files, say, subscript
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a start waits for key sets.
 const KEYS_AT_START: Duration = Duration::from_secs(3);
+/// How long a start waits for overrides and denials.
+const OVERRIDES_AT_START: Duration = Duration::from_millis(500);
 /// How often the store in memory looks for expired state.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 /// How long one round over it takes at the least: a small one need not be looked at all the time.
@@ -161,6 +163,8 @@ fn serve_logged(
         let heartbeats = Arc::clone(&wired.admin.heartbeats);
         let beat = move |worker| heartbeats.beat(worker, clock::monotonic());
         fetch_keys(&wired).await;
+        // So that the first requests meet what operators have said; if Redis is not there, so be it.
+        let _ = tokio::time::timeout(OVERRIDES_AT_START, wired.gate.overrides.sync()).await;
         let data_path = DataPath::start(&wired.gate, listeners, workers, beat)
             .await
             .context("cannot start a thread")?;

@@ -44,6 +44,7 @@ use crate::proxy::health_check::HealthCheck;
 use crate::proxy::io::PhaseTimeouts;
 use crate::proxy::pool::PoolSettings;
 use crate::proxy::resolve::Addresses;
+use crate::proxy::self_service::SelfService;
 use crate::store::counters::Counters;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
@@ -247,6 +248,7 @@ impl Wired {
             top,
             target,
             exposed,
+            self_service: settings.self_service.as_deref().map(SelfService::new),
             untrusted: Once::default(),
             access_log,
             tracer,

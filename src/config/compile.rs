@@ -16,7 +16,7 @@ use super::compile_identity::{IdentitySettings, identity};
 use super::compile_listeners::{ListenerSettings, listeners};
 use super::compile_lookup::{LookupSettings, lookup};
 use super::compile_secret::{admin_token, identity_secret};
-use super::compile_signals::{LogSettings, TracingSettings, log, tracing};
+use super::compile_signals::{LogSettings, TracingSettings, log, self_service, tracing};
 use super::compile_upstream::{UpstreamNeed, UpstreamSettings, upstream};
 use super::report::{Path, Problem, Report, nearest};
 use super::schema::{
@@ -69,6 +69,8 @@ pub struct Settings {
     pub slow_jwks: Duration,
     /// Logs.
     pub log: LogSettings,
+    /// Where callers read their own limits.
+    pub self_service: Option<Box<str>>,
     /// Spans of requests, if they are sent anywhere.
     pub tracing: Option<TracingSettings>,
 }
@@ -169,6 +171,7 @@ pub fn settings(
     let lookup = lookup(config.tier_lookup.as_ref(), store_url, slow_database, read_secret, report);
     let identity = identity(&config.identity, report);
     let tracing = tracing(&config.tracing, report);
+    let self_service = self_service(config, report);
     let trusted_proxies = trusted_proxies(&config.server.trusted_proxies, report);
     let max_identities = at_least_one(
         config_path!["store", "memory", "max_identities"],
@@ -197,6 +200,7 @@ pub fn settings(
         slow_redis,
         slow_jwks,
         log: log(&config.log),
+        self_service,
         tracing,
     }
 }

@@ -1,4 +1,4 @@
-//! `log:` and `tracing:`.
+//! `log:`, `tracing:` and `self_service:`.
 
 use std::path::PathBuf;
 
@@ -7,12 +7,16 @@ use http::Uri;
 use crate::config_path;
 
 use super::report::{Problem, Report};
-use super::schema::{Log, LogFormat, LogLevel, Tracing};
+use super::schema::{Config, Exposed, Log, LogFormat, LogLevel, Tracing};
+use super::url::quoted;
 use super::value::AccessLog;
 
 /// Where an OTLP collector takes spans over HTTP, below what the configuration names (OTLP 1.0,
 /// "OTLP/HTTP Request").
 const TRACES_PATH: &str = "/v1/traces";
+
+/// Longest path of `self_service`, in bytes.
+const SELF_SERVICE_BYTES_MAX: usize = 256;
 
 /// Logs.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +47,27 @@ pub struct TracingSettings {
     pub url: Uri,
     /// The part of the traces that begin here which is recorded, 0 to 1.
     pub sample: f64,
+}
+
+/// `self_service:`
+pub fn self_service(config: &Config, report: &mut Report<'_>) -> Option<Box<str>> {
+    let path = config.self_service.path.as_deref()?;
+    let at = || config_path!["self_service", "path"];
+    let is_plain = path.len() <= SELF_SERVICE_BYTES_MAX
+        && path.strip_prefix('/').is_some_and(|rest| !rest.is_empty())
+        && path.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#%*\\{}".contains(&byte));
+    if !is_plain {
+        let problem = Problem::new(quoted(path));
+        report.value(at(), problem.expected("a plain path, such as /.well-known/rate-limit"));
+        return None;
+    }
+    let exposed = [(Exposed::Health, "/health"), (Exposed::Metrics, "/metrics")];
+    if exposed.iter().any(|(page, its)| path == *its && config.server.expose.contains(page)) {
+        let problem = Problem::new(format!("{} is a page of server.expose", quoted(path)));
+        report.value(at(), problem.expected("another path"));
+        return None;
+    }
+    Some(path.into())
 }
 
 /// `log:`

@@ -734,7 +734,7 @@ impl Default for SlowThresholds {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SelfService {
-    /// Where a caller reads their own tier and limits; null: nowhere.
+    /// Where a caller reads their own tier and limits, which costs no quota; null: nowhere.
     pub path: Option<String>,
 }
 

@@ -35,7 +35,6 @@ only_default!(CONFIG, in_whole, Config, "";
     headers.ietf,
     shedding.mode,
     shedding.max_in_flight,
-    self_service.path,
     usage.sink,
     usage.flush,
     usage.dir,

@@ -1,6 +1,6 @@
-//! What is counted of the admin API.
+//! What is counted of the admin API, and of callers who look at their own limits.
 
-use super::edge_labels::{AdminChange, AdminRefusal, OverrideKind};
+use super::edge_labels::{AdminChange, AdminRefusal, OverrideKind, SelfServiceResult};
 use super::handles::increment;
 use super::names;
 use super::registry::Metrics;
@@ -14,6 +14,11 @@ impl Metrics {
     /// An operator changed something.
     pub fn admin_changed(&self, change: AdminChange) {
         increment(&self.events.admin_changes, change.index());
+    }
+
+    /// A caller asked for their own limits.
+    pub fn self_service(&self, result: SelfServiceResult) {
+        increment(&self.events.self_service, result.index());
     }
 
     /// So many identities have another tier, or are refused, by an operator's word.

@@ -178,6 +178,18 @@ label! {
 }
 
 label! {
+    /// What became of a caller's question for their own limits.
+    SelfServiceResult {
+        /// It was answered.
+        Ok = "ok",
+        /// The caller asked too often.
+        Throttled = "throttled",
+        /// The caller is on the deny list.
+        Refused = "refused",
+    }
+}
+
+label! {
     /// What holds for a single identity by an operator's word.
     OverrideKind {
         /// Another tier.

@@ -6,8 +6,8 @@ use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
 use super::edge_labels::{
-    AdminChange, AdminRefusal, CutReason, IdentityError, OverrideKind, RefusalReason, ShedReason,
-    TunnelEvent,
+    AdminChange, AdminRefusal, CutReason, IdentityError, OverrideKind, RefusalReason,
+    SelfServiceResult, ShedReason, TunnelEvent,
 };
 use super::exposition::for_exporter;
 use super::labels::{Attempt, FallbackMode, FallbackReason, QueryType, RedisErrorKind};
@@ -83,6 +83,7 @@ pub(super) struct Events {
     pub(super) reloads: Box<[Counter]>,
     pub(super) admin_refused: Box<[Counter]>,
     pub(super) admin_changes: Box<[Counter]>,
+    pub(super) self_service: Box<[Counter]>,
     pub(super) tunnels: Box<[Counter]>,
     pub(super) degraded: Gauge,
 }
@@ -100,6 +101,7 @@ impl Events {
         let reloads: Vec<&str> = Attempt::ALL.iter().map(|it| it.as_str()).collect();
         let refused: Vec<&str> = AdminRefusal::ALL.iter().map(|it| it.as_str()).collect();
         let changes: Vec<&str> = AdminChange::ALL.iter().map(|it| it.as_str()).collect();
+        let answers: Vec<&str> = SelfServiceResult::ALL.iter().map(|it| it.as_str()).collect();
         for kind in OverrideKind::ALL {
             handles.gauge(&names::OVERRIDES, &[kind.as_str()]).set(0.0);
         }
@@ -126,6 +128,7 @@ impl Events {
             identity_errors: each(&names::IDENTITY_ERRORS, &identity),
             reloads: each(&names::CONFIG_RELOADS, &reloads),
             admin_refused: each(&names::ADMIN_REFUSED, &refused),
+            self_service: each(&names::SELF_SERVICE, &answers),
             admin_changes: each(&names::ADMIN_CHANGES, &changes),
             tunnels: each(&names::TUNNEL_EVENTS, &tunnels),
             degraded: handles.gauge(&names::DEGRADED, &[]),

@@ -7,7 +7,8 @@ use metrics::Unit;
 
 use super::edge_labels::{
     AdminChange, AdminRefusal, CacheResult, CutReason, HandshakeResult, IdentifierTypes,
-    IdentityError, OverrideKind, Periods, PoolState, RefusalReason, ShedReason, TunnelEvent,
+    IdentityError, OverrideKind, Periods, PoolState, RefusalReason, SelfServiceResult, ShedReason,
+    TunnelEvent,
 };
 use super::labels::{
     AllocatorKind, Attempt, BreakerState, CheckResult, CodeClass, Dependency, Direction, ErrorType,
@@ -161,6 +162,9 @@ declare! {
     ADMIN_CHANGES: Counter "tollgate_admin_changes_total" ["action": AdminChange] Count
         "Changes that operators made by the admin API of this replica."
         "Those that came from other replicas are not in it. Each is a line of the log, too, with who and from where.";
+    SELF_SERVICE: Counter "tollgate_self_service_total" ["result": SelfServiceResult] Count
+        "Questions of callers for their own tier and limits, at `self_service.path`."
+        "They cost no quota and are in no other metric of requests. A rate of `throttled` is somebody who asks more often than five times a second.";
     OVERRIDES: Gauge "tollgate_overrides" ["kind": OverrideKind] Count
         "Identities that an operator has given another tier, or put on the deny list."
         "The same on all replicas that share a Redis, within a second. What has expired is not counted. Entries of the policy's file are not in it.";

@@ -303,7 +303,8 @@ impl OverrideStore {
             match codec.read(&field, &value) {
                 Some(Entry::Override(it)) => overrides.push(it),
                 Some(Entry::Reset(reset)) => {
-                    if synced.is_read && synced.resets.get(&field) != Some(&reset.at) {
+                    // The first time that the table is read, too: Redis may have been away till then.
+                    if synced.resets.get(&field) != Some(&reset.at) {
                         let policy = (self.policy)();
                         let scopes = policy.scope_names().map(|(_, hash)| hash);
                         self.counters.reset_here(&reset.identity, scopes);

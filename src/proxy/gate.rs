@@ -31,6 +31,7 @@ use super::connect::Target;
 use super::headers::ResponseFields;
 use super::io::PhaseTimeouts;
 use super::pool::PoolSettings;
+use super::self_service::SelfService;
 
 /// How the data path behaves; see `config/tollgate.yaml` for each.
 #[derive(Clone, Debug)]
@@ -114,6 +115,8 @@ pub struct Gate {
     pub target: Target,
     /// Paths that tollgate answers itself on the data port: `server.expose`.
     pub exposed: Vec<(&'static str, Page)>,
+    /// Where callers read their own limits, if they may.
+    pub self_service: Option<SelfService>,
     /// Whether it was said that a private peer's forwarding fields are not believed.
     pub untrusted: Once,
     /// Where requests are told of one by one, if they are.

@@ -28,6 +28,7 @@ pub mod pool;
 pub mod record;
 pub mod reply;
 pub mod resolve;
+pub mod self_service;
 pub mod service;
 pub mod timer;
 pub mod transport;

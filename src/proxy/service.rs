@@ -235,6 +235,16 @@ async fn decide<'a>(
     let gate = &worker.gate;
     let facts = facts_of(request, conn);
     let (caller, invalid) = caller::of(gate, active, &facts, present).await;
+    if let Some(own) = gate.self_service.as_ref().filter(|own| own.is_asked(request)) {
+        return Next::Answer(match invalid.filter(|invalid| invalid.is_rejected) {
+            Some(invalid) => unauthorized(worker, exchange, invalid),
+            None => {
+                exchange.keep_quiet();
+                // Boxed, so that not every request is as large as this one.
+                Box::pin(own.answer(worker, &active.policy, &caller)).await
+            }
+        });
+    }
     let Ok(plan) = active.policy.plan(&facts, &caller) else {
         return Next::Answer(refused(exchange, Refusal::BadRequest));
     };

@@ -134,6 +134,7 @@ impl RedisStore {
 
     async fn board_call(&self, arguments: Vec<Bytes>) -> Result<Value, CheckError> {
         let keys = self.shared().settings().names.board().to_vec();
+        self.wait_connected(BUDGET).await;
         self.link().eval(SCRIPT, keys, arguments, BUDGET).await
     }
 }
