@@ -20,3 +20,4 @@ pub mod sys;
 pub mod tls;
 pub mod top;
 pub mod trace;
+pub mod usage;

@@ -487,7 +487,13 @@ fn most_of_what_tollgate_exports_is_on_a_panel() {
 
 /// Metrics that are on no panel, and why.
 const NOT_DRAWN: &[(&str, &str)] = &[
-    ("tollgate_usage_flush_lag_seconds", "there is no sink of usage records yet"),
+    ("tollgate_usage_flush_lag_seconds", "for the alert: without a sink there is nothing to see"),
+    ("tollgate_usage_requests_total", "for `usage reconcile`; requests are drawn by outcome"),
+    ("tollgate_usage_denied_total", "for `usage reconcile`; refusals are drawn by tier already"),
+    ("tollgate_usage_rows_written_total", "says how busy the sink is, and nothing of its health"),
+    ("tollgate_usage_flush_errors_total", "for the alert's runbook; the log says why"),
+    ("tollgate_usage_journal_bytes", "grows with the lag, which has an alert"),
+    ("tollgate_usage_lost_total", "stands still; each loss is in the log"),
     ("process_resident_memory_bytes", "memory_rss_bytes by another name"),
     ("process_virtual_memory_bytes", "memory_vms_bytes by another name"),
     ("process_virtual_memory_max_bytes", "not limited anywhere"),

@@ -680,6 +680,7 @@ impl Admin {
             counters,
             identifier: Arc::new(Identifier::new(Vec::new(), Arc::clone(&scraped))),
             subscriptions: None,
+            usage: None,
             explain: OnceLock::new(),
             reload: OnceLock::new(),
             readiness: Arc::new(Readiness::default()),

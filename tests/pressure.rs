@@ -57,7 +57,8 @@ impl InProcess {
             upstream: UpstreamNeed::Required,
             env: &|_| None,
         });
-        let mut wired = Wired::new(loaded.unwrap(), WORKERS, None, Recorders::default()).unwrap();
+        let mut wired =
+            Wired::new(loaded.unwrap(), WORKERS, None, Recorders::default(), None).unwrap();
         let (go_on, is_to_go_on) = mpsc::sync_channel(1);
         let is_to_go_on = Mutex::new(is_to_go_on);
         let hang = move || {

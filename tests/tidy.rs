@@ -157,7 +157,7 @@ fn limiter_and_policy_are_pure() {
 fn libraries_stay_in_their_modules() {
     // The upstream's probe speaks HTTP, and the demo brings its own small backend.
     let homes: [(&str, &[&str]); 3] = [
-        ("fred", &["src/store/redis", "src/subscriptions/redis"]),
+        ("fred", &["src/store/redis", "src/subscriptions/redis", "src/usage/redis"]),
         ("hyper", &["src/proxy", "src/admin", "src/health", "src/commands/example_backend"]),
         ("metrics_exporter_prometheus", &["src/metrics"]),
     ];
@@ -232,6 +232,16 @@ fn every_file_says_what_it_is() {
         .map(|source| format!("{}: opens without `//!`", source.name))
         .collect();
     none(&wrong, "every file opens with what it owns and what it must not do");
+}
+
+#[test]
+fn unsafe_code_has_two_homes() {
+    let homes = ["src/sys/allocator.rs", "src/sys/mapping.rs"];
+    let wrong = search(|source, line| {
+        let is_unsafe = words(line).any(|word| word == "unsafe" || word == "unsafe_code");
+        (is_unsafe && !homes.contains(&source.name.as_str())).then_some("is unsafe")
+    });
+    none(&wrong, "only two files are unsafe, each with the need written beside it");
 }
 
 #[test]

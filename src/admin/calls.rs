@@ -4,7 +4,7 @@ use http::Method;
 
 use super::answers::openapi_response;
 use super::api::{Act, Call};
-use super::{explain, identities, policy, slow, stream, top};
+use super::{explain, identities, policy, slow, stream, top, usage};
 
 /// All of them, as `openapi.json` describes them.
 pub const CALLS: &[Call] = &[
@@ -25,6 +25,18 @@ pub const CALLS: &[Call] = &[
         path: "/api/v1/top",
         parameters: top::PARAMETERS,
         act: Act::Tell(|state, asked| Ok(top::top(state, &asked.parameters)?)),
+    },
+    Call {
+        method: Method::GET,
+        path: "/api/v1/usage",
+        parameters: usage::PARAMETERS,
+        act: Act::Do(|state, asked| Box::pin(usage::records(state, asked))),
+    },
+    Call {
+        method: Method::GET,
+        path: "/api/v1/usage/totals",
+        parameters: &[],
+        act: Act::Do(|state, _| Box::pin(usage::totals(state))),
     },
     Call {
         method: Method::GET,

@@ -24,3 +24,4 @@ mod snapshot;
 pub mod state;
 pub mod stream;
 pub mod top;
+pub mod usage;

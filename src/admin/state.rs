@@ -23,6 +23,7 @@ use crate::overrides::{OverrideStore, PolicyInForce};
 use crate::store::counters::Counters;
 use crate::subscriptions::Subscriptions;
 use crate::top::talkers::TopTalkers;
+use crate::usage::flush::Usage;
 
 use super::access::AdminToken;
 use super::api::Pending;
@@ -101,6 +102,8 @@ pub struct AdminState {
     pub memory: View<MemoryView>,
     /// Who asks most.
     pub top: Arc<TopTalkers>,
+    /// Usage metering, where there is a sink.
+    pub usage: Option<Arc<Usage>>,
     /// What the status was.
     pub history: Mutex<History>,
     /// What the last reload came to.

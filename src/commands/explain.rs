@@ -58,7 +58,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         env: &|name| std::env::var(name).ok(),
     })?;
     let settings = loaded.settings.clone();
-    let gate = Wired::new(loaded, 1, None, Recorders::default())?.gate;
+    let gate = Wired::new(loaded, 1, None, Recorders::default(), None)?.gate;
     let active = gate.active.load_full();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

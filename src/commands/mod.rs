@@ -21,6 +21,7 @@ pub mod schema;
 pub mod serve;
 mod subscriptions;
 mod tls;
+mod usage;
 pub mod watchdog;
 pub mod wiring;
 
@@ -67,6 +68,8 @@ enum Command {
     Explain(ExplainArgs),
     /// Print the health of a running tollgate; exit 0 if it serves, 1 if not
     Health(HealthArgs),
+    /// Usage records for billing
+    Usage(usage::UsageArgs),
     /// Print the JSON Schema of a file, for editors, or a page of the documentation
     Schema(SchemaArgs),
     /// Print a script with which a shell completes this command line
@@ -363,6 +366,7 @@ impl Cli {
             Command::Check(args) => check::check(&args),
             Command::Explain(args) => explain::explain(&args),
             Command::Health(args) => health::health(&args).map_err(Failure::Running),
+            Command::Usage(args) => usage::usage(&args),
             Command::Schema(args) => {
                 schema::schema(&args);
                 Ok(())

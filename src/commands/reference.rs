@@ -92,17 +92,22 @@ pub fn page() -> String {
     let mut text = INTRODUCTION.to_owned();
     let command = Cli::command();
     for subcommand in command.get_subcommands() {
-        options(&mut text, subcommand);
+        if !subcommand.has_subcommands() {
+            options(&mut text, subcommand.get_name(), subcommand);
+        }
+        for nested in subcommand.get_subcommands() {
+            options(&mut text, &format!("{} {}", subcommand.get_name(), nested.get_name()), nested);
+        }
     }
     text.push_str(AFTERWARDS);
     text + &files()
 }
 
 /// A subcommand's arguments.
-fn options(text: &mut String, command: &Command) {
+fn options(text: &mut String, name: &str, command: &Command) {
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     // Writing to a string cannot fail, here and below.
-    let _ = write!(text, "\n### `tollgate {}`\n\n{about}.\n", command.get_name());
+    let _ = write!(text, "\n### `tollgate {name}`\n\n{about}.\n");
     text.push_str("\n| option | variable | default | |\n|---|---|---|---|\n");
     for argument in command.get_arguments().filter(|it| !it.is_global_set() && !is_own(it)) {
         let name = match argument.get_long() {

@@ -25,7 +25,7 @@ use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
 use super::watchdog::{self, Watchdog};
 use super::wiring::{Wired, instance};
-use super::{Failure, RunArgs, live, memory, reload, reload_files, say, subscriptions, tls};
+use super::{Failure, RunArgs, live, memory, reload, reload_files, say, subscriptions, tls, usage};
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
@@ -142,7 +142,8 @@ fn serve_logged(
     let resource = Resource { version: env!("CARGO_PKG_VERSION"), instance: instance() };
     let (recorders, exporter) = Logs::recorders(logs, settings.tracing.as_ref(), resource)?;
     let bought = subscriptions::start(settings, workers, &recorders.slow_calls)?;
-    let mut wired = Wired::new(loaded, workers, bought, recorders)?;
+    let metered = usage::start(settings, workers)?;
+    let mut wired = Wired::new(loaded, workers, bought, recorders, metered.clone())?;
     let (listeners, with_tls) = tls::equip(sockets, &of_listeners, &wired.gate.metrics)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -195,6 +196,9 @@ fn serve_logged(
         }
         end
     }));
+    if let Some(metered) = metered {
+        metered.finish();
+    }
     runtime.shutdown_background();
     Ok(end?)
 }

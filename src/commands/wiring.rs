@@ -54,6 +54,7 @@ use crate::store::redis::stats::{Reason, RedisStats};
 use crate::subscriptions::Subscriptions;
 use crate::tls::client::ClientTls;
 use crate::top::talkers::TopTalkers;
+use crate::usage::flush::Usage;
 
 use super::identity::{Slow, identifier};
 use super::logging::Recorders;
@@ -115,6 +116,7 @@ impl Wired {
         workers: usize,
         subscriptions: Option<Arc<Subscriptions>>,
         recorders: Recorders,
+        usage: Option<Arc<Usage>>,
     ) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
         let (access_log, tracer) = (recorders.access_log.clone(), recorders.tracer.clone());
@@ -194,6 +196,7 @@ impl Wired {
                 Box::new(move || watch.view())
             },
             top: Arc::clone(&top),
+            usage: usage.clone(),
             history: Mutex::default(),
             reloads: Arc::default(),
             streams: Streams::default(),
@@ -204,7 +207,7 @@ impl Wired {
                 let (overrides, clock) = (Arc::clone(&overrides), clock.clone());
                 let (identifier, watch) = (Arc::clone(&identifier), Arc::clone(&memory_watch));
                 let detector = Arc::clone(&detector);
-                let upstream = Arc::clone(&upstream_health);
+                let (upstream, usage) = (Arc::clone(&upstream_health), usage.clone());
                 Box::new(move || {
                     let breaker = upstream.breaker();
                     let transitions = BREAKER_STATES.map(|state| breaker.transitions(state));
@@ -218,6 +221,9 @@ impl Wired {
                     memory::publish(&metrics, &watch, &memory, &identifier, bought);
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
+                    if let Some(usage) = &usage {
+                        metrics.publish_usage(&super::usage::figures(usage));
+                    }
                     if let Some(redis) = &redis {
                         metrics.publish_redis(&redis_figures(redis.stats()));
                     }
@@ -252,6 +258,7 @@ impl Wired {
             untrusted: Once::default(),
             access_log,
             tracer,
+            usage: usage.map(|it| Arc::clone(it.journal())),
             drain: Drain::default(),
         });
         let dns_ttl = upstream.map_or(Duration::ZERO, |it| it.dns_ttl);

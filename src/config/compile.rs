@@ -18,6 +18,7 @@ use super::compile_lookup::{LookupSettings, lookup};
 use super::compile_secret::{admin_token, identity_secret};
 use super::compile_signals::{LogSettings, TracingSettings, log, self_service, tracing};
 use super::compile_upstream::{UpstreamNeed, UpstreamSettings, upstream};
+use super::compile_usage::usage;
 use super::report::{Path, Problem, Report, nearest};
 use super::schema::{
     Config, Exposed, OnFailure, REDIS_DEFAULT, RedisConfig, Reset, Server, StoreConfig,
@@ -73,6 +74,8 @@ pub struct Settings {
     pub self_service: Option<Box<str>>,
     /// Spans of requests, if they are sent anywhere.
     pub tracing: Option<TracingSettings>,
+    /// How usage is metered, if it is.
+    pub usage: Option<crate::usage::sink::Settings>,
 }
 
 /// The data port.
@@ -162,6 +165,7 @@ pub fn settings(
     let upstream = upstream(&config.upstream, need, report);
     let mut redis = redis(&config.store, read_secret, report);
     let identity_secret = identity_secret(config, read_secret, report);
+    let has_secret = identity_secret.is_some();
     if let Some(redis) = &mut redis {
         redis.identity_secret = identity_secret;
     }
@@ -169,6 +173,7 @@ pub fn settings(
         positive(config_path!["slow_thresholds", "database"], slow.database, report);
     let store_url = redis.as_ref().map(|it| &it.url);
     let lookup = lookup(config.tier_lookup.as_ref(), store_url, slow_database, read_secret, report);
+    let usage = usage(&config.usage, redis.as_ref(), has_secret, read_secret, report);
     let identity = identity(&config.identity, report);
     let tracing = tracing(&config.tracing, report);
     let self_service = self_service(config, report);
@@ -202,6 +207,7 @@ pub fn settings(
         log: log(&config.log),
         self_service,
         tracing,
+        usage,
     }
 }
 

@@ -208,7 +208,8 @@ fn given_url(
     }
 }
 
-fn read_file(file: &str) -> Result<Vec<u8>, String> {
+/// Reads a file of certificates.
+pub fn read_file(file: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let read = std::fs::File::open(file)
         .and_then(|file| file.take(CERTIFICATES_BYTES_MAX).read_to_end(&mut bytes));

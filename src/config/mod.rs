@@ -19,6 +19,7 @@ pub mod compile_signals;
 pub mod compile_tests;
 pub mod compile_tiers;
 pub mod compile_upstream;
+pub mod compile_usage;
 pub mod decode;
 pub mod json_schema;
 pub mod keys_file;

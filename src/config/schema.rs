@@ -744,13 +744,13 @@ pub struct SelfService {
 pub struct Usage {
     /// Where records go.
     pub sink: UsageSink,
-    /// How often they are written.
+    /// How often they are written; at most so much is lost with the machine's power.
     pub flush: HumanDuration,
-    /// The directory of `sink: file`.
+    /// The directory of the journal, whatever the sink, and of the records of `sink: file`.
     pub dir: String,
-    /// How long records are kept.
+    /// How long records are kept; those of single minutes for two days.
     pub retention: HumanDuration,
-    /// The database of `sink: postgres`.
+    /// The URL of the database of `sink: postgres`.
     pub postgres: Option<Redacted>,
     /// A file that holds its URL.
     pub postgres_file: Option<String>,
@@ -777,9 +777,9 @@ pub enum UsageSink {
     Off,
     /// Files.
     File,
-    /// Streams of Redis.
+    /// Hashes in the Redis of `store.redis`.
     Redis,
-    /// A database.
+    /// Tables of a PostgreSQL.
     Postgres,
 }
 

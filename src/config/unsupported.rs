@@ -35,12 +35,6 @@ only_default!(CONFIG, in_whole, Config, "";
     headers.ietf,
     shedding.mode,
     shedding.max_in_flight,
-    usage.sink,
-    usage.flush,
-    usage.dir,
-    usage.retention,
-    usage.postgres,
-    usage.postgres_file,
 );
 only_default!(REDIS, in_redis, RedisConfig, "store.redis.";
     expected_replicas,

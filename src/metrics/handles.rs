@@ -111,7 +111,12 @@ impl Events {
             handles.show(&names::SHED, &[reason.as_str()]);
         }
         handles.gauge(&names::CONCURRENCY_LIMIT, &[]).set(0.0);
-        handles.gauge(&names::USAGE_FLUSH_LAG, &[]).set(0.0);
+        for gauge in [&names::USAGE_FLUSH_LAG, &names::USAGE_JOURNAL] {
+            handles.gauge(gauge, &[]).set(0.0);
+        }
+        for counter in [&names::USAGE_WRITTEN, &names::USAGE_ERRORS, &names::USAGE_LOST] {
+            handles.show(counter, &[]);
+        }
         let fallbacks = FallbackMode::ALL.iter().flat_map(|mode| {
             FallbackReason::ALL.iter().map(|reason| [mode.as_str(), reason.as_str()])
         });

@@ -35,3 +35,34 @@ impl Metrics {
         }
     }
 }
+
+/// What usage metering has counted, totals since the start but for lag and size.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UsageFigures {
+    /// Age of the oldest count that is not written.
+    pub lag: std::time::Duration,
+    /// Rows that were written.
+    pub written: u64,
+    /// Batches that were not taken.
+    pub errors: u64,
+    /// Size of the journal.
+    pub journal_bytes: u64,
+    /// Counts that are lost.
+    pub lost: u64,
+}
+
+impl Metrics {
+    /// Takes over what usage metering has counted.
+    pub fn publish_usage(&self, figures: &UsageFigures) {
+        let handles = &self.handles;
+        handles.gauge(&names::USAGE_FLUSH_LAG, &[]).set(figures.lag.as_secs_f64());
+        handles.gauge(&names::USAGE_JOURNAL, &[]).set(figures.journal_bytes as f64);
+        for (desc, total) in [
+            (&names::USAGE_WRITTEN, figures.written),
+            (&names::USAGE_ERRORS, figures.errors),
+            (&names::USAGE_LOST, figures.lost),
+        ] {
+            handles.counter(desc, &[]).absolute(total);
+        }
+    }
+}

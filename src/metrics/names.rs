@@ -207,9 +207,27 @@ declare! {
     USAGE_UNITS: Counter "tollgate_usage_units_total" ["tier"] Count
         "Cost of the requests that were admitted: 1 each, or the `cost` of their rule."
         "Counted when the request is over, whatever the upstream answered. Not counted: what was refused, what is exempt, and what got its cost back because nothing of it reached the upstream. For a look at who uses how much by tier; the figures by identity are no metric.";
+    USAGE_REQUESTS: Counter "tollgate_usage_requests_total" ["tier"] Count
+        "Requests that were let through to the upstream, exempt ones too."
+        "Counted when the request is over, with or without a sink of usage records. Not counted: what was refused, and what got its cost back because nothing of it reached the upstream. `tollgate usage reconcile` compares it with the records.";
+    USAGE_DENIED: Counter "tollgate_usage_denied_total" ["tier"] Count
+        "Requests that a limit refused."
+        "Counted when the request is over, whether its caller waited for the answer or not. `tollgate usage reconcile` compares it with the records.";
     USAGE_FLUSH_LAG: Gauge "tollgate_usage_flush_lag_seconds" [] Seconds
-        "Age of the oldest usage record that is not written yet; 0 while no sink is configured."
-        "There is no sink of usage records in this version, so it stays 0.";
+        "Age of the oldest count that the sink of usage records has not taken; 0 where nothing waits, or without a sink."
+        "Between 0 and a little more than `usage.flush` while requests come. It rises with the time while the sink is away: nothing is lost then, for the journal keeps it.";
+    USAGE_WRITTEN: Counter "tollgate_usage_rows_written_total" [] Count
+        "Rows of usage that the sink has taken: a minute of an identity, a tier and an endpoint, as one worker counted it."
+        "Several rows add up to one record.";
+    USAGE_ERRORS: Counter "tollgate_usage_flush_errors_total" [] Count
+        "Batches of usage that the sink did not take when they were handed to it, and the like."
+        "Each is tried again until it is taken, so that a few are harmless. The log says why, once a minute.";
+    USAGE_JOURNAL: Gauge "tollgate_usage_journal_bytes" [] Bytes
+        "Size of the usage journal's files: what is being counted, and what the sink has not taken."
+        "Looked at every five seconds. Some hundred KiB for each worker; more says that the sink is behind. At 16 GiB the oldest batches give way.";
+    USAGE_LOST: Counter "tollgate_usage_lost_total" [] Count
+        "Counts of usage that found no room on the journal's disk, and requests in batches that had to give way."
+        "Should stand still. Each is in the log as well.";
     WEBSOCKETS: Gauge "websocket_connections_active" ["endpoint"] Count
         "Upgraded connections that are open."
         "From the upstream's 101 to the end of the tunnel, whatever protocol was upgraded to. The upgrade itself is a request and counted as such, with the time to its 101: an open tunnel is not a slow request.";

@@ -51,6 +51,15 @@ struct Endpoint {
     slow_after: Duration,
 }
 
+/// As what a request counts for billing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metered {
+    /// It was let through.
+    Admitted = 0,
+    /// A limit has refused it.
+    Denied = 1,
+}
+
 /// One request, when it is over.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestRecord<'a> {
@@ -189,6 +198,13 @@ impl PolicyMetrics {
             cells.add_bytes(Direction::In, request.bytes_in);
             cells.add_bytes(Direction::Out, request.bytes_out);
         });
+    }
+
+    /// Counts what a request was for billing, when it is over.
+    pub fn metered(&self, tier: TierId, metered: Metered) {
+        if let Some(tier) = self.tier(tier) {
+            tier.cells.with_own(|cells| count(&cells.metered, metered as usize));
+        }
     }
 
     /// Counts a decision: the time it took, each limit's verdict, and what was left at `at` by

@@ -70,10 +70,12 @@ impl Metrics {
         [hits, blocks]
     }
 
-    fn of_tiers(&self, tiers: &[Arc<TierSeries>], now: Timestamp) -> [Family; 3] {
+    fn of_tiers(&self, tiers: &[Arc<TierSeries>], now: Timestamp) -> [Family; 5] {
         let mut remaining = Family::new(&names::REMAINING);
         let mut shares = Family::new(&names::REMAINING_RATIO);
         let mut units = Family::new(&names::USAGE_UNITS);
+        let mut admitted = Family::new(&names::USAGE_REQUESTS);
+        let mut denied = Family::new(&names::USAGE_DENIED);
         for tier in tiers {
             for (kind, lowest) in IdentifierType::ALL.iter().zip(&tier.lowest) {
                 let untouched = || tier.ceiling().filter(|_| self.can_be(*kind));
@@ -84,8 +86,12 @@ impl Metrics {
             let totals = HistogramTotals::of(tier.cells.iter().map(|cells| &cells.shares));
             shares.histogram(&[&tier.name], SHARE_EDGES, &totals);
             units.sample(&[&tier.name], total(tier.cells.iter().map(|cells| &cells.units)));
+            for (family, index) in [(&mut admitted, 0), (&mut denied, 1)] {
+                let cells = tier.cells.iter().filter_map(|cells| cells.metered.get(index));
+                family.sample(&[&tier.name], total(cells));
+            }
         }
-        [remaining, shares, units]
+        [remaining, shares, units, admitted, denied]
     }
 }
 

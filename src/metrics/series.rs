@@ -177,6 +177,8 @@ pub struct TierCells {
     pub shares: HistogramCells,
     /// Cost of what was admitted.
     pub units: AtomicU64,
+    /// Requests that were let through, and those that a limit refused.
+    pub metered: [AtomicU64; 2],
 }
 
 /// Verdicts of one scope's limits.

@@ -8,12 +8,15 @@ use http::{HeaderValue, Request, StatusCode};
 
 use crate::clock;
 use crate::health::slow::SlowCall;
+use crate::limiter::time::Timestamp;
 use crate::metrics::cells::LevelGuard;
 use crate::metrics::labels::{Ending, MethodLabel, QueryType};
-use crate::metrics::policy::RequestRecord;
-use crate::policy::identity::IdentifierType;
+use crate::metrics::policy::{Metered, RequestRecord};
+use crate::policy::identity::{IdentifierType, Identity};
 use crate::policy::plan::{Plan, RuleId, TierId};
 use crate::trace::TraceParent;
+use crate::usage::record::Counts;
+use crate::usage::writer::{Ticket, UsageWriter, Who};
 
 use super::gate::Active;
 use super::io::ConnState;
@@ -54,6 +57,10 @@ struct Facts {
     evaluated: Option<(TierId, IdentifierType)>,
     /// What it has spent.
     units: u32,
+    /// As what it was counted for billing, until that is given back.
+    metered: Option<Metered>,
+    /// Where its usage was counted.
+    usage: Option<(Identity, Ticket)>,
     status: u16,
     /// `None`: not to be told of.
     ending: Option<Ending>,
@@ -84,6 +91,8 @@ impl Exchange {
             tier: None,
             evaluated: None,
             units: 0,
+            metered: None,
+            usage: None,
             status: 0,
             ending: Some(Ending::ClientAbort),
             overhead: None,
@@ -120,10 +129,34 @@ impl Exchange {
         }
     }
 
-    /// Notes what the request has spent; nothing, once that is given back.
-    pub fn spent(&mut self, units: u32) {
+    /// Notes that the request goes to the upstream, and what it has spent for that. Counted for
+    /// billing at once: what an upstream sees has been counted.
+    pub fn admitted(&mut self, plan: &Plan<'_>, units: u32) {
+        let Some(facts) = &mut self.facts else { return };
+        (facts.units, facts.metered) = (units, Some(Metered::Admitted));
+        let counts = Counts { requests: 1, units: units.into(), ..Counts::default() };
+        let ticket = count(&self.worker, &self.active, plan, counts);
+        facts.usage = ticket.map(|ticket| (plan.identity.clone(), ticket));
+    }
+
+    /// Notes that a limit has refused the request.
+    pub fn denied(&mut self, plan: &Plan<'_>) {
         if let Some(facts) = &mut self.facts {
-            facts.units = units;
+            facts.metered = Some(Metered::Denied);
+        }
+        let counts = Counts { denied: 1, ..Counts::default() };
+        count(&self.worker, &self.active, plan, counts);
+    }
+
+    /// Notes that nothing of the request came to the upstream: what it has spent is given back.
+    pub fn given_back(&mut self) {
+        let Some(facts) = &mut self.facts else { return };
+        let units = i64::from(facts.units);
+        (facts.units, facts.metered) = (0, None);
+        if let Some(usage) = &self.worker.usage {
+            let counts = Counts { requests: -1, units: -units, ..Counts::default() };
+            facts.count_more(&self.active, usage, self.worker.gate.clock.now(), counts);
+            facts.usage = None;
         }
     }
 
@@ -205,6 +238,14 @@ impl Exchange {
         };
         let gate = &self.worker.gate;
         let at = gate.clock.now();
+        if let Some(usage) = &self.worker.usage {
+            let (bytes_in, bytes_out) = (signed(facts.bytes_in), signed(facts.bytes_out));
+            let counts = Counts { bytes_in, bytes_out, ..Counts::default() };
+            facts.count_more(&self.active, usage, at, counts);
+        }
+        if let (Some(tier), Some(metered)) = (facts.tier, facts.metered) {
+            self.active.metrics.metered(tier, metered);
+        }
         let now = clock::monotonic();
         let duration = now.saturating_duration_since(facts.started);
         let timed_out = ending == Ending::UpstreamTimeout;
@@ -253,7 +294,28 @@ impl Exchange {
     }
 }
 
+/// Counts for billing, if that is done.
+fn count(worker: &Worker, active: &Active, plan: &Plan<'_>, counts: Counts) -> Option<Ticket> {
+    let usage = worker.usage.as_ref()?;
+    let tier = &active.policy.tier(plan.tier)?.name;
+    let endpoint = active.policy.endpoint_name(plan.endpoint);
+    let who = Who { identity: &plan.identity, tier, endpoint };
+    Some(usage.count(who, worker.gate.clock.now(), counts))
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
 impl Facts {
+    /// Counts more of it for billing, in the minute in which it was let through.
+    fn count_more(&self, active: &Active, usage: &UsageWriter, now: Timestamp, counts: Counts) {
+        let Some((identity, ticket)) = &self.usage else { return };
+        let Some(tier) = self.tier.and_then(|tier| active.policy.tier(tier)) else { return };
+        let endpoint = active.policy.endpoint_name(self.endpoint);
+        usage.count_more(Who { identity, tier: &tier.name, endpoint }, *ticket, now, counts);
+    }
+
     /// Adds to a call what is known of its request.
     fn described(&self, active: &Active, call: SlowCall) -> SlowCall {
         let (endpoint, _) = active.metrics.slow_after(self.endpoint);

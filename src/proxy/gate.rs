@@ -24,6 +24,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 use crate::subscriptions::Subscriptions;
 use crate::top::talkers::TopTalkers;
+use crate::usage::journal::Journal;
 
 use super::address::Once;
 use super::caller::UnknownSubscriptions;
@@ -123,6 +124,8 @@ pub struct Gate {
     pub access_log: Option<AccessLog>,
     /// Where spans of requests go, if they go anywhere.
     pub tracer: Option<Tracer>,
+    /// Where usage is counted for billing, if it is.
+    pub usage: Option<Arc<Journal>>,
     /// Whether tollgate is about to stop.
     pub drain: Drain,
 }

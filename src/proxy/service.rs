@@ -94,7 +94,7 @@ pub async fn handle(
                 }
                 Err(failure) => {
                     if !failure.may_have_arrived {
-                        exchange.spent(0);
+                        exchange.given_back();
                         shown = charged.and_then(|it| it.give_back(&worker)).or(shown);
                     }
                     if let Some(notes) = exchange.notes() {
@@ -276,12 +276,13 @@ async fn decide<'a>(
     };
     if plan.disposition == Disposition::Exempt {
         decided(exchange, Decided::Exempt);
+        exchange.admitted(&plan, 0);
         return Next::unlimited(endpoint, permit);
     }
     exchange.evaluated(&plan);
     if plan.disposition == Disposition::Unlimited {
         decided(exchange, Decided::Allow);
-        exchange.spent(plan.cost);
+        exchange.admitted(&plan, plan.cost);
         worker.top.record(&plan.identity, false);
         return Next::unlimited(endpoint, permit);
     }
@@ -290,7 +291,7 @@ async fn decide<'a>(
     match checked {
         Checked::FailedOpen => {
             decided(exchange, Decided::Allow);
-            exchange.spent(plan.cost);
+            exchange.admitted(&plan, plan.cost);
             Next::unlimited(endpoint, permit)
         }
         Checked::FailedClosed => Next::Answer(refused(exchange, Refusal::StoreUnavailable)),
@@ -298,12 +299,13 @@ async fn decide<'a>(
             if headers::wanted_upgrade(request, present).is_some() {
                 gate.metrics.tunnel_event(TunnelEvent::RefusedLimit);
             }
+            exchange.denied(&plan);
             let response = denied(worker, &decision);
             exchange.answered(response.status(), Ending::RateLimited, None, clock::stopwatch());
             Next::Answer(response)
         }
         Checked::Decided { decision, backend } => {
-            exchange.spent(plan.cost);
+            exchange.admitted(&plan, plan.cost);
             let shown = decision.shown().map(|shown| (*shown, decision.now));
             let grant = Grant::new(&decision, plan.scopes().count());
             let charged = Some(Charged { plan, grant, backend });

@@ -14,6 +14,7 @@ use crate::health::tasks::{watched, watched_root};
 use crate::metrics::labels::{Dependency, TaskType};
 use crate::store::redis::RedisStore;
 use crate::top::talkers::Reporter;
+use crate::usage::writer::UsageWriter;
 
 use super::connection;
 use super::gate::Gate;
@@ -57,6 +58,8 @@ pub struct Worker {
     pub recorder: Option<Recorder>,
     /// Whose requests it has seen.
     pub top: Reporter,
+    /// Where their usage is counted, if it is.
+    pub usage: Option<UsageWriter>,
 }
 
 /// Runs a worker until a drain has ended and its last connection has closed. Blocks its thread.
@@ -100,6 +103,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
         numbers: Numbers::default(),
         recorder: Recorder::new(gate.access_log.as_ref(), gate.tracer.as_ref()),
         top: Reporter::new(Arc::clone(&gate.top), index),
+        usage: gate.usage.as_ref().map(|it| UsageWriter::new(Arc::clone(it), index)),
         gate,
     });
     let ticking = tick(Rc::clone(&worker), index, beat);
@@ -139,6 +143,9 @@ async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
         worker.timers.sweep();
         if let Some(recorder) = &worker.recorder {
             recorder.flush();
+        }
+        if let Some(usage) = &worker.usage {
+            usage.tick(worker.gate.clock.now());
         }
         if worker.gate.drain.is_draining() && !told_of_drain {
             told_of_drain = true;

@@ -18,15 +18,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::parameter::{Parameter, Plan, Shape};
 use super::settings::PostgresSettings;
 use super::stats::Waiting;
-use super::tls::{ServerCheck, connector};
 use super::{Failure, PLAN_BYTES_MAX, WORK_MAX};
 
-/// For the connection to one address; the next one is tried then.
-const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// For telling the server that nobody waits for a query any more.
 const CANCEL_MAX: Duration = Duration::from_secs(1);
-/// A peer that went away without a word is noticed after so long and a few tries.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 
 /// A PostgreSQL that is asked.
 #[derive(Debug)]
@@ -44,16 +39,7 @@ impl Postgres {
     /// # Errors
     /// There are no authorities to check the server's certificate against.
     pub fn new(settings: &PostgresSettings) -> Result<Self, String> {
-        let target = &settings.target;
-        let unused = ServerCheck::None;
-        let tls = connector(if target.uses_tls() { target.check() } else { &unused })?;
-        let mut config = target.config().clone();
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT_MAX);
-        }
-        if config.get_keepalives_idle() > KEEPALIVE_IDLE {
-            config.keepalives_idle(KEEPALIVE_IDLE);
-        }
+        let (config, tls) = settings.target.connecting()?;
         let manager = Manager::from_connect(config, Dial(tls.clone()), ManagerConfig::default());
         // No timeouts of its own: whoever takes a connection has one for all that it does.
         let pool = Pool::builder(manager).max_size(settings.pool).build();

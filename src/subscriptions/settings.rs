@@ -4,8 +4,14 @@ use std::fmt;
 use std::time::Duration;
 
 use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::tls::ServerCheck;
+use super::tls::{ServerCheck, connector};
+
+/// For the connection to one address; the next one is tried then.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// A peer that went away without a word is noticed after so long and a few tries.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 
 /// Where subscriptions are looked up, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,15 +95,24 @@ impl PostgresTarget {
         Ok(PostgresTarget { config: Box::new(config), check })
     }
 
-    pub(super) fn config(&self) -> &tokio_postgres::Config {
-        &self.config
+    /// What a connection is made with.
+    ///
+    /// # Errors
+    /// There are no authorities to check the server's certificate against.
+    pub fn connecting(&self) -> Result<(tokio_postgres::Config, MakeRustlsConnect), String> {
+        let unused = ServerCheck::None;
+        let tls = connector(if self.uses_tls() { &self.check } else { &unused })?;
+        let mut config = (*self.config).clone();
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_MAX);
+        }
+        if config.get_keepalives_idle() > KEEPALIVE_IDLE {
+            config.keepalives_idle(KEEPALIVE_IDLE);
+        }
+        Ok((config, tls))
     }
 
-    pub(super) fn check(&self) -> &ServerCheck {
-        &self.check
-    }
-
-    pub(super) fn uses_tls(&self) -> bool {
+    fn uses_tls(&self) -> bool {
         self.config.get_ssl_mode() != SslMode::Disable
     }
 }

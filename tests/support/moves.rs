@@ -217,6 +217,31 @@ pub const MOVES: &[Move] = &[
                 - it.rose("rate_limit_blocks_total{tier=\"free\"}")
             && it.rose("tollgate_usage_units_total{tier=\"unused\"}") == 0.0
     }),
+    ("tollgate_usage_requests_total", "requests that were let through, an exempt one too", |it| {
+        it.rose("tollgate_usage_requests_total{tier=\"free\"}")
+            > it.rose("rate_limit_hits_total{tier=\"free\"}")
+                - it.rose("rate_limit_blocks_total{tier=\"free\"}")
+            && it.rose("tollgate_usage_requests_total{tier=\"unused\"}") == 0.0
+    }),
+    ("tollgate_usage_denied_total", "two requests above a limit of two", |it| {
+        it.rose("tollgate_usage_denied_total{tier=\"free\"}")
+            == it.rose("rate_limit_blocks_total{tier=\"free\"}")
+    }),
+    ("tollgate_usage_flush_lag_seconds", "Redis, the sink, stood still, and came back", |it| {
+        it.outage.sum("tollgate_usage_flush_lag_seconds") >= 0.5
+            && it.end.sum("tollgate_usage_flush_lag_seconds") < 60.0
+    }),
+    ("tollgate_usage_rows_written_total", "requests, written down", |it| {
+        it.rose("tollgate_usage_rows_written_total") >= 5.0
+            && it.alone.sum("tollgate_usage_rows_written_total") == 0.0
+    }),
+    ("tollgate_usage_flush_errors_total", "Redis, the sink, stood still", |it| {
+        it.rose("tollgate_usage_flush_errors_total") >= 1.0
+    }),
+    ("tollgate_usage_journal_bytes", "a journal for each worker, and none without a sink", |it| {
+        it.end.sum("tollgate_usage_journal_bytes") >= 65_536.0
+            && it.alone.sum("tollgate_usage_journal_bytes") == 0.0
+    }),
     ("websocket_connections_active", "a tunnel", |it| {
         let series = "websocket_connections_active{endpoint=\"ws\"}";
         [&it.start, &it.busy, &it.end].map(|at| at.sum(series)) == [0.0, 1.0, 0.0]
@@ -455,7 +480,7 @@ pub const MOVES: &[Move] = &[
 pub const NOT_MOVED: &[(&str, &str)] = &[
     ("tollgate_shed_total", "nothing is shed yet"),
     ("tollgate_concurrency_limit", "nothing is shed yet"),
-    ("tollgate_usage_flush_lag_seconds", "there is no sink of usage records yet"),
+    ("tollgate_usage_lost_total", "needs a disk without room: src/usage/journal.rs"),
     ("tollgate_upstream_waiting", "needs a backend that does not accept: tests/pressure.rs"),
     ("tollgate_runtime_workers_stuck", "needs a worker that hangs: tests/pressure.rs"),
     ("memory_gc_collected_total", "needs entries that expire in a second: tests/memory.rs"),

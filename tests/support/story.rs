@@ -162,6 +162,7 @@ upstream:
   response_timeout: 2s
   health_check: {{ path: /healthz, interval: 200ms }}
 store: {{ redis: {{ url: '{redis}', timeout: 500ms }} }}
+usage: {{ sink: redis, flush: 100ms, dir: {usage} }}
 identity: [{{ jwt: {{ jwks_url: 'http://{keys}/keys', algorithms: [ES256] }} }}, {{ ip: {{}} }}]
 tier_lookup:
   postgres: {{ url: '{database}', query: \"{QUERY}\", pool: 1, timeout: 1s }}
@@ -176,6 +177,7 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
             keys = keys.address,
             database = database.url(),
             log = at("access.log"),
+            usage = at("usage"),
             collector = collector.address,
         );
         let tollgate = Start::default().config(&config).tiers(TIERS).listeners().run();
@@ -375,6 +377,8 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
             it.sum("circuit_breaker_state{service=\"redis\"}") == 2.0
                 && it.sum("tollgate_limiter_fallback_total{reason=\"circuit_open\"}") >= 1.0
                 && it.sum("tollgate_over_admission_estimate") >= 5.0
+                && it.sum("tollgate_usage_flush_lag_seconds") >= 0.5
+                && it.sum("tollgate_usage_flush_errors_total") >= 1.0
         });
         self.redis.resume();
         let is_back = |it: &Scrape| {

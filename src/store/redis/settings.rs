@@ -87,8 +87,15 @@ impl RedisTarget {
         RedisTarget { config, shown: shown.into() }
     }
 
-    pub(super) fn config(&self) -> &Config {
+    /// What a connection is made with.
+    pub fn config(&self) -> &Config {
         &self.config
+    }
+}
+
+impl PartialEq for RedisTarget {
+    fn eq(&self, other: &Self) -> bool {
+        self.config == other.config
     }
 }
 
