@@ -52,6 +52,18 @@ stop_unit() {
     "${sudo[@]}" systemctl disable --now --quiet "$1" </dev/null || true
 }
 
+# What the status page is built and tried with, as web/package-lock.json has it; done once for each lock.
+install_web() {
+    { has chromium && has node && has npm; } || return 1
+    node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' || return 1
+    local lock stamp=web/node_modules/.installed
+    lock=$(sha256sum <web/package-lock.json)
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$lock" ]; then return 0; fi
+    say "npm ci in web/"
+    (cd web && npm ci --ignore-scripts --no-audit --no-fund --no-progress </dev/null) || return 1
+    printf '%s\n' "$lock" >"$stamp"
+}
+
 install() {
     local redis_was_installed=no postgres_was_installed=no
     local prometheus_was_installed=no alertmanager_was_installed=no nginx_was_installed=no
@@ -109,6 +121,10 @@ has nginx || missing+=(nginx-light)
 has prometheus-node-exporter || missing+=(prometheus-node-exporter)
 # What holds the admin API to its description is Python's.
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+# The status page is tried in a browser, and built from its source.
+has chromium || missing+=(chromium)
+has node || missing+=(nodejs)
+has npm || missing+=(npm)
 # The allocator is built from C: it asks for a compiler and for make.
 { has cc && has make; } || missing+=(build-essential)
 
@@ -158,6 +174,11 @@ if bash tests/schemathesis.sh install; then
     export TOLLGATE_REQUIRE_SCHEMATHESIS=1
 else
     skipped+=("schemathesis against the admin port (no python3 with venv, or no PyPI)")
+fi
+if install_web; then
+    export TOLLGATE_REQUIRE_BROWSER=1
+else
+    skipped+=("the status page in a browser (no chromium, no Node.js of version 20, or no npm ci)")
 fi
 has kubectl || skipped+=("that the rendered manifests are those of the files (optional, kubectl)")
 has systemd-analyze || skipped+=("what systemd says of its unit (optional)")
