@@ -27,6 +27,8 @@ tests/long.sh NAME [ARGUMENTS]
   pictures     docs/dashboards/*.svg: the dashboards, drawn of six minutes of a service that really ran
                (needs redis-server, postgres, prometheus, prometheus-node-exporter); redraw: the same
                run once more, after a change of what draws them
+  page-pictures  docs/status-page/*.png: the status page, of four minutes of a service that really ran
+               (needs redis-server, chromium, node, and npm ci in web/)
   fuzz         every fuzz target for a while each, one after the other (fuzz/README.md; needs a nightly
                compiler and cargo-fuzz; fuzz SECONDS TARGET…, 1,200 seconds without)
   container    builds the image with Docker and tries it: size, user, health check, drain
@@ -74,6 +76,9 @@ pictures)
     exec cargo test --locked --test dashboard_pictures pictures -- --ignored --nocapture "$@"
     ;;
 redraw) exec cargo test --locked --test dashboard_pictures redraw -- --ignored --nocapture "$@" ;;
+page-pictures)
+    exec cargo test --locked --test status_page pictures -- --ignored --nocapture "$@"
+    ;;
 container) exec bash tests/container.sh image "$@" ;;
 compose) exec bash tests/container.sh compose "$@" ;;
 leak-drill) exec cargo test --locked --features leak-drill --test leak_drill -- --nocapture "$@" ;;
