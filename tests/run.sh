@@ -55,7 +55,7 @@ stop_unit() {
 # What the status page is built and tried with, as web/package-lock.json has it; done once for each lock.
 install_web() {
     { has chromium && has node && has npm; } || return 1
-    node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' || return 1
+    node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)' || return 1
     local lock stamp=web/node_modules/.installed
     lock=$(sha256sum <web/package-lock.json)
     if [ "$(cat "$stamp" 2>/dev/null)" = "$lock" ]; then return 0; fi

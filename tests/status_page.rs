@@ -220,11 +220,13 @@ fn pictures() {
 
 /// Runs a script, and does what it asks for.
 fn play(mut stage: Stage, script: &str, variables: &[(&str, &str)]) {
+    let open = Tollgate::in_front_of(stage.backend.address);
     let mut script = Command::new("node")
         .arg(script)
         .current_dir(web())
         .envs(variables.iter().copied())
         .env("ADMIN_URL", format!("http://{}", stage.tollgate.admin))
+        .env("OPEN_URL", format!("http://{}", open.admin))
         .env("TOKEN", TOKEN)
         .env("CHROMIUM", chromium())
         .stdin(Stdio::piped())
@@ -267,7 +269,7 @@ struct Stage {
     tiers: &'static str,
     /// Whether callers send requests by themselves.
     traffic: Arc<AtomicBool>,
-    _backend: Backend,
+    backend: Backend,
     _directory: tempfile::TempDir,
 }
 
@@ -296,8 +298,7 @@ identity: [ {{ jwt: {{ secret: \"{SECRET}\" }} }}, {{ ip: {{}} }} ]
         let start = Start::default().upstream(backend.address).config(&config).tiers(tiers);
         let tollgate = start.run();
         let traffic = Arc::default();
-        let _backend = backend;
-        Stage { tollgate, redis, is_backend_up, tiers, traffic, _backend, _directory: directory }
+        Stage { tollgate, redis, is_backend_up, tiers, traffic, backend, _directory: directory }
     }
 
     fn act(&mut self, wish: &Value) -> Value {

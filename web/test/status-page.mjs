@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { act, launch, watched } from "./browser.mjs";
 
-const { ADMIN_URL, TOKEN } = process.env;
+const { ADMIN_URL, OPEN_URL, TOKEN } = process.env;
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const HOSTILE = "user:<img src=x onerror=alert(1)>";
 const PATIENCE = 20_000;
@@ -294,6 +294,32 @@ await step("it costs nothing once nobody looks", async () => {
 });
 
 assert.deepEqual(noted, { console: [], outside: [], dialogs: [] });
+
+await step("without a token it works on its own machine at once", async () => {
+  const own = await watched(browser, {}, OPEN_URL);
+  await own.page.goto(`${OPEN_URL}/`);
+  await own.page.locator('[data-live="live"]').waitFor();
+  await own.page.locator("#policy-tiers .card").first().waitFor();
+  await own.page.locator("#session-button").click();
+  await own.page.locator("#dialog").getByText("This port asks for no token").waitFor();
+  await own.page.locator("#dialog input").fill("Eve");
+  await own.page.locator("#dialog").getByRole("button", { name: "Keep the name" }).click();
+  await own.page.locator("#session-button").getByText("Eve").waitFor();
+  assert.deepEqual(own.noted, { console: [], outside: [], dialogs: [] });
+  await own.context.close();
+});
+
+await step("and under another name than its own it says what to do", async () => {
+  const url = OPEN_URL.replace("127.0.0.1", "tollgate.test");
+  const foreign = await watched(browser, {}, url);
+  await foreign.page.goto(`${url}/`);
+  await foreign.page.getByRole("heading", { name: "Only on its own machine" }).waitFor();
+  assert.equal(await foreign.page.locator("#sign-in-form").isVisible(), false);
+  assert.equal(await foreign.page.locator("#board").isVisible(), false);
+  assert.deepEqual(foreign.noted.outside, []);
+  await foreign.context.close();
+});
+
 await browser.close();
 console.log("DONE");
 process.exit(0);
