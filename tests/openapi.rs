@@ -276,7 +276,7 @@ fn call(tollgate: &Tollgate, line: &str, body: Option<&str>) -> Answer {
 const TIERS: &str = "
 default_tier: free
 tiers:
-  free: { per_second: 5, burst: 10, per_minute: 100 }
+  free: { per_second: 5, burst: 10, per_minute: 10 }
   premium: { per_second: 20, per_hour: 10000 }
   staff: {}
 subscriptions: { pro: premium }
@@ -376,7 +376,7 @@ fn answers_are_such_as_it_says() {
 
     let one = "/api/v1/identities/{id}";
     let identity = |id: &str| check(&format!("GET /api/v1/identities/{id}"), one, None, 200);
-    assert_eq!(identity("ip:203.0.113.5")["limits"][0]["used"], 10);
+    assert_eq!(identity("ip:203.0.113.5")["limits"][1]["used"], 10);
     assert_eq!(identity("user:7")["override"]["reason"], "a trial");
     assert_eq!(identity("ip:203.0.113.9")["denied"]["kind"], "deny");
     assert_eq!(identity("ip:192.0.2.7")["refused"], true);
