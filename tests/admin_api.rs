@@ -15,7 +15,7 @@ use std::io::{Read, Write};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Answer, Backend, Client, Start, Tollgate};
+use support::{Answer, Backend, Client, Start, Tollgate, wait_until};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -265,6 +265,368 @@ fn a_call_says_what_it_understands() {
     assert_eq!(answer.field("allow"), Some("GET, HEAD"));
     let answer = ask(&tollgate, "HEAD /api/v1/top", &fields);
     assert_eq!((answer.status, answer.body.len()), (200, 0));
+}
+
+/// One call on this machine, with a body of this type.
+fn send(tollgate: &Tollgate, line: &str, kind: &str, body: &str) -> Answer {
+    let length = body.len();
+    let fields =
+        format!("Host: {}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n", tollgate.admin);
+    let mut client = Client::connect(tollgate.admin);
+    client.send(format!("{line} HTTP/1.1\r\n{fields}\r\n{body}")).answer()
+}
+
+#[test]
+fn bodies_targets_and_heads_are_bounded() {
+    let backend = Backend::ok();
+    let tollgate = Tollgate::in_front_of(backend.address);
+    let line = "PUT /api/v1/deny/user:1";
+    // What is right, and white space up to the last byte that may be.
+    let padded = |bytes: usize| format!("{{}}{}", " ".repeat(bytes - 2));
+    assert_eq!(send(&tollgate, line, "application/json", &padded(64 << 10)).status, 200);
+    let answer = send(&tollgate, line, "application/json", &padded((64 << 10) + 1));
+    assert_eq!(error(&answer), (413, "Content too large".to_owned()));
+    // What does not say how long it is.
+    let json = "Content-Type: application/json\r\n";
+    let host = format!("Host: {}\r\n{json}", tollgate.admin);
+    let chunk = format!("4000\r\n{}\r\n", " ".repeat(0x4000));
+    let chunked = format!("{line} HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n");
+    let many = |count: usize| format!("{chunked}2\r\n{{}}\r\n{}0\r\n\r\n", chunk.repeat(count));
+    let mut answers =
+        [3, 4].map(|count| Client::connect(tollgate.admin).send(many(count)).answer());
+    assert_eq!(answers[0].status, 200, "{}", answers[0].text());
+    assert_eq!(error(&answers[1]), (413, "Content too large".to_owned()));
+    // One that breaks off says so, and one that stalls is not waited for.
+    let cut = format!("{line} HTTP/1.1\r\n{host}Content-Length: 5\r\n\r\n{{");
+    let mut client = Client::connect(tollgate.admin);
+    client.send(&cut).stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(matches!(client.answer().status, 0 | 400));
+    let answer = Client::connect(tollgate.admin).send(&cut).answer();
+    assert_eq!(error(&answer), (408, "Request timeout".to_owned()));
+
+    let target = |begin: &str, bytes: usize| {
+        let target = format!("{begin}{}", "a".repeat(bytes - begin.len()));
+        get(&tollgate, &target)
+    };
+    for (begin, found) in [("/api/v1/", 404), ("/health?", 200), ("/livez?", 200)] {
+        assert_eq!(target(begin, 8 << 10).status, found, "{begin}");
+        let answer = target(begin, (8 << 10) + 1);
+        assert_eq!(error(&answer), (414, "URI too long".to_owned()), "{begin}");
+    }
+    let with =
+        |fields: String| ask(&tollgate, "GET /livez", &format!("Host: a\r\n{fields}")).status;
+    assert_eq!(with("A: b\r\n".repeat(63)), 200);
+    assert_eq!(with("A: b\r\n".repeat(64)), 431);
+    assert_eq!(with(format!("A: {}\r\n", "b".repeat(65 << 10))), 431);
+    answers = [0, 1].map(|_| get(&tollgate, "/api/v1/deny"));
+    assert!(answers.iter().all(|it| it.status == 200), "it goes on");
+}
+
+#[test]
+fn a_body_is_an_object_of_json_with_the_keys_that_are_known() {
+    let backend = Backend::ok();
+    let tollgate = Tollgate::in_front_of(backend.address);
+    let line = "PUT /api/v1/identities/user:1/override";
+    let right = r#"{"tier":"PREMIUM","until":"2999-12-31T23:59:59+02:00"}"#;
+    for kind in ["application/json", "Application/JSON; charset=utf-8"] {
+        let answer = send(&tollgate, line, kind, right);
+        assert_eq!(answer.status, 200, "{kind}: {}", answer.text());
+        assert!(answer.text().contains(r#""until":"2999-12-31T21:59:59Z""#), "{}", answer.text());
+    }
+    for kind in ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonl"] {
+        let (status, why) = error(&send(&tollgate, line, kind, right));
+        assert_eq!((status, why.contains("application/json")), (415, true), "{kind}: {why}");
+    }
+    let expected = "expected one of `tier`, `until`, `reason`";
+    let to_come = "expected a time to come, as 2027-01-01T00:00:00Z";
+    let tiers = "expected one of free, premium, enterprise, internal";
+    let long = format!(r#"{{"tier":"free","reason":"{}"}}"#, "é".repeat(201));
+    for (body, why) in [
+        (r#"{"tier":"free","till":1}"#, format!("body: unknown field `till`, {expected}")),
+        (r#"{"tier":"free","tier":"free"}"#, "body: duplicate field `tier`".to_owned()),
+        (r#"{"tier":1}"#, "body: invalid type: integer `1`".to_owned()),
+        ("{}", "body: missing field `tier`".to_owned()),
+        ("", "body: missing field `tier`".to_owned()),
+        (r#"["free"]"#, "body: expected an object of JSON".to_owned()),
+        ("null", "body: expected an object of JSON".to_owned()),
+        (r#"{"tier":"free"} x"#, "body: trailing characters".to_owned()),
+        ("{", "body: EOF while parsing".to_owned()),
+        (r#"{"tier":"gold"}"#, format!("tier: gold, {tiers}")),
+        (
+            r#"{"tier":"free","until":"2001-01-01T00:00:00Z"}"#,
+            format!("until: 2001-01-01T00:00:00Z, {to_come}"),
+        ),
+        (r#"{"tier":"free","until":"soon"}"#, format!("until: soon, {to_come}")),
+        (
+            r#"{"tier":"free","reason":"a\nb"}"#,
+            "reason: a\nb, expected at most 200 characters".to_owned(),
+        ),
+        (&long, "reason: éééé".to_owned()),
+    ] {
+        let (status, found) = error(&send(&tollgate, line, "application/json", body));
+        // A message repeats forty characters, and no more.
+        let why: String = why.chars().take(40).collect();
+        assert_eq!((status, found.starts_with(&why)), (400, true), "{body}: {found}");
+    }
+    let held = get(&tollgate, "/api/v1/overrides").text();
+    assert!(held.contains(r#""tier":"premium""#), "what was wrong changed nothing: {held}");
+}
+
+#[test]
+fn who_guesses_tokens_waits() {
+    let backend = Backend::ok();
+    let (tollgate, _directory) = with_token(&backend, TOKEN);
+    let present = |from: &str, token: &str| {
+        let mut client = Client::connect_from(from, tollgate.admin);
+        let fields = format!("Host: test\r\nAuthorization: Bearer {token}\r\n");
+        client.send(format!("GET /api/v1/deny HTTP/1.1\r\n{fields}\r\n")).answer()
+    };
+    // Who presents nothing does not guess, and who presents the right one did not.
+    for _ in 0..20 {
+        assert_eq!(get(&tollgate, "/api/v1/deny").status, 401);
+        assert_eq!(present("127.0.0.1", TOKEN).status, 200);
+    }
+    let mut refused = None;
+    for _ in 0..20 {
+        let answer = present("127.0.0.1", "guess");
+        match answer.status {
+            401 => {}
+            _ => refused = refused.or(Some(answer)),
+        }
+    }
+    let refused = refused.unwrap();
+    assert_eq!(error(&refused), (429, "Too many wrong tokens".to_owned()));
+    assert!((1..=6).contains(&refused.number("retry-after")), "{}", refused.head);
+    // Else the answer to the right one would tell it from the wrong ones.
+    assert_eq!(present("127.0.0.1", TOKEN).status, 429);
+    assert_eq!(present("127.0.0.2", TOKEN).status, 200, "another address");
+    assert_eq!(present("127.0.0.2", "guess").status, 401);
+    assert_eq!(get(&tollgate, "/health").status, 200);
+    let count = |reason: &str| {
+        tollgate.metric(&format!("tollgate_admin_refused_total{{reason=\"{reason}\"}}"))
+    };
+    assert!(count("throttled") >= 9.0 && count("token") >= 30.0);
+    assert!(!tollgate.log().contains(TOKEN), "{}", tollgate.log());
+}
+
+#[test]
+fn without_a_token_no_other_page_changes_anything() {
+    let backend = Backend::ok();
+    let tollgate = Tollgate::in_front_of(backend.address);
+    let line = |method: &str| format!("{method} /api/v1/deny/user:1");
+    let with = |method: &str, fields: &str| {
+        let fields = format!("Host: {}\r\n{fields}", tollgate.admin);
+        ask(&tollgate, &line(method), &fields).status
+    };
+    let own = format!("Origin: http://{}\r\nSec-Fetch-Site: same-origin\r\n", tollgate.admin);
+    for fields in [
+        "Origin: http://localhost:3000\r\n",
+        "Origin: https://evil.test\r\n",
+        "Origin: null\r\n",
+        "Sec-Fetch-Site: same-site\r\n",
+        "Sec-Fetch-Site: cross-site\r\n",
+    ] {
+        assert_eq!([with("PUT", fields), with("DELETE", fields)], [403; 2], "{fields}");
+    }
+    assert!(!get(&tollgate, "/api/v1/deny").text().contains("user:1"));
+    assert_eq!([with("PUT", &own), with("PUT", ""), with("DELETE", &own)], [200, 200, 204]);
+    // With one, it is the token that counts, which no page has.
+    let (tollgate, _directory) = with_token(&backend, TOKEN);
+    let fields = format!("Host: a\r\nOrigin: https://b\r\nAuthorization: Bearer {TOKEN}\r\n");
+    assert_eq!(ask(&tollgate, &line("PUT"), &fields).status, 200);
+}
+
+/// The lines of the log that say who did what.
+fn audited(tollgate: &Tollgate) -> Vec<serde_json::Value> {
+    let log = tollgate.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
+    lines.filter(|it: &serde_json::Value| !it["action"].is_null()).collect()
+}
+
+#[test]
+fn every_change_is_logged_whatever_the_level_and_the_token_never_is() {
+    let backend = Backend::ok();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("admin.token");
+    std::fs::write(&file, TOKEN).unwrap();
+    let config = format!("admin: {{ token_file: {} }}\nlog: {{ level: warn }}", file.display());
+    let tollgate = Start::default().upstream(backend.address).config(&config).run();
+    let as_operator = |line: &str, name: &str, body: &str| {
+        let length = body.len();
+        let fields = format!(
+            "Host: test\r\nAuthorization: Bearer {TOKEN}\r\nX-Tollgate-Operator: {name}\r\n\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        let mut client = Client::connect(tollgate.admin);
+        client.send(format!("{line} HTTP/1.1\r\n{fields}")).answer_to("DELETE").status
+    };
+    let one = "/api/v1/identities/user:7";
+    let expected = [
+        (format!("PUT {one}/override"), "override.set", Some("user:7"), Some("premium")),
+        (format!("DELETE {one}/override"), "override.remove", Some("user:7"), None),
+        ("PUT /api/v1/deny/ip:192.0.2.1".to_owned(), "deny.set", Some("ip:192.0.2.1"), None),
+        ("DELETE /api/v1/deny/ip:192.0.2.1".to_owned(), "deny.remove", Some("ip:192.0.2.1"), None),
+        (format!("DELETE {one}"), "reset", Some("user:7"), None),
+    ];
+    for (line, action, ..) in &expected {
+        let body = if *action == "override.set" { r#"{"tier":"premium"}"# } else { "{}" };
+        assert!(matches!(as_operator(line, "Zoë A.", body), 200 | 204), "{line}");
+    }
+    assert_eq!(as_operator("POST /api/v1/reload", "", ""), 400, "a name is not empty");
+    assert_eq!(as_operator("POST /api/v1/reload", &"a".repeat(65), ""), 400);
+    assert_eq!(as_operator("POST /api/v1/reload", "Alice", ""), 200);
+    wait_until("all are logged", || audited(&tollgate).len() >= 6);
+    let lines = audited(&tollgate);
+    for (line, (_, action, identity, detail)) in lines.iter().zip(&expected) {
+        assert_eq!(line["level"], "INFO", "{line}");
+        assert_eq!(line["action"], *action, "{line}");
+        assert_eq!(line["identity"].as_str(), *identity, "{line}");
+        assert_eq!(line["detail"].as_str(), *detail, "{line}");
+        assert_eq!((&line["by"], &line["from"]), (&"Zoë A.".into(), &"127.0.0.1".into()), "{line}");
+    }
+    assert_eq!((&lines[5]["action"], &lines[5]["by"]), (&"reload".into(), &"Alice".into()));
+    assert_eq!(lines.len(), 6, "{lines:#?}");
+    assert!(!tollgate.log().contains(TOKEN), "{}", tollgate.log());
+    // The answer tells it, too, the newest first.
+    let fields = format!("Host: test\r\nAuthorization: Bearer {TOKEN}\r\n");
+    let told = ask(&tollgate, "GET /api/v1/changes", &fields);
+    let told: serde_json::Value = serde_json::from_slice(&told.body).unwrap();
+    let actions: Vec<_> =
+        told["items"].as_array().unwrap().iter().map(|it| it["action"].as_str().unwrap()).collect();
+    let mut logged: Vec<_> = lines.iter().map(|it| it["action"].as_str().unwrap()).collect();
+    logged.reverse();
+    assert_eq!(actions, logged);
+}
+
+#[test]
+fn what_was_not_changed_is_said_and_logged() {
+    let backend = Backend::ok();
+    let tollgate = Start::default()
+        .upstream(backend.address)
+        .arguments(&["--redis", &format!("redis://{}", support::nobody())])
+        .run();
+    for line in ["PUT /api/v1/deny/user:1", "DELETE /api/v1/identities/user:1"] {
+        let answer = send(&tollgate, line, "application/json", "");
+        let (status, why) = error(&answer);
+        assert_eq!((status, why.starts_with("Redis does not answer")), (503, true), "{why}");
+    }
+    wait_until("both are logged", || audited(&tollgate).len() == 2);
+    for line in audited(&tollgate) {
+        assert_eq!(line["level"], "WARN", "{line}");
+        assert!(line["message"].as_str().unwrap().starts_with("not changed: "), "{line}");
+    }
+    assert!(!get(&tollgate, "/api/v1/deny").text().contains("user:1"));
+}
+
+#[test]
+fn explain_asks_a_tollgate_that_serves() {
+    let backend = Backend::ok();
+    let (tollgate, directory) = with_token(&backend, TOKEN);
+    assert_eq!([(); 3].map(|()| tollgate.get("/").status), [200; 3]);
+    let url = format!("http://{}", tollgate.admin);
+    let explain = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        command.args(["explain", "GET", "/orders?key=s3cret", "--live", &url]).args(more);
+        let output = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let file = directory.path().join("admin.token").display().to_string();
+    let (code, text, errors) = explain(&["--token-file", &file]);
+    assert_eq!((code, errors.as_str()), (Some(0), ""), "{text}");
+    assert!(text.starts_with("GET /orders\n"), "{text}");
+    for line in ["override    none for ip:127.0.0.1", "tier:minute"] {
+        assert!(text.contains(line), "no {line} in {text}");
+    }
+    let header = ["--header", "X-Key: s3cret", "--format", "json"];
+    let all = [&["--token-file", &file][..], &header].concat();
+    let (code, json, errors) = explain(&all);
+    assert_eq!((code, errors.as_str()), (Some(0), ""), "{json}");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let limits = json["limits"].as_array().unwrap();
+    let minute = limits.iter().find(|it| it["name"] == "tier:minute").unwrap();
+    assert_eq!((&minute["used"], &minute["remaining"]), (&3.into(), &97.into()), "{json:#}");
+    assert!(!json.to_string().contains("s3cret") && !text.contains("s3cret"));
+    // Nothing was charged for asking.
+    let (_, again, _) = explain(&all);
+    let again: serde_json::Value = serde_json::from_str(&again).unwrap();
+    assert_eq!(again["limits"][1]["used"], json["limits"][1]["used"]);
+
+    let (code, output, errors) = explain(&[]);
+    assert_eq!((code, output.as_str()), (Some(1), ""));
+    assert!(errors.contains("401") && errors.contains("--token-file"), "{errors}");
+    std::fs::write(directory.path().join("wrong"), "wrong").unwrap();
+    let wrong = directory.path().join("wrong").display().to_string();
+    assert_eq!(explain(&["--token-file", &wrong]).0, Some(1));
+    let (code, _, errors) = explain(&["--token-file", "/nowhere"]);
+    assert!(code == Some(1) && errors.contains("--token-file: /nowhere"), "{errors}");
+}
+
+#[test]
+fn a_request_that_is_explained_is_read_as_it_stands() {
+    let backend = Backend::ok();
+    let tollgate = Tollgate::in_front_of(backend.address);
+    for (body, expected) in [
+        (r#"{"method":"GET","path":"/","headers":{"A: B":"c"}}"#, "headers: expected the names"),
+        (r#"{"method":"GET","path":"/","headers":{"A":"s3cret\n"}}"#, "headers: a control char"),
+        (r#"{"method":"G T","path":"/"}"#, "method: \"G T\", expected a method of HTTP"),
+        (r#"{"method":"GET","path":"s3cret"}"#, "path: another form, expected a path"),
+        (r#"{"method":"GET","path":"/","ip":"localhost"}"#, "body: invalid IP address"),
+        (r#"{"method":"GET","path":"/","host":"a"}"#, "body: unknown field `host`"),
+        (r#"{"path":"/"}"#, "body: missing field `method`"),
+    ] {
+        let answer = send(&tollgate, "POST /api/v1/explain", "application/json", body);
+        let (status, why) = error(&answer);
+        assert_eq!((status, why.starts_with(expected)), (400, true), "{body}: {why}");
+        assert!(!why.contains("s3cret"), "{why}");
+    }
+    let (status, why) = error(&get(&tollgate, "/api/v1/top?format=json"));
+    assert_eq!((status, why.contains("unknown parameter")), (400, true), "{why}");
+}
+
+#[test]
+fn files_are_read_anew_when_an_operator_says_so() {
+    let backend = Backend::ok();
+    let tiers = "default_tier: free\ntiers: { free: { per_minute: 100 } }\n";
+    let tollgate = Start::default().upstream(backend.address).tiers(tiers).run();
+    let policy = || -> serde_json::Value {
+        serde_json::from_slice(&get(&tollgate, "/api/v1/policy").body).unwrap()
+    };
+    let reload = || {
+        let answer = send(&tollgate, "POST /api/v1/reload", "", "");
+        let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        (answer.status, body)
+    };
+    let before = policy();
+    assert_eq!(before["tiers"][0]["limits"][0]["limit"], 100);
+    let file = tollgate.path("tiers.yaml");
+    std::fs::write(&file, tiers.replace("100", "200")).unwrap();
+    let (status, body) = reload();
+    assert_eq!((status, &body["reloaded"]), (200, &true.into()), "{body}");
+    let after = policy();
+    assert_eq!(after["tiers"][0]["limits"][0]["limit"], 200);
+    assert_eq!((&after["hash"], &after["last_reload"]["ok"]), (&body["hash"], &true.into()));
+    assert_ne!(after["hash"], before["hash"]);
+
+    std::fs::write(&file, tiers.replace("per_minute: 100", "per_minuet: 100, per_huor: 9"))
+        .unwrap();
+    let (status, body) = reload();
+    assert_eq!(status, 422, "{body}");
+    // One text for each file, with all that is wrong in it.
+    let errors: Vec<_> = body["errors"].as_array().unwrap().iter().collect();
+    let text = errors[0].as_str().unwrap();
+    let place = |column: usize| format!("{}:2:{column}: tiers.free.per_", file.display());
+    assert!(text.starts_with(&place(18)) && text.contains(&format!("\n{}", place(35))), "{text}");
+    assert!(errors.len() == 1 && text.contains("did you mean \"per_minute\"?"), "{text}");
+    let now = policy();
+    assert_eq!((&now["hash"], &now["tiers"]), (&after["hash"], &after["tiers"]));
+    assert_eq!(now["last_reload"]["ok"], false);
+    assert!(now["last_reload"]["error"].as_str().unwrap().contains("per_minuet"), "{now:#}");
+
+    let without = Tollgate::in_front_of(backend.address);
+    let answer = send(&without, "POST /api/v1/reload", "", "");
+    let why = "no file was given at the start, so there is none to reload";
+    assert_eq!(error(&answer), (409, why.to_owned()));
 }
 
 // --------------------------------------------------------------------------------------- /health

@@ -44,7 +44,7 @@ const FIELDS_MAX: usize = 64;
 /// Largest body of a request, in bytes: a call's is a few hundred.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long a body may take to come.
-const BODY_TIME_MAX: Duration = Duration::from_secs(10);
+const BODY_TIME_MAX: Duration = Duration::from_secs(5);
 /// Longest target of a request, in bytes.
 pub const TARGET_BYTES_MAX: usize = 8 << 10;
 /// How long the last part of a body that went on may take to be sent.
