@@ -38,6 +38,14 @@ numbered() {
     number=${number_of[$sum]}
 }
 
+# The status page holds uPlot, whose terms stand at the page's top.
+of_page=$(mktemp)
+trap 'rm -f "$of_page"' EXIT
+sed -n '/under these terms:$/,/^-->$/p' src/admin/page.html | sed -e '1,2d' -e '$d' >"$of_page"
+uplot=$(sed -n 's/^The charts are drawn by uPlot \([0-9.]*\) .*/\1/p' src/admin/page.html)
+{ [ -n "$uplot" ] && grep -q '^Permission is hereby granted' "$of_page"; } ||
+    { printf 'src/admin/page.html does not say under which terms uPlot is\n' >&2; exit 1; }
+
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 rule=$(printf '=%.0s' {1..100})
 cat <<HEAD
@@ -68,12 +76,17 @@ while IFS='|' read -r package terms; do
     printf '%-34s %-12s %s [%s]\n' "$name" "${release#v}" "$terms" "${numbers# }"
     count=$((count + 1))
 done < <(crates)
+numbered "$of_page"
+texts[number - 1]=uplot
+printf '%-34s %-12s %s [%s]\n' "uPlot (in the status page)" "$uplot" MIT "$number"
 # A list that is too short is a question that cargo did not understand.
 [ "$count" -gt 100 ] || { printf 'only %s crates were found\n' "$count" >&2; exit 1; }
 
 for index in "${!texts[@]}"; do
-    printf '\n%s\n[%s] %s\n\n' "$rule" "$((index + 1))" "${texts[$index]#"$sources"}"
-    tr -d '\r' <"${texts[$index]}" | sed 's/[[:space:]]*$//'
+    text=${texts[$index]}
+    printf '\n%s\n[%s] %s\n\n' "$rule" "$((index + 1))" "${text#"$sources"}"
+    [ "$text" != uplot ] || text=$of_page
+    tr -d '\r' <"$text" | sed 's/[[:space:]]*$//'
 done
 
 printf '\n%s\nThe standard library of Rust (%s), MIT OR Apache-2.0\n\n' "$rule" "$(rustc --version)"

@@ -588,6 +588,9 @@ fn the_demo_does_what_it_says() {
     let lines: Vec<&str> = demo.said.lines().map(str::trim).collect();
     let curls: Vec<&str> = lines.into_iter().filter(|line| line.contains("curl -")).collect();
     assert_eq!(curls.len(), 3, "{}", demo.said);
+    let page = format!("http://{}/", demo.address("admin on "));
+    assert!(demo.said.lines().any(|line| line.trim() == page), "{page} in {}", demo.said);
+    assert_eq!(Client::connect(demo.address("admin on ")).get("/").status, 200);
     let (allowed, refused, metrics) = if has_curl() {
         (
             shell(curls[0]),

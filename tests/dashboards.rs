@@ -310,7 +310,7 @@ fn dashboards_are_templated_linked_and_not_to_be_edited() {
         assert_eq!(annotations.len(), 3, "{uid}: Grafana's own, reloads and alerts");
         let links = dashboard["links"].as_array().unwrap();
         assert!(links.iter().any(|it| it["type"] == "dashboards"));
-        assert!(links.iter().any(|it| it["url"] == "${admin}/api/v1/top?by=blocked"));
+        assert!(links.iter().any(|it| it["url"] == "${admin}/#callers"));
         for panel in panels_of(&dashboard).filter(|panel| panel["type"] != "text") {
             let title = &panel["title"];
             let is_templated = |it: &Value| *it == grafana::datasource();

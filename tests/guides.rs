@@ -199,6 +199,11 @@ fn the_guide_to_operations_does_what_it_says() {
 }
 
 #[test]
+fn the_guide_to_the_status_page_does_what_it_says() {
+    follow_in_front_of_a_backend(&std::fs::read_to_string("docs/status-page.md").unwrap());
+}
+
+#[test]
 fn the_guide_to_a_callers_own_limits_does_what_it_says() {
     let guide = std::fs::read_to_string("docs/self-service.md").unwrap();
     follow_in_front_of_a_backend(&guide);

@@ -31,6 +31,8 @@ tests/long.sh NAME [ARGUMENTS]
                what was sent, what the backend saw, what is recorded (USAGE_KILLS_FILE, _REDIS, _POSTGRES)
   usage-million  a million identities in a minute: memory, size of journal and records, time to export
   usage-bench  what it costs to count a request
+  page-pictures  docs/status-page/*.png: the status page, of four minutes of a service that really ran
+               (needs redis-server, chromium, node, and npm ci in web/)
   fuzz         every fuzz target for a while each, one after the other (fuzz/README.md; needs a nightly
                compiler and cargo-fuzz; fuzz SECONDS TARGET…, 1,200 seconds without)
   container    builds the image with Docker and tries it: size, user, health check, drain
@@ -78,6 +80,9 @@ pictures)
     exec cargo test --locked --test dashboard_pictures pictures -- --ignored --nocapture "$@"
     ;;
 redraw) exec cargo test --locked --test dashboard_pictures redraw -- --ignored --nocapture "$@" ;;
+page-pictures)
+    exec cargo test --locked --test status_page pictures -- --ignored --nocapture "$@"
+    ;;
 container) exec bash tests/container.sh image "$@" ;;
 compose) exec bash tests/container.sh compose "$@" ;;
 leak-drill) exec cargo test --locked --features leak-drill --test leak_drill -- --nocapture "$@" ;;

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use tollgate::clock::monotonic;
 use tollgate::config::url;
-use tollgate::limiter::check::{Limits, State, States, check};
+use tollgate::limiter::check::{Limits, State, States, check, peek};
 use tollgate::limiter::decision::{Decision, Verdict};
 use tollgate::limiter::quota::{Bucket, LIMIT_MAX, LimitSet, Mode};
 use tollgate::limiter::refund::{Grant, refund};
@@ -92,6 +92,11 @@ impl Pure {
         let scopes: Vec<Limits> = plan.scopes().map(|scope| scope.limits).collect();
         check(self, &scopes, plan.cost, now)
     }
+
+    fn peek(&self, plan: &Plan<'_>, now: Timestamp) -> Decision {
+        let scopes: Vec<Limits> = plan.scopes().map(|scope| scope.limits).collect();
+        peek(&mut Pure(self.0.clone()), &scopes, plan.cost, now)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -164,6 +169,11 @@ fn the_script_decides_as_the_limiter_does() {
         for (index, step) in steps.iter().enumerate() {
             now = (now + step.advance).max(1);
             let plan = plan(&user, step.cost, &step.scopes);
+            // To look is to see what the check would find, and to leave all as it is: what the check
+            // then finds is what it finds of a limiter that nobody has looked at.
+            let budget = Duration::from_secs(20);
+            let seen = runtime.block_on(store.peek(&plan, at(now), budget)).unwrap();
+            prop_assert_eq!(seen, limiter.peek(&plan, at(now).unwrap()), "look {}", index);
             let found = runtime.block_on(store.evaluate(&plan, at(now))).unwrap();
             let expected = limiter.check(&plan, at(now).unwrap());
             prop_assert_eq!(found, expected, "step {} at {}: {:?}", index, now, step);

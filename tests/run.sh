@@ -52,6 +52,18 @@ stop_unit() {
     "${sudo[@]}" systemctl disable --now --quiet "$1" </dev/null || true
 }
 
+# What the status page is built and tried with, as web/package-lock.json has it; done once for each lock.
+install_web() {
+    { has chromium && has node && has npm; } || return 1
+    node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)' || return 1
+    local lock stamp=web/node_modules/.installed
+    lock=$(sha256sum <web/package-lock.json)
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$lock" ]; then return 0; fi
+    say "npm ci in web/"
+    (cd web && npm ci --ignore-scripts --no-audit --no-fund --no-progress </dev/null) || return 1
+    printf '%s\n' "$lock" >"$stamp"
+}
+
 install() {
     local redis_was_installed=no postgres_was_installed=no
     local prometheus_was_installed=no alertmanager_was_installed=no nginx_was_installed=no
@@ -107,6 +119,10 @@ has nginx || missing+=(nginx-light)
 { has promtool && has prometheus; } || missing+=(prometheus)
 { has_alertmanager && has amtool; } || missing+=(prometheus-alertmanager)
 has prometheus-node-exporter || missing+=(prometheus-node-exporter)
+# The status page is tried in a browser, and built from its source.
+has chromium || missing+=(chromium)
+has node || missing+=(nodejs)
+has npm || missing+=(npm)
 # The allocator is built from C: it asks for a compiler and for make.
 { has cc && has make; } || missing+=(build-essential)
 
@@ -151,6 +167,11 @@ if has nginx; then
     export TOLLGATE_REQUIRE_NGINX=1
 else
     skipped+=("nginx beside tollgate (no nginx)")
+fi
+if install_web; then
+    export TOLLGATE_REQUIRE_BROWSER=1
+else
+    skipped+=("the status page in a browser (no chromium, no Node.js of version 20, or no npm ci)")
 fi
 has kubectl || skipped+=("that the rendered manifests are those of the files (optional, kubectl)")
 has systemd-analyze || skipped+=("what systemd says of its unit (optional)")

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::clock::monotonic;
@@ -19,19 +20,27 @@ pub fn policy(state: &AdminState) -> Answer {
     let mut policy = describe(&(state.policy)());
     let in_force = state.in_force.read().clone();
     let age = monotonic().saturating_duration_since(in_force.since);
-    let last = state.reloads.last();
     if let Some(object) = policy.as_object_mut() {
         object.insert("hash".to_owned(), json!(in_force.hash));
         object.insert("loaded_at".to_owned(), json!(rfc3339(in_force.at)));
         object.insert("age_seconds".to_owned(), json!(age.as_secs()));
-        let last = json!({
-            "ok": last.error.is_none(),
-            "at": last.at.map(rfc3339),
-            "error": last.error,
-        });
-        object.insert("last_reload".to_owned(), last);
+        object.insert("last_reload".to_owned(), json!(last_reload(state)));
     }
     json(StatusCode::OK, &policy)
+}
+
+/// What the last reload came to.
+#[derive(Serialize)]
+pub struct LastReload {
+    ok: bool,
+    at: Option<String>,
+    error: Option<Box<str>>,
+}
+
+/// The same, as it stands.
+pub fn last_reload(state: &AdminState) -> LastReload {
+    let last = state.reloads.last();
+    LastReload { ok: last.error.is_none(), at: last.at.map(rfc3339), error: last.error }
 }
 
 /// `POST /api/v1/reload`.

@@ -7,16 +7,15 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::clock::monotonic;
-use crate::health::reloads::LastReload;
 use crate::health::verdict::Reason;
 use crate::metrics::pulse::{Pulse, TierTotals};
 use crate::top::talkers::By;
 
 use super::health::{
-    Backpressure, Memory, RateLimiter, backpressure, memory, observe, rate_limiter, rfc3339,
-    rounded,
+    Backpressure, Memory, RateLimiter, backpressure, memory, observe, rate_limiter, rounded,
 };
 use super::health_details::Dependencies;
+use super::policy::{LastReload, last_reload};
 use super::slow::Item;
 use super::state::AdminState;
 use super::top::{Listed, listed};
@@ -57,7 +56,12 @@ struct Frame<'a> {
     connections: usize,
     top: Top,
     slow: Slow<'a>,
-    reload: Reload<'a>,
+    reload: LastReload,
+    /// Identities that have another tier for now, and those that are denied.
+    overrides: usize,
+    denied: usize,
+    /// Another number once something was set, removed or reset.
+    changes: u64,
 }
 
 /// What a tier's callers were answered. Rates are `null` in a stream's first frame.
@@ -90,13 +94,6 @@ struct Slow<'a> {
     items: Vec<Item<'a>>,
 }
 
-#[derive(Serialize)]
-struct Reload<'a> {
-    ok: bool,
-    at: Option<String>,
-    error: Option<&'a str>,
-}
-
 /// A frame as JSON, and what the next one needs of it.
 pub fn frame(state: &AdminState, before: Option<&Before>) -> (Vec<u8>, Before) {
     let (now, at) = (state.clock.now(), monotonic());
@@ -105,7 +102,7 @@ pub fn frame(state: &AdminState, before: Option<&Before>) -> (Vec<u8>, Before) {
     let elapsed = before.map(|it| at.saturating_duration_since(it.at));
     let (slow_total, slow_calls) = state.slow_calls.latest(SLOW_MAX);
     let top = state.top.top(By::Blocked, TOP_MINUTES, TOP_MAX, at);
-    let LastReload { at: reloaded_at, error } = state.reloads.last();
+    let (overrides, denied) = state.overrides.count(now);
     let config_hash = state.in_force.read().hash.clone();
     let frame = Frame {
         at_ms: now.as_micros() / 1_000,
@@ -126,11 +123,10 @@ pub fn frame(state: &AdminState, before: Option<&Before>) -> (Vec<u8>, Before) {
         connections: pulse.connections,
         top: Top { window: format!("{TOP_MINUTES}m"), items: listed(top) },
         slow: Slow { total: slow_total, items: slow_calls.iter().map(Item::from).collect() },
-        reload: Reload {
-            ok: error.is_none(),
-            at: reloaded_at.map(rfc3339),
-            error: error.as_deref(),
-        },
+        reload: last_reload(state),
+        overrides,
+        denied,
+        changes: state.overrides.revision(),
     };
     // Structs of strings and finite numbers always serialise.
     (serde_json::to_vec(&frame).unwrap_or_default(), Before::of(pulse, at))

@@ -54,6 +54,9 @@ hour. Try, in another terminal:
   what tollgate counted
     curl -s http://{admin}/metrics | grep -E '^rate_limit_(hits|blocks)' | grep -v ' 0$'
 
+  the same and more, live, in a browser
+    http://{admin}/
+
 Ctrl-C ends it."
     )
 }

@@ -73,7 +73,7 @@ impl SelfService {
         let decision = match &worker.redis {
             _ if plan.scopes().next().is_none() => Decision::allow(now),
             None => gate.memory.peek(&plan, now),
-            Some(redis) => match redis.peek(&plan, redis.shared().settings().timeout).await {
+            Some(redis) => match redis.peek(&plan, None, redis.shared().settings().timeout).await {
                 Ok(decision) => decision,
                 // What decides meanwhile, if anything does.
                 Err(_) => gate.memory.peek(&plan, now),

@@ -53,7 +53,7 @@ impl Counters {
             return (self.memory.peek(plan, now), Backend::Memory);
         };
         redis.wait_connected(BUDGET).await;
-        match redis.peek(plan, BUDGET).await {
+        match redis.peek(plan, None, BUDGET).await {
             Ok(decision) => (decision, Backend::Redis),
             Err(_) => (self.memory.peek(plan, now), Backend::Local),
         }

@@ -1,6 +1,6 @@
 // Calls of the admin API, and what went wrong with one in words that say what to do.
 
-import type { Change, Entry, Identity, Policy, SlowCall } from "./model";
+import type { Change, Entry, Identity, Policy, SlowCall, TopItem } from "./model";
 import { session } from "./session";
 
 const TIMEOUT_MS = 15_000;
@@ -103,5 +103,7 @@ export const api = {
   overrides: () => call("GET", "/api/v1/overrides") as Promise<{ items: Entry[] }>,
   denials: () => call("GET", "/api/v1/deny") as Promise<{ items: Entry[] }>,
   changes: () => call("GET", "/api/v1/changes") as Promise<{ items: Change[] }>,
+  asking: () =>
+    call("GET", "/api/v1/top?by=requests&window=5m&limit=10") as Promise<{ window: string; items: TopItem[] }>,
   slow: () => call("GET", "/api/v1/slow") as Promise<{ items: SlowCall[] }>,
 };

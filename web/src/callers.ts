@@ -4,11 +4,12 @@ import { announce } from "./announce";
 import { api, reason } from "./api";
 import { attribute, byId, el, foreign, rows, setForeign, shown, text, timeTag, type Row } from "./dom";
 import { askDeny, askOverride, askRemove, askReset, summary, whoSet } from "./exceptions";
-import { count, moment, span, words } from "./format";
-import type { Entry, Frame, Identity, LimitState, Policy, TopItem } from "./model";
+import { count, moment, short, span, words } from "./format";
+import type { Entry, Frame, Identity, Limit, LimitState, Policy, TopItem } from "./model";
 
 /** How often the identity that is looked at is asked for again. */
 const REFRESH_MS = 2_000;
+const TOP_REFRESH_MS = 5_000;
 const SOURCE: Record<string, string> = {
   override: "an override set here",
   identities: "the policy's list of identities",
@@ -22,11 +23,17 @@ const SOURCE: Record<string, string> = {
 export class Callers {
   #identity: string | null = null;
   #asked = 0;
+  #by: "blocked" | "requests" = "blocked";
+  #topAsked = 0;
   #isAsking = false;
   #tiers: string[] = [];
   #outcome: { message: string; isBad: boolean } | null = null;
 
   constructor() {
+    byId("top-by").addEventListener("change", (event) => {
+      this.#by = (event.target as HTMLInputElement).value === "requests" ? "requests" : "blocked";
+      this.#topAsked = 0;
+    });
     byId("inspect-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.inspect(byId<HTMLInputElement>("identity").value.trim());
@@ -38,18 +45,38 @@ export class Callers {
   }
 
   show(frame: Frame): void {
-    const items = frame.top.items;
+    if (this.#by === "blocked") this.#top(frame.top);
+    else if (Date.now() - this.#topAsked >= TOP_REFRESH_MS) void this.#asking();
+    if (this.#identity !== null && Date.now() - this.#asked >= REFRESH_MS) void this.#ask(this.#identity, false);
+  }
+
+  /** Who asks most is no part of the stream: it is asked for while somebody wants to know. */
+  async #asking(): Promise<void> {
+    this.#topAsked = Date.now();
+    try {
+      const top = await api.asking();
+      if (this.#by === "requests") this.#top(top);
+    } catch (error) {
+      shown(byId("top-empty"), true);
+      text(byId("top-empty"), `The list could not be had: ${reason(error)}`);
+    }
+  }
+
+  #top(top: { window: string; items: TopItem[] }): void {
+    const items = top.items;
+    const isBlocked = this.#by === "blocked";
+    text(byId("top-title"), isBlocked ? "Refused most" : "Asking most");
+    text(byId("top-column"), isBlocked ? "Refused" : "Requests");
     rows(byId("top"), items, (item) => item.identity, (item) => this.#topRow(item));
-    const window = `${frame.top.window.replace(/m$/, "")} minutes`;
+    const window = `${top.window.replace(/m$/, "")} minutes`;
     text(byId("top-window"), `in the last ${window}`);
     shown(byId("top-empty"), items.length === 0);
-    text(byId("top-empty"), `No request was refused by a limit in the last ${window}.`);
+    text(byId("top-empty"), isBlocked ? `No request was refused by a limit in the last ${window}.` : `Nobody has asked for anything in the last ${window}.`);
     const known = byId("known-identities");
     rows(known, items, (item) => item.identity, (item) => ({
       node: el("option", { value: item.identity }),
       update: () => {},
     }));
-    if (this.#identity !== null && Date.now() - this.#asked >= REFRESH_MS) void this.#ask(this.#identity, false);
   }
 
   /** Looks at an identity, and goes there. */
@@ -151,7 +178,7 @@ export class Callers {
       el("p", { class: "outcome", hidden: true }),
       el("div", { class: "who" }, name, el("span", {}, "tier ", el("strong", { "data-part": "tier" })), el("span", { class: "hint", "data-part": "source" }), refused),
       el("dl", { class: "facts", "data-part": "facts" }),
-      el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Its limits" }, el("table", {}, el("thead", {}, head), el("tbody", { "data-part": "limits" })), el("p", { class: "empty", "data-part": "no-limits" }, "No limit holds for it.")),
+      el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Its limits" }, el("table", {}, el("thead", {}, head), el("tbody", { "data-part": "limits" })), el("p", { class: "empty", "data-part": "no-limits" }, "No limit holds for it.")),
       el(
         "p",
         { class: "actions" },
@@ -210,8 +237,9 @@ function limitRow(first: LimitState): Row<LimitState> {
   return {
     node,
     update(it) {
-      const per = it.period === "concurrency" ? "at a time" : `a ${it.period}`;
-      label.replaceChildren(`${count(it.limit)} ${it.period === "hour" ? "an hour" : per}${scope} `, shadow ?? "", meter);
+      // A bucket's limit is what it holds.
+      const what = it.period === "second" ? `${count(it.limit)} at once` : short({ period: it.period as Limit["period"], limit: it.limit });
+      label.replaceChildren(`${what}${scope} `, shadow ?? "", meter);
       text(used, count(it.used));
       text(left, count(it.remaining));
       const share = it.limit > 0 ? Math.min(1, it.used / it.limit) : 1;

@@ -15,6 +15,8 @@ export interface Spec {
   title: string;
   /** A value in the legend and in the description. */
   show(value: number): string;
+  /** The same on the axis, where values are round. */
+  axis(value: number): string;
   /** What is said while all values are zero or missing. */
   empty: string;
   /** Lowest upper end of the axis, so that noise does not look like news. */
@@ -128,7 +130,7 @@ export class Chart {
     return {
       width,
       height: HEIGHT,
-      padding: [10, 8, 0, 0],
+      padding: [10, 18, 0, 0],
       legend: { show: false },
       cursor: {
         drag: { x: false, y: false },
@@ -154,7 +156,7 @@ export class Chart {
           size: 58,
           gap: 6,
           space: 36,
-          values: (_, splits) => splits.map((value) => this.spec.show(value)),
+          values: (_, splits) => splits.map((value) => this.spec.axis(value)),
         },
       ],
       series: [

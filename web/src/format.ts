@@ -46,6 +46,16 @@ export function millis(value: number | null | undefined): string {
   return `${hundredths.format(value / 1000)} s`;
 }
 
+/** Without its unit, where that stands beside it. */
+export function bare(value: number): string {
+  return millis(value).replace(/ ms$/, "");
+}
+
+/** A round number. */
+export function number(value: number): string {
+  return new Intl.NumberFormat("en", { maximumFractionDigits: 2 }).format(value);
+}
+
 export function mebibytes(value: number | null): string {
   if (value === null) return NOTHING;
   return `${value < 100 ? tenths.format(value) : whole.format(value)} MiB`;

@@ -23,7 +23,10 @@ const OPERATOR_MAX = 64;
 const overview = new Overview();
 const callers = new Callers();
 const exceptions = new Exceptions((identity) => callers.inspect(identity));
-const policy = new PolicyView((it) => callers.policy(it));
+const policy = new PolicyView((it) => {
+  callers.policy(it);
+  overview.policy(it);
+});
 const slow = new Slow();
 
 let state: StreamState = { kind: "connecting" };
@@ -73,6 +76,7 @@ function tell(): void {
   attribute(byId("live"), "data-live", isLost ? "lost" : state.kind === "lost" ? "connecting" : state.kind);
   text(byId("live-text"), isLost ? "No connection" : label[state.kind]);
   document.body.classList.toggle("stale", isLost && lastFrame !== null);
+  if (isLost) overview.stale();
   shown(byId("lost"), isLost);
   if (!isLost || lostSince === null) return;
   const since = lastFrame === null ? "" : ` The figures are of ${time(new Date(lastFrame))}, ${span((Date.now() - lastFrame) / 1000)} ago.`;
@@ -88,7 +92,7 @@ function tell(): void {
 
 function signedIn(is: boolean): void {
   shown(byId("sign-in"), !is);
-  shown(byId("board"), is);
+  for (const id of ["board", "sections", "session-button"]) shown(byId(id), is);
 }
 
 function denied(status: number): void {

@@ -3,9 +3,9 @@
 import { announce } from "./announce";
 import { Chart } from "./charts";
 import { attribute, byId, el, foreign, rows, shown, text, timeTag, type Row } from "./dom";
-import { NOTHING, count, list, mebibytes, millis, moment, rate, span, words } from "./format";
+import { NOTHING, bare, count, list, mebibytes, millis, moment, number, rate, span, words } from "./format";
 import { History } from "./history";
-import type { Dependency, Frame, Status, TierFigures } from "./model";
+import type { Dependency, Frame, Policy, Status, TierFigures } from "./model";
 
 const STATUS: Record<Status, string> = {
   healthy: "Healthy",
@@ -44,13 +44,13 @@ const MEANING: [RegExp, string][] = [
 
 const MODE: Record<Frame["rate_limiter"]["mode"], [string, string, Status]> = {
   exact: ["Exactly", "by the store", "healthy"],
-  local: ["Locally", "by each replica alone", "degraded"],
+  local: ["Locally", "by each replica", "degraded"],
   open: ["Not at all", "everything passes", "degraded"],
-  closed: ["Refused", "503 without a store", "unhealthy"],
+  closed: ["Refused", "503, no store", "unhealthy"],
 };
 
 const MEMORY: Record<string, string> = {
-  insufficient_data: "trend not known yet",
+  insufficient_data: "no trend yet",
   stable: "stable",
   growing: "growing",
   suspected_leak: "suspected leak",
@@ -65,11 +65,13 @@ export class Overview {
   readonly history = new History();
   #span = 300;
   #last: Frame | null = null;
+  #order: string[] = [];
   #charts = {
     allowed: new Chart({
       id: "chart-allowed",
       title: "requests allowed a second, by tier",
       show: rate,
+      axis: number,
       empty: "No request was allowed in this time",
       top: 5,
     }),
@@ -77,6 +79,7 @@ export class Overview {
       id: "chart-blocked",
       title: "requests refused by limits a second, by tier",
       show: rate,
+      axis: number,
       empty: "No request was refused in this time",
       top: 5,
     }),
@@ -84,6 +87,7 @@ export class Overview {
       id: "chart-latency",
       title: "latency of requests",
       show: millis,
+      axis: (value) => (value < 1000 ? `${number(value)} ms` : `${number(value / 1000)} s`),
       empty: "No request was answered in this time",
       top: 2,
     }),
@@ -91,6 +95,7 @@ export class Overview {
       id: "chart-lag",
       title: "lag of the event loops",
       show: millis,
+      axis: (value) => (value < 1000 ? `${number(value)} ms` : `${number(value / 1000)} s`),
       empty: "No lag was measured in this time",
       top: 5,
     }),
@@ -98,6 +103,7 @@ export class Overview {
       id: "chart-memory",
       title: "resident memory",
       show: mebibytes,
+      axis: (value) => `${number(value)} MiB`,
       empty: "It cannot be read here",
       top: 16,
     }),
@@ -111,19 +117,43 @@ export class Overview {
     this.history.restore();
   }
 
+  /** Tiers are shown in the order of the policy. */
+  policy(policy: Policy): void {
+    this.#order = policy.tiers.map((tier) => tier.name);
+  }
+
+  #place(tier: string): number {
+    const place = this.#order.indexOf(tier);
+    return place < 0 ? this.#order.length : place;
+  }
+
   show(frame: Frame): void {
     const before = this.#last;
     this.#last = frame;
+    frame.tiers.sort((a, b) => this.#place(a.name) - this.#place(b.name));
     this.history.add(frame);
     this.#head(frame);
     this.#figures(frame);
     this.#draw();
     rows(byId("tiers"), frame.tiers, (tier) => tier.name, tierRow);
+    // As the lines of the charts, which are in the same order.
+    [...byId("tiers").querySelectorAll(".swatch")].forEach((swatch, index) => {
+      attribute(swatch, "data-colour", String(index % 8));
+    });
     rows(byId("dependencies"), Object.entries(frame.dependencies), ([name]) => name, dependencyRow);
     if (before && before.status !== frame.status) {
       const why = frame.reasons.length > 0 ? `: ${list(frame.reasons)}` : "";
       announce(`tollgate is ${STATUS[frame.status].toLowerCase()} now${why}`);
     }
+  }
+
+  /** What was heard last may not hold any more. */
+  stale(): void {
+    const status = this.#last?.status;
+    if (!status) return;
+    for (const id of ["badge", "verdict"]) attribute(byId(id), "data-status", "unknown");
+    set("badge-text", `Was ${STATUS[status].toLowerCase()}`);
+    set("verdict-text", "How it is now is not known");
   }
 
   #head(frame: Frame): void {
@@ -149,7 +179,7 @@ export class Overview {
     set("f-blocked-note", `a second${share}`);
     const latency = frame.latency;
     set("f-p95", latency ? millis(latency.p95_ms) : NOTHING);
-    set("f-p95-note", latency ? `P50 ${millis(latency.p50_ms)}, P99 ${millis(latency.p99_ms)}` : "no answer of late");
+    set("f-p95-note", latency ? `P50 ${bare(latency.p50_ms)}, P99 ${bare(latency.p99_ms)}` : "no answer of late");
     set("f-in-flight", count(frame.backpressure.requests_in_flight));
     set("f-in-flight-note", `${count(frame.connections)} connection${frame.connections === 1 ? "" : "s"}`);
     set("f-lag", millis(frame.backpressure.event_loop_lag_ms));
@@ -175,7 +205,7 @@ export class Overview {
     set("f-limiter-note", note);
     attribute(byId("f-limiter").parentElement as HTMLElement, "data-status", status);
     set("f-uptime", span(frame.uptime_seconds));
-    const exceptions = (frame.overrides ?? 0) + (frame.denied ?? 0);
+    const exceptions = frame.overrides + frame.denied;
     set("f-uptime-note", exceptions === 0 ? "no exceptions set" : `${count(exceptions)} exception${exceptions === 1 ? "" : "s"} set`);
   }
 
@@ -200,8 +230,7 @@ function reasonRow(reason: string): Row<string> {
 }
 
 function tierRow(first: TierFigures): Row<TierFigures> {
-  const index = byId("tiers").childElementCount % 8;
-  const swatch = el("span", { class: "swatch", "data-colour": index, "aria-hidden": "true" }, el("i"));
+  const swatch = el("span", { class: "swatch", "aria-hidden": "true" }, el("i"));
   const cells = [1, 2, 3, 4].map(() => el("td", { class: "n" }));
   const node = el("tr", { "data-tier": first.name }, el("th", { scope: "row" }, swatch, foreign(first.name)), ...cells);
   return {

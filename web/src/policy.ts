@@ -84,7 +84,7 @@ export class PolicyView {
 
   #draw(policy: Policy): void {
     byId("policy-tiers").replaceChildren(...policy.tiers.map((tier) => tierCard(tier, policy.default_tier)));
-    byId("endpoints").replaceChildren(...policy.endpoints.map(endpointRow));
+    byId("endpoints").replaceChildren(...policy.endpoints.map((it) => endpointRow(it, policy.tiers.length)));
     shown(byId("endpoints-empty"), policy.endpoints.length === 0);
     text(byId("endpoints-empty"), "No rule names an endpoint: the limits of the tier hold for every path.");
     const pairs = [...Object.entries(policy.subscriptions), ...Object.entries(policy.networks)];
@@ -100,7 +100,7 @@ function sentence(limit: Limit): HTMLElement {
 
 function tierCard(tier: Tier, defaultTier: string): HTMLElement {
   const isDefault = tier.name === defaultTier ? el("span", { class: "tag" }, "default") : null;
-  const card = el("div", { class: "card" }, el("h3", {}, foreign(tier.name), " ", isDefault));
+  const card = el("div", { class: "card", "data-tier": tier.name }, el("h3", {}, foreign(tier.name), " ", isDefault));
   card.append(
     tier.limits.length > 0
       ? el("ul", {}, ...tier.limits.map(sentence))
@@ -111,15 +111,27 @@ function tierCard(tier: Tier, defaultTier: string): HTMLElement {
   return card;
 }
 
-function endpointRow(endpoint: Endpoint): HTMLElement {
+/** Limits, and the tiers that have the same. */
+function alike(limits: Record<string, Limit[]>): [Limit[], string[]][] {
+  const groups = new Map<string, [Limit[], string[]]>();
+  for (const [tier, its] of Object.entries(limits)) {
+    const key = JSON.stringify(its);
+    const group = groups.get(key) ?? [its, []];
+    group[1].push(tier);
+    groups.set(key, group);
+  }
+  return [...groups.values()];
+}
+
+function endpointRow(endpoint: Endpoint, all: number): HTMLElement {
   const methods = endpoint.methods.length > 0 ? `${list(endpoint.methods)} ` : "any method, ";
   const host = endpoint.host ? `, host ${endpoint.host}` : "";
   const strict = endpoint.match === "strict" ? ", to the letter" : "";
   const holds = el("ul");
   const say = (...words: (Node | string)[]): void => void holds.append(el("li", {}, ...words));
   if (endpoint.exempt) say("Exempt: no limit holds, nothing is counted.");
-  for (const [tier, limits] of Object.entries(endpoint.limits)) {
-    const whom = tier === "any" ? "every other tier" : tier;
+  for (const [limits, tiers] of alike(endpoint.limits)) {
+    const whom = tiers.length > 1 && tiers.length === all ? "every tier" : list(tiers);
     for (const limit of limits) say(el("span", { class: "short" }, `${whom}, ${short(limit)}`), ": ", explain(limit));
   }
   if (endpoint.cost !== 1) say(`A request counts as ${endpoint.cost}.`);

@@ -127,7 +127,13 @@ export class Stream {
           alarm = setTimeout(() => abort.abort("silent"), SILENCE_MS);
           this.#pause = RETRY_FIRST_MS;
           this.listener.state({ kind: "live" });
-          this.listener.frame(JSON.parse(data));
+          const frame: unknown = JSON.parse(data);
+          try {
+            this.listener.frame(frame);
+          } catch (error) {
+            // A fault of the page's is none of the connection's.
+            console.error(error);
+          }
         }
       }
     } finally {

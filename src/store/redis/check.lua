@@ -29,7 +29,7 @@
 
 local arg = ARGV[1]
 local scopes = #KEYS
-if #ARGV > 2 or scopes < 1 or #arg ~= 16 + 17 * scopes then
+if #ARGV < 1 or #ARGV > 2 or scopes < 1 or #arg ~= 16 + 17 * scopes then
   return redis.error_reply('ERR tollgate check: keys and one packed argument for them expected')
 end
 

@@ -87,8 +87,8 @@ impl Call {
     }
 
     /// What a check of `plan` would come to now. Charges nothing.
-    pub fn peek(names: &KeyNames, plan: &Plan<'_>, sequence: u32) -> Self {
-        Call { is_peek: true, ..Self::new(names, plan, None, sequence) }
+    pub fn peek(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, sequence: u32) -> Self {
+        Call { is_peek: true, ..Self::new(names, plan, now, sequence) }
     }
 
     /// Takes back what a check of `plan` charged. The ticket is for no reply: there is nothing in

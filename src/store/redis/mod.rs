@@ -248,13 +248,19 @@ impl RedisStore {
         result
     }
 
-    /// What a check of the plan would come to now; charges nothing. Says nothing of Redis that checks
-    /// will not. The plan has at least one scope.
+    /// What a check of the plan would come to; charges nothing. Says nothing of Redis that checks will
+    /// not. With `now` the script takes that for the time. The plan has at least one scope.
     ///
     /// # Errors
     /// Redis gave no answer within `budget`.
-    pub async fn peek(&self, plan: &Plan<'_>, budget: Duration) -> Result<Decision, CheckError> {
-        let call = Call::peek(&self.shared().settings.names, plan, self.link.next_sequence());
+    pub async fn peek(
+        &self,
+        plan: &Plan<'_>,
+        now: Option<Timestamp>,
+        budget: Duration,
+    ) -> Result<Decision, CheckError> {
+        let names = &self.shared().settings.names;
+        let call = Call::peek(names, plan, now, self.link.next_sequence());
         let ticket = call.ticket;
         let reply = self.link.call(call, budget).await?;
         let reply = reply.as_bytes().unwrap_or_default();

@@ -92,7 +92,7 @@ fn what_is_old_is_added_up_and_says_the_same() {
     assert!(heir.page(&minutes).unwrap().records.iter().all(|it| it.key.start % HOUR == 0));
     // Not kept any longer: the earlier hour goes with its file.
     heir.tidy(at(late), NOW + 30).unwrap();
-    assert_eq!(sums(&heir), expected[2..].iter().cloned().collect::<Vec<_>>());
+    assert_eq!(sums(&heir), expected[2..].to_vec());
 }
 
 #[test]
