@@ -31,6 +31,8 @@ tests/long.sh NAME [ARGUMENTS]
                what was sent, what the backend saw, what is recorded (USAGE_KILLS_FILE, _REDIS, _POSTGRES)
   usage-million  a million identities in a minute: memory, size of journal and records, time to export
   usage-bench  what it costs to count a request
+  schemathesis  the admin API against its description, with many requests made up for each call and
+               another seed each time (SCHEMATHESIS_EXAMPLES, SCHEMATHESIS_SEED; needs python3 with venv)
   page-pictures  docs/status-page/*.png: the status page, of four minutes of a service that really ran
                (needs redis-server, chromium, node, and npm ci in web/)
   fuzz         every fuzz target for a while each, one after the other (fuzz/README.md; needs a nightly
@@ -86,6 +88,11 @@ page-pictures)
 container) exec bash tests/container.sh image "$@" ;;
 compose) exec bash tests/container.sh compose "$@" ;;
 leak-drill) exec cargo test --locked --features leak-drill --test leak_drill -- --nocapture "$@" ;;
+schemathesis)
+    export SCHEMATHESIS_EXAMPLES="${SCHEMATHESIS_EXAMPLES:-1000}"
+    export SCHEMATHESIS_SEED="${SCHEMATHESIS_SEED-}" TOLLGATE_REQUIRE_SCHEMATHESIS=1
+    exec cargo test --locked --test openapi schemathesis -- --nocapture "$@"
+    ;;
 properties) PROPTEST_CASES="${PROPTEST_CASES:-25600}" exec cargo test --release --locked -- "$@" ;;
 fuzz)
     seconds=${1:-1200}
