@@ -27,6 +27,8 @@ tests/long.sh NAME [ARGUMENTS]
   pictures     docs/dashboards/*.svg: the dashboards, drawn of six minutes of a service that really ran
                (needs redis-server, postgres, prometheus, prometheus-node-exporter); redraw: the same
                run once more, after a change of what draws them
+  schemathesis  the admin API against its description, with many requests made up for each call and
+               another seed each time (SCHEMATHESIS_EXAMPLES, SCHEMATHESIS_SEED; needs python3 with venv)
   page-pictures  docs/status-page/*.png: the status page, of four minutes of a service that really ran
                (needs redis-server, chromium, node, and npm ci in web/)
   fuzz         every fuzz target for a while each, one after the other (fuzz/README.md; needs a nightly
@@ -82,6 +84,11 @@ page-pictures)
 container) exec bash tests/container.sh image "$@" ;;
 compose) exec bash tests/container.sh compose "$@" ;;
 leak-drill) exec cargo test --locked --features leak-drill --test leak_drill -- --nocapture "$@" ;;
+schemathesis)
+    export SCHEMATHESIS_EXAMPLES="${SCHEMATHESIS_EXAMPLES:-1000}"
+    export SCHEMATHESIS_SEED="${SCHEMATHESIS_SEED-}" TOLLGATE_REQUIRE_SCHEMATHESIS=1
+    exec cargo test --locked --test openapi schemathesis -- --nocapture "$@"
+    ;;
 properties) PROPTEST_CASES="${PROPTEST_CASES:-25600}" exec cargo test --release --locked -- "$@" ;;
 fuzz)
     seconds=${1:-1200}

@@ -119,6 +119,8 @@ has nginx || missing+=(nginx-light)
 { has promtool && has prometheus; } || missing+=(prometheus)
 { has_alertmanager && has amtool; } || missing+=(prometheus-alertmanager)
 has prometheus-node-exporter || missing+=(prometheus-node-exporter)
+# What holds the admin API to its description is Python's.
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 # The status page is tried in a browser, and built from its source.
 has chromium || missing+=(chromium)
 has node || missing+=(nodejs)
@@ -167,6 +169,11 @@ if has nginx; then
     export TOLLGATE_REQUIRE_NGINX=1
 else
     skipped+=("nginx beside tollgate (no nginx)")
+fi
+if bash tests/schemathesis.sh install; then
+    export TOLLGATE_REQUIRE_SCHEMATHESIS=1
+else
+    skipped+=("schemathesis against the admin port (no python3 with venv, or no PyPI)")
 fi
 if install_web; then
     export TOLLGATE_REQUIRE_BROWSER=1

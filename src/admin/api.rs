@@ -135,6 +135,10 @@ impl Asked {
     /// It is not JSON, or not of this shape.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Answer> {
         let body: &[u8] = if self.body.is_empty() { b"{}" } else { &self.body };
+        // A list of values in the order of its fields would do for a struct, too.
+        if body.trim_ascii_start().first().is_some_and(|byte| *byte != b'{') {
+            return Err(bad_request("body: expected an object of JSON"));
+        }
         serde_json::from_slice(body)
             .map_err(|error| bad_request(&format!("body: {}", short(&error.to_string()))))
     }

@@ -23,7 +23,7 @@ use crate::subscriptions::Bought;
 use super::answers::{Answer, error_response, json, no_content};
 use super::api::{Answered, Asked, Pending, Reply, bad_request};
 use super::health::rfc3339;
-use super::parameters::short;
+use super::parameters::{moment, short};
 use super::state::AdminState;
 
 /// Limits of so many rules are shown of an identity, the tier's own first.
@@ -155,7 +155,7 @@ async fn set(
     reason: Option<String>,
 ) -> Answered {
     let identity = identity(policy, &asked.id)?;
-    let until = until.map(|until| moment(until, state.clock.now())).transpose()?;
+    let until = until.map(|until| to_come(until, state.clock.now())).transpose()?;
     let reason = reason.filter(|reason| !reason.is_empty()).map(read_reason).transpose()?;
     let (action, detail) = match &order {
         Order::Tier(tier) => (Action::OverrideSet, Some(Arc::clone(tier))),
@@ -264,14 +264,11 @@ fn identity(policy: &Policy, id: &str) -> Result<Identity, Answer> {
         .map_err(|fault| bad_request(&format!("identity: {}, {fault}", short(id))))
 }
 
-/// A time to come, RFC 3339.
-fn moment(text: &str, now: Timestamp) -> Result<Timestamp, Answer> {
+/// A time to come.
+fn to_come(text: &str, now: Timestamp) -> Result<Timestamp, Answer> {
     let expected = "expected a time to come, as 2027-01-01T00:00:00Z";
     let wrong = || bad_request(&format!("until: {}, {expected}", short(text)));
-    let at = humantime::parse_rfc3339(text).map_err(|_| wrong())?;
-    let since = at.duration_since(std::time::UNIX_EPOCH).map_err(|_| wrong())?;
-    let at = Timestamp::from_micros(u64::try_from(since.as_micros()).map_err(|_| wrong())?);
-    if at > now { Ok(at) } else { Err(wrong()) }
+    moment(text).filter(|at| *at > now).ok_or_else(wrong)
 }
 
 fn read_reason(reason: String) -> Result<Arc<str>, Answer> {

@@ -8,7 +8,7 @@ pub mod access;
 pub mod answers;
 pub mod api;
 mod body;
-mod calls;
+pub mod calls;
 pub mod explain;
 pub mod failures;
 pub mod health;

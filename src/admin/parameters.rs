@@ -2,8 +2,11 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::UNIX_EPOCH;
 
 use http::StatusCode;
+
+use crate::limiter::time::Timestamp;
 
 use super::answers::{Answer, error_response};
 
@@ -101,6 +104,38 @@ pub fn decode_segment(text: &str) -> Option<String> {
     decode(text, |byte| byte)
 }
 
+/// A moment after 1970 (RFC 3339), at whatever offset from UTC it is written. `None`: it is none.
+pub fn moment(text: &str) -> Option<Timestamp> {
+    let text = text.to_ascii_uppercase();
+    let (local, ahead) = match text.strip_suffix('Z') {
+        Some(local) => (local, 0),
+        None => {
+            let (local, offset) = text.split_at_checked(text.len().checked_sub("+00:00".len())?)?;
+            (local, minutes_ahead(offset)?)
+        }
+    };
+    let local = humantime::parse_rfc3339(&format!("{local}Z")).ok()?;
+    let micros = local.duration_since(UNIX_EPOCH).ok()?.as_micros();
+    let micros = i64::try_from(micros).ok()? - ahead * 60_000_000;
+    Some(Timestamp::from_micros(u64::try_from(micros).ok()?))
+}
+
+/// `+01:30` is 90.
+fn minutes_ahead(offset: &str) -> Option<i64> {
+    let (sign, rest) = offset.split_at_checked(1)?;
+    let sign = match sign {
+        "+" => 1,
+        "-" => -1,
+        _ => return None,
+    };
+    let (hours, minutes) = rest.split_once(':')?;
+    let number = |text: &str, below: i64| {
+        let is_number = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then(|| text.parse::<i64>().ok()).flatten().filter(|it| *it < below)
+    };
+    Some(sign * (number(hours, 24)? * 60 + number(minutes, 60)?))
+}
+
 /// What was written, cut to what a message has room for.
 pub fn short(text: &str) -> String {
     if text.is_empty() {
@@ -143,6 +178,40 @@ mod tests {
     fn limit(query: &str) -> Result<u32, String> {
         let parameters = Parameters::parse(query, KNOWN).map_err(|it| it.to_string())?;
         parameters.number("limit", 20, (1, 100)).map_err(|it| it.to_string())
+    }
+
+    #[test]
+    fn a_moment_is_one_wherever_its_clock_stands() {
+        let noon = moment("2027-01-01T12:00:00Z");
+        assert_eq!(noon, Some(Timestamp::from_micros(1_798_804_800_000_000)));
+        for same in [
+            "2027-01-01t12:00:00z",
+            "2027-01-01T12:00:00.000Z",
+            "2027-01-01T12:00:00+00:00",
+            "2027-01-01T12:00:00-00:00",
+            "2027-01-01T13:30:00+01:30",
+            "2026-12-31T13:00:00-23:00",
+        ] {
+            assert_eq!(moment(same), noon, "{same}");
+        }
+        for none in [
+            "",
+            "Z",
+            "2027-01-01",
+            "2027-01-01T12:00:00",
+            "2027-01-01 12:00:00Z",
+            "2027-01-01T12:00:00+1:30",
+            "2027-01-01T12:00:00+24:00",
+            "2027-01-01T12:00:00+01:60",
+            "2027-01-01T12:00:00+01.00",
+            "2027-01-01T12:00:00Z+01:00",
+            "2027-02-30T12:00:00Z",
+            "1970-01-01T00:00:00+01:00",
+            "1969-01-01T00:00:00Z",
+            "2027-01-01T12:00:00é01:00",
+        ] {
+            assert_eq!(moment(none), None, "{none}");
+        }
     }
 
     #[test]

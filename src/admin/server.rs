@@ -43,6 +43,8 @@ const HEAD_BYTES_MAX: usize = 32 << 10;
 const FIELDS_MAX: usize = 64;
 /// Largest body of a request, in bytes: a call's is a few hundred.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
+/// How long a body may take to come.
+const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest target of a request, in bytes.
 pub const TARGET_BYTES_MAX: usize = 8 << 10;
 /// How long the last part of a body that went on may take to be sent.
@@ -185,10 +187,12 @@ async fn whole(fields: &http::HeaderMap, body: Incoming) -> Result<Bytes, Answer
     if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
         return Err(too_large());
     }
-    match Limited::new(body, BODY_BYTES_MAX).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-        Err(_) => Err(error_response(StatusCode::BAD_REQUEST, "the body broke off")),
+    let body = Limited::new(body, BODY_BYTES_MAX).collect();
+    match tokio::time::timeout(BODY_TIME_MAX, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(error_response(StatusCode::BAD_REQUEST, "the body broke off")),
+        Err(_) => Err(error_response(StatusCode::REQUEST_TIMEOUT, "Request timeout")),
     }
 }
 

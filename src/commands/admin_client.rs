@@ -54,8 +54,7 @@ impl Question {
     pub fn ask(self, option: &str, url: &str) -> anyhow::Result<Answered> {
         let authority = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
         // What comes from here stands in a request's head.
-        let is_authority = !authority.is_empty()
-            && authority.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+        let is_authority = authority.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
         ensure!(is_authority, "{option}: {url}, expected http://ADDRESS:PORT");
         let (authority, timeout) = (authority.to_owned(), self.timeout);
         let deadline = monotonic() + timeout;

@@ -1,14 +1,16 @@
 //! What the admin API asks of a tollgate that serves: to explain a request, and to reload.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use http::StatusCode;
+use http::{HeaderName, StatusCode};
 use serde_json::json;
 
 use crate::admin::answers::{Answer, error_response, json, text};
 use crate::admin::api::{Reply, bad_request};
 use crate::admin::explain::ExplainRequest;
+use crate::admin::parameters::short;
 use crate::config::report::ConfigErrors;
 
 use super::explain::request::described;
@@ -25,8 +27,7 @@ pub fn answer(wired: &Wired, reload: Handle) {
         let (gate, counters) = (Arc::clone(&gate), Arc::clone(&counters));
         Box::pin(async move {
             let ExplainRequest { method, path, ip, headers, for_eyes } = request;
-            let lines: Vec<String> =
-                headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+            let lines = field_lines(&headers)?;
             let described = described(&method, &path, &lines).map_err(|it| wrong(&it))?;
             let active = gate.active.load_full();
             let source = Source::Live(&counters);
@@ -49,6 +50,22 @@ pub fn answer(wired: &Wired, reload: Handle) {
             Ok(Reply::Answer(json(StatusCode::OK, &json!({ "reloaded": true }))))
         })
     }));
+}
+
+/// Fields as lines. Within a line, a colon would end a name, and white space would be cut.
+fn field_lines(fields: &BTreeMap<String, String>) -> Result<Vec<String>, Answer> {
+    let line = |(name, value): (&String, &String)| {
+        if HeaderName::from_bytes(name.as_bytes()).is_err() {
+            return Err(bad_request("headers: expected the names of fields"));
+        }
+        // Nothing of a value is repeated: it may be a token.
+        if value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
+            let error = format!("headers: a control character in the value of {}", short(name));
+            return Err(bad_request(&error));
+        }
+        Ok(format!("{name}: {value}"))
+    };
+    fields.iter().map(line).collect()
 }
 
 /// The parts of a request have other names here than on the command line.

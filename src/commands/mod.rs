@@ -195,7 +195,7 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "ADMIN_URL", env = "TOLLGATE_LIVE")]
     live: Option<String>,
     /// The file that holds its admin token, if it asks for one
-    #[arg(long, value_name = "FILE", env = "TOLLGATE_ADMIN_TOKEN_FILE")]
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     #[command(flatten)]
     files: FileArgs,

@@ -72,7 +72,7 @@ pub struct ExportArgs {
     /// Where they are: the URL of an admin port, of a Redis or a PostgreSQL, or a directory
     #[arg(long, value_name = "URL", env = "TOLLGATE_SOURCE", hide_env_values = true)]
     source: Option<String>,
-    /// The configuration whose sink is read without --source
+    /// The configuration whose sink is read where no source is named
     #[arg(long, value_name = "FILE", env = "TOLLGATE_CONFIG")]
     config: Option<PathBuf>,
     /// A file with the admin port's token

@@ -153,6 +153,28 @@ pub const MOVES: &[Move] = &[
             && it.rose("tollgate_identity_errors_total{reason=\"unknown_kid\"}") >= 1.0
             && it.rose("tollgate_identity_errors_total{reason=\"expired\"}") == 0.0
     }),
+    ("tollgate_admin_refused_total", "calls that named another host", |it| {
+        it.rose("tollgate_admin_refused_total{reason=\"forbidden\"}") == 2.0
+            && it.rose("tollgate_admin_refused_total") == 2.0
+    }),
+    ("tollgate_admin_changes_total", "what an operator did, once each; another tier twice", |it| {
+        let of =
+            |action: &str| it.rose(&format!("tollgate_admin_changes_total{{action=\"{action}\"}}"));
+        let actions =
+            ["override_set", "override_removed", "deny_set", "deny_removed", "reset", "reload"];
+        actions.map(of) == [2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    }),
+    ("tollgate_overrides", "another tier, which stays; a denial, which is taken back", |it| {
+        let of = |kind: &str| {
+            let series = format!("tollgate_overrides{{kind=\"{kind}\"}}");
+            [&it.start, &it.busy, &it.end].map(|at| at.sum(&series))
+        };
+        of("override") == [0.0, 1.0, 1.0] && of("deny") == [0.0, 1.0, 0.0]
+    }),
+    ("tollgate_self_service_total", "a caller asked for their own limits", |it| {
+        it.rose("tollgate_self_service_total{result=\"ok\"}") == 1.0
+            && it.rose("tollgate_self_service_total") == 1.0
+    }),
     ("tollgate_token_cache_lookups_total", "one token, twice", |it| {
         it.rose("tollgate_token_cache_lookups_total{result=\"miss\"}") >= 1.0
             && it.rose("tollgate_token_cache_lookups_total{result=\"hit\"}") >= 1.0

@@ -167,6 +167,7 @@ identity: [{{ jwt: {{ jwks_url: 'http://{keys}/keys', algorithms: [ES256] }} }},
 tier_lookup:
   postgres: {{ url: '{database}', query: \"{QUERY}\", pool: 1, timeout: 1s }}
 slow_thresholds: {{ upstream: 200ms, redis: 10ms, database: 100ms, jwks: 10ms }}
+self_service: {{ path: /own }}
 log: {{ access: {log} }}
 tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
 ",
@@ -208,6 +209,15 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
         let mut story = Story { start, ..Story::default() };
         self.requests();
         self.users();
+        assert_eq!(self.get("/own"), 200);
+        self.operate("PUT", "identities/user:98/override", r#"{"tier":"premium"}"#);
+        self.operate("PUT", "identities/user:99/override", r#"{"tier":"unused"}"#);
+        self.operate("DELETE", "identities/user:98/override", "");
+        self.operate("PUT", "deny/ip:192.0.2.1", "");
+        self.operate("DELETE", "identities/ip:192.0.2.2", "");
+        let other = "GET /api/v1/deny HTTP/1.1\r\nHost: other\r\n\r\n";
+        let refused = || Client::connect(self.tollgate.admin).send(other).answer().status;
+        assert_eq!([refused(), refused()], [403; 2]);
         self.connections();
         story.busy = self.busy();
         story.waiting = self.waiting();
@@ -233,6 +243,15 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
             is_so(&seen)
         });
         seen
+    }
+
+    /// What an operator does by the admin API.
+    fn operate(&self, method: &str, path: &str, body: &str) {
+        let length = body.len();
+        let fields = format!("Content-Type: application/json\r\nContent-Length: {length}\r\n");
+        let head = format!("{method} /api/v1/{path} HTTP/1.1\r\nHost: localhost\r\n{fields}");
+        let answer = Client::connect(self.tollgate.admin).send(head + "\r\n" + body).answer();
+        assert!((200..300).contains(&answer.status), "{method} {path}: {}", answer.text());
     }
 
     fn requests(&self) {
@@ -396,7 +415,8 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
 
     fn reload(&self) -> Scrape {
         std::fs::write(self.tollgate.path("tiers.yaml"), TIERS.replace("7000", "8000")).unwrap();
-        self.tollgate.signal("HUP");
+        self.operate("POST", "reload", "");
+        self.operate("DELETE", "deny/ip:192.0.2.1", "");
         for (series, least) in [
             ("tollgate_config_reloads_total", 1.0),
             ("tollgate_trace_requests_exported_total", 1.0),
