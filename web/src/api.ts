@@ -70,9 +70,14 @@ export async function failure(answer: Response): Promise<ApiError> {
       "Without admin.token_file this port answers its own machine alone. Set one, or open the page there.",
     );
   }
+  const wait = Number(answer.headers.get("Retry-After"));
   const said = (await answer.json().catch(() => null)) as { error?: unknown; errors?: unknown } | null;
   const error = typeof said?.error === "string" ? said.error : `tollgate answered ${answer.status}`;
   const details = Array.isArray(said?.errors) ? said.errors.map(String) : [];
+  if (answer.status === 429) {
+    const when = wait > 0 ? ` Try again in ${wait} s.` : "";
+    return new ApiError(429, `Too many wrong tokens came from this address.${when}`, details);
+  }
   return new ApiError(answer.status, error, details);
 }
 

@@ -18,6 +18,8 @@ import { Stream, type StreamState } from "./stream";
 const HIDDEN_MS = 30_000;
 /** How long a lost connection is left to come back before it is called lost. */
 const PATIENCE_MS = 1_500;
+/** How often /health is asked while nobody has signed in. */
+const HEALTH_MS = 10_000;
 const OPERATOR_MAX = 64;
 
 const overview = new Overview();
@@ -54,7 +56,7 @@ const stream = new Stream({
       [lostSince, wasTold, isTrying] = [null, false, false];
       signedIn(true);
     } else if (next.kind === "denied") {
-      denied(next.status);
+      denied(next.status, next.why);
     } else if (next.kind === "lost") {
       lostSince ??= lastFrame ?? Date.now();
     }
@@ -95,7 +97,7 @@ function signedIn(is: boolean): void {
   for (const id of ["board", "sections", "session-button"]) shown(byId(id), is);
 }
 
-function denied(status: number): void {
+function denied(status: number, why: string): void {
   const wasSignedIn = !byId("board").hidden;
   signedIn(false);
   callers.forget();
@@ -110,11 +112,13 @@ function denied(status: number): void {
       ? "No admin.token_file is set, so that this port shows its figures to callers of its own machine alone, under a loopback address or localhost. Set a token, or forward the port: ssh -L 9900:127.0.0.1:9900 and the machine's name; then open http://127.0.0.1:9900/."
       : "The figures, and what can be changed, are for whoever knows the admin token: the content of the file that admin.token_file names.",
   );
-  text(byId("sign-in-error"), isTrying ? "This is not the token. Look whether all of it was copied." : "");
+  const wrong = status === 429 ? why : "This is not the token. Look whether all of it was copied.";
+  text(byId("sign-in-error"), isTrying ? wrong : "");
   byId<HTMLInputElement>("operator").value ||= session.operator;
   if (!isForbidden && (isTrying || wasSignedIn)) byId<HTMLInputElement>("token").focus();
   isTrying = false;
-  session.signOut();
+  // One that was not even looked at may be right.
+  if (status !== 429) session.signOut();
   void openHealth();
 }
 
@@ -164,9 +168,9 @@ function openSession(): void {
 function signOut(): void {
   stream.stop();
   session.signOut();
-  state = { kind: "denied", status: 401 };
+  state = { kind: "denied", status: 401, why: "" };
   lostSince = null;
-  denied(401);
+  denied(401, "");
   tell();
   byId("token").focus();
 }
@@ -192,8 +196,8 @@ whenDenied((status) => {
   if (state.kind !== "live" || status !== 401) return;
   // The token was changed while the stream went on: whoever looks has to sign in again.
   stream.stop();
-  state = { kind: "denied", status };
-  denied(status);
+  state = { kind: "denied", status, why: "" };
+  denied(status, "");
   tell();
 });
 
@@ -222,4 +226,7 @@ addEventListener("online", () => {
 
 nameSession();
 setInterval(tell, 1_000);
+setInterval(() => {
+  if (state.kind === "denied" && !document.hidden) void openHealth();
+}, HEALTH_MS);
 stream.connect();

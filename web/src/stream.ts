@@ -7,6 +7,8 @@ const PATH = "/api/v1/stream";
 const SILENCE_MS = 5_000;
 const RETRY_FIRST_MS = 500;
 const RETRY_MAX_MS = 15_000;
+/** Answers that another try would not change: no token, not from here, too many wrong tokens. */
+const DENIALS = [401, 403, 429];
 /** Longest event that is collected; a frame has some kilobytes. */
 const EVENT_MAX = 1 << 20;
 
@@ -39,7 +41,7 @@ export type StreamState =
   | { kind: "live" }
   /** `retryAt` in milliseconds of `Date.now()`. */
   | { kind: "lost"; why: string; retryAt: number }
-  | { kind: "denied"; status: number }
+  | { kind: "denied"; status: number; why: string }
   | { kind: "paused" };
 
 export interface Listener {
@@ -65,9 +67,9 @@ export class Stream {
       () => this.#retry(abort, "tollgate has ended the connection."),
       (error: unknown) => {
         if (abort.signal.aborted && abort.signal.reason === "ended") return;
-        if (error instanceof ApiError && (error.status === 401 || error.status === 403)) {
+        if (error instanceof ApiError && DENIALS.includes(error.status)) {
           this.#end();
-          this.listener.state({ kind: "denied", status: error.status });
+          this.listener.state({ kind: "denied", status: error.status, why: error.message });
         } else if (error instanceof ApiError) {
           this.#retry(abort, error.message);
         } else {

@@ -309,6 +309,16 @@ await step("without a token it works on its own machine at once", async () => {
   await own.context.close();
 });
 
+await step("who has guessed too often is told to wait", async () => {
+  const guesses = await Promise.all(
+    Array.from({ length: 12 }, () => fetch(`${ADMIN_URL}/api/v1/slow`, { headers: { Authorization: "Bearer wrong" } })),
+  );
+  assert.ok(guesses.some((it) => it.status === 429));
+  await page.locator("#token").fill(TOKEN);
+  await page.locator("#token").press("Enter");
+  await says("#sign-in-error", /^Too many wrong tokens came from this address\. Try again in \d+ s\.$/);
+});
+
 await step("and under another name than its own it says what to do", async () => {
   const url = OPEN_URL.replace("127.0.0.1", "tollgate.test");
   const foreign = await watched(browser, {}, url);
