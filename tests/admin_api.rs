@@ -534,7 +534,7 @@ fn explain_asks_a_tollgate_that_serves() {
     let file = directory.path().join("admin.token").display().to_string();
     let (code, text, errors) = explain(&["--token-file", &file]);
     assert_eq!((code, errors.as_str()), (Some(0), ""), "{text}");
-    assert!(text.starts_with("GET /orders\n"), "{text}");
+    assert!(text.starts_with("GET /orders\nto localhost, from 127.0.0.1, as things stand now\n"));
     for line in ["override    none for ip:127.0.0.1", "tier:minute"] {
         assert!(text.contains(line), "no {line} in {text}");
     }

@@ -4,7 +4,8 @@
 //! A block of `yaml` (or `nginx`) is saved under the name that the paragraph before it ends on. One of `sh` is
 //! typed; `sh server` is started and left running in place of the one before. Of `console`, each
 //! line behind a `$` is typed, and the lines below it are its answer; in `console about`, numbers are
-//! those of whoever wrote it down, and any will do. `text`, `shell` and the like are for eyes.
+//! those of whoever wrote it down, and any will do; the machine is called `tollgate-1`. `text`, `shell` and
+//! the like are for eyes.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 #[path = "support/postgres.rs"]
@@ -37,7 +38,7 @@ serve() {
 about() { printf %s "$1" | sed -E 's/ *[0-9]+(\.[0-9]+)?/N/g'; }
 answers() {
     expected=$(cat)
-    found=$(eval "$1" | tr -d '\r')
+    found=$(eval "$1" | tr -d '\r' | sed "s/\"$(uname -n)\"/\"tollgate-1\"/g")
     [ "$found" = "$expected" ] && return
     [ -n "$2" ] && [ "$(about "$found")" = "$(about "$expected")" ] && return
     printf 'typed:    %s\nexpected: %s\nfound:    %s\n' "$1" "$expected" "$found"
@@ -190,6 +191,11 @@ fn the_guide_to_monitoring_does_what_it_says() {
     let before = "```sh server\ntollgate run --upstream http://127.0.0.1:8081\n```\n\
                   ```sh\nset -e\ncurl -s -o answer http://127.0.0.1:8080/\n```\n";
     follow_in_front_of_a_backend(&format!("{before}{guide}"));
+}
+
+#[test]
+fn the_guide_to_the_admin_api_does_what_it_says() {
+    follow_in_front_of_a_backend(&std::fs::read_to_string("docs/admin.md").unwrap());
 }
 
 #[test]

@@ -181,6 +181,7 @@ pub async fn explained(
         path: described.shown.clone(),
         host: host(headers),
         peer,
+        is_live: matches!(source, Source::Live(_)),
         tier: tier_name(policy, resolved.tier).to_owned(),
         tier_source: resolved.source,
         endpoint: policy.endpoint_name(plan.as_ref().and_then(|it| it.endpoint)).to_owned(),

@@ -32,6 +32,8 @@ pub struct Explanation {
     pub host: String,
     /// The other end of the socket.
     pub peer: IpAddr,
+    /// Whether limits are shown as they stand now, and not as after a caller's first request.
+    pub is_live: bool,
     /// Who is asking.
     pub identity: Identity,
     /// Their tier's name.

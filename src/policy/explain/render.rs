@@ -93,8 +93,11 @@ impl Explanation {
         let mut page = Page { lines: Vec::new(), is_coloured };
         let request = format!("{} {}", self.method, self.path);
         page.wrapped(&request, 0, 2, BOLD);
-        let place =
-            format!("to {}, from {}, by somebody who has sent nothing yet", self.host, self.peer);
+        let state = match self.is_live {
+            true => "as things stand now",
+            false => "by somebody who has sent nothing yet",
+        };
+        let place = format!("to {}, from {}, {state}", self.host, self.peer);
         page.wrapped(&place, 0, 2, DIM);
         for warning in &self.warnings {
             page.wrapped(&format!("warning: {warning}"), 0, 9, YELLOW);
