@@ -308,6 +308,16 @@ fn busy(backend: &Backend) -> (Tollgate, tempfile::TempDir) {
     (start.config(&config).tiers(TIERS).run(), directory)
 }
 
+/// A backend that every request finds slow.
+fn slow() -> Backend {
+    Backend::spawn(|mut connection| {
+        while connection.request().is_some() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            connection.ok("ok");
+        }
+    })
+}
+
 /// Sends what each of the lists then has something of.
 fn make_history(tollgate: &Tollgate) {
     let mut client = tollgate.connect();
@@ -336,12 +346,7 @@ fn make_history(tollgate: &Tollgate) {
 
 #[test]
 fn answers_are_such_as_it_says() {
-    let backend = Backend::spawn(|mut connection| {
-        while connection.request().is_some() {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-            connection.ok("ok");
-        }
-    });
+    let backend = slow();
     let (tollgate, _directory) = busy(&backend);
     make_history(&tollgate);
     let schemas = Schemas::new();
@@ -451,7 +456,7 @@ fn refusals_are_such_as_it_says() {
 
 #[test]
 fn the_stream_is_such_as_it_says() {
-    let backend = Backend::ok();
+    let backend = slow();
     let (tollgate, _directory) = busy(&backend);
     make_history(&tollgate);
     let schemas = Schemas::new();
@@ -495,7 +500,7 @@ fn schemathesis(arguments: &[&str]) {
 
 #[test]
 fn schemathesis_finds_nothing() {
-    let backend = Backend::ok();
+    let backend = slow();
     let (tollgate, directory) = busy(&backend);
     make_history(&tollgate);
     let token = directory.path().join("admin.token");

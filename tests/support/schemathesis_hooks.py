@@ -28,9 +28,13 @@ connection.create_connection = _from_another_place
 
 @schemathesis.hook
 def map_path_parameters(context, path_parameters):
-    """An address is written without a prefix, or with the one that identities have."""
+    """An address is written without a prefix, or with the one that identities have.
+
+    And what looks like a percent-encoding already is sent as it is: a `%0D` of an id would be another.
+    """
     identity = (path_parameters or {}).get("id")
     if isinstance(identity, str):
+        identity = identity.replace("%", "!")
         identity = re.sub(r"^(ip:[0-9.]+)/[0-9]{1,2}$", r"\1", identity)
         path_parameters["id"] = re.sub(r"^(ip:.*:.*)/[0-9]{1,3}$", r"\1/64", identity)
     return path_parameters
