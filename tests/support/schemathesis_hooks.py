@@ -7,6 +7,7 @@ import base64
 import itertools
 import re
 from datetime import datetime
+from urllib.parse import quote, unquote
 
 import schemathesis
 import urllib3.util.connection as connection
@@ -30,13 +31,16 @@ connection.create_connection = _from_another_place
 def map_path_parameters(context, path_parameters):
     """An address is written without a prefix, or with the one that identities have.
 
-    And what looks like a percent-encoding already is sent as it is: a `%0D` of an id would be another.
+    A value may come percent-encoded. Only what has to be changed is touched: whatever is, is judged
+    anew, whether it was meant to be right or wrong.
     """
-    identity = (path_parameters or {}).get("id")
-    if isinstance(identity, str):
-        identity = identity.replace("%", "!")
-        identity = re.sub(r"^(ip:[0-9.]+)/[0-9]{1,2}$", r"\1", identity)
-        path_parameters["id"] = re.sub(r"^(ip:.*:.*)/[0-9]{1,3}$", r"\1/64", identity)
+    given = (path_parameters or {}).get("id")
+    if isinstance(given, str):
+        identity = given if ":" in given else unquote(given)
+        bent = re.sub(r"^(ip:[0-9.]+)/[0-9]{1,2}$", r"\1", identity)
+        bent = re.sub(r"^(ip:.*:.*)/[0-9]{1,3}$", r"\1/64", bent)
+        if bent != identity:
+            path_parameters["id"] = bent if ":" in given else quote(bent, safe="")
     return path_parameters
 
 
