@@ -27,6 +27,10 @@ tests/long.sh NAME [ARGUMENTS]
   pictures     docs/dashboards/*.svg: the dashboards, drawn of six minutes of a service that really ran
                (needs redis-server, postgres, prometheus, prometheus-node-exporter); redraw: the same
                run once more, after a change of what draws them
+  usage-kills  kill -9 under load at random moments, 60 times with files, 20 with Redis, 20 with PostgreSQL:
+               what was sent, what the backend saw, what is recorded (USAGE_KILLS_FILE, _REDIS, _POSTGRES)
+  usage-million  a million identities in a minute: memory, size of journal and records, time to export
+  usage-bench  what it costs to count a request
   schemathesis  the admin API against its description, with many requests made up for each call and
                another seed each time (SCHEMATHESIS_EXAMPLES, SCHEMATHESIS_SEED; needs python3 with venv)
   page-pictures  docs/status-page/*.png: the status page, of four minutes of a service that really ran
@@ -103,6 +107,13 @@ fuzz)
             -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 </dev/null
     done
     ;;
+usage-kills)
+    export USAGE_KILLS_FILE="${USAGE_KILLS_FILE:-60}" USAGE_KILLS_REDIS="${USAGE_KILLS_REDIS:-20}"
+    export USAGE_KILLS_POSTGRES="${USAGE_KILLS_POSTGRES:-20}"
+    exec cargo test --locked --test usage kills -- --nocapture --test-threads 1 "$@"
+    ;;
+usage-million) exec cargo bench --locked --bench usage -- million "$@" ;;
+usage-bench) exec cargo bench --locked --bench usage -- "$@" ;;
 store-bench) exec cargo bench --locked --bench store -- "$@" ;;
 '' | -h | --help) usage ;;
 *)

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use postgres::PostgresServer;
 use redis::RedisServer;
-use support::{Backend, Client, PATIENCE, Start, Tollgate, nobody, wait_until};
+use support::{Answer, Backend, Client, PATIENCE, Start, Tollgate, nobody, wait_until};
 
 /// Callers are told apart by what a trusted proxy says of them.
 const PROXY: &str = "server: { trusted_proxies: [127.0.0.0/8], workers: 2 }\n";
@@ -423,6 +423,108 @@ fn wrong_questions_are_refused() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         assert!(said.contains(part), "{arguments:?}: {said}");
     }
+}
+
+/// What `tollgate check` says of a configuration, and its exit code.
+fn checked(config: &str) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tollgate.yaml");
+    std::fs::write(&file, config).unwrap();
+    let output = tollgate(&["check", "--config", file.to_str().unwrap()]);
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn a_sink_that_cannot_be_is_an_error() {
+    let secret = "identity_hash_secret: 0123456789abcdef0123456789abcdef\n";
+    let redis = "store: { redis: {} }\n";
+    for (config, part) in [
+        ("usage: { sink: redis }".to_owned(), "redis, and no store.redis"),
+        (format!("{secret}{redis}usage: {{ sink: redis }}"), "says that Redis holds no names"),
+        ("usage: { sink: postgres }".to_owned(), "expected usage.postgres or usage.postgres_file"),
+        ("usage: { postgres: 'postgres://a/b', postgres_file: c }".to_owned(), "one of the two"),
+        ("usage: { sink: postgres, postgres: 'postgres:///b' }".to_owned(), "no host"),
+        ("usage: { sink: file, dir: '' }".to_owned(), "expected a directory"),
+        ("usage: { flush: 10ms }".to_owned(), "expected at least 50ms"),
+        ("usage: { flush: 2h }".to_owned(), "expected at most 1h"),
+        ("usage: { retention: 1m }".to_owned(), "expected at least 1h"),
+    ] {
+        let (code, said) = checked(&config);
+        assert_eq!(code, Some(2), "{config}: {said}");
+        assert!(said.contains(part), "{config}: {said}");
+    }
+    for config in [format!("{redis}usage: {{ sink: redis }}"), "usage: { sink: file }".to_owned()] {
+        let (code, said) = checked(&config);
+        assert_eq!(code, Some(0), "{config}: {said}");
+    }
+}
+
+/// Asks the API as somebody on the same machine.
+fn ask(tollgate: &Tollgate, query: &str) -> Answer {
+    let head = format!("GET /api/v1/usage{query} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    Client::connect(tollgate.admin).send(head).answer()
+}
+
+#[test]
+fn the_api_gives_page_after_page() {
+    let sink = Sink::file();
+    let backend = Backend::ok();
+    let tollgate = sink.start(backend.address, POLICY);
+    some_of_each(&tollgate);
+    comes_to(&sink, &what_that_is());
+    let (mut after, mut found) = (String::new(), Vec::new());
+    loop {
+        let answer = ask(&tollgate, &format!("?limit=2&by=day{after}"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let page: serde_json::Value = serde_json::from_str(&answer.text()).unwrap();
+        let records = page["records"].as_array().unwrap();
+        assert!(records.len() <= 2);
+        found.extend(records.iter().map(|it| it["endpoint"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        after = format!("&after={next}");
+    }
+    assert_eq!(found, ["exempt", "heavy", "other", "tight", "heavy"]);
+    for wrong in ["by=week", "limit=0", "limit=10001", "from=x", "from=2026-01-01T00:30", "after=x"]
+    {
+        assert_eq!(ask(&tollgate, &format!("?{wrong}")).status, 400, "{wrong}");
+    }
+    let without = Start::default().upstream(backend.address).run();
+    let answer = ask(&without, "");
+    let none = r#"{"error":"usage is not metered: usage.sink is off"}"#;
+    assert_eq!((answer.status, answer.text().as_str()), (404, none));
+}
+
+#[test]
+fn postgres_adds_up_and_deletes_what_is_old() {
+    let Some(sink) = Sink::postgres() else { return };
+    let server = sink.postgres.as_ref().unwrap();
+    let backend = Backend::ok();
+    let count = |table: &str| server.sql(&format!("select count(*) from tollgate_usage_{table}"));
+    drop({
+        let tollgate = sink.start(backend.address, POLICY);
+        wait_until("there are tables", || {
+            server.sql("select to_regclass('tollgate_usage_totals') is not null") == ["t"]
+        });
+        tollgate
+    });
+    // Three days ago, a minute each; and too long ago.
+    server.sql(
+        "insert into tollgate_usage_minutes select date_trunc('hour', now()) - interval '3 days' \
+         + minute * interval '1 minute', 'user:' || who, 'free', 'other', 1, 2, 0, 0, 0 \
+         from generate_series(0, 119) as minute, generate_series(1, 100) as who; \
+         insert into tollgate_usage_hours values \
+         (now() - interval '91 days', 'user:1', 'free', 'other', 1, 1, 0, 0, 0), \
+         (now() - interval '89 days', 'user:1', 'free', 'other', 1, 1, 0, 0, 0)",
+    );
+    let source = ["--source", &sink.source(), "--by", "day", "--from", "2026-01-01"];
+    let before = export(&source[..4]);
+    let _tollgate = sink.start(backend.address, POLICY);
+    wait_until("minutes are hours", || count("minutes") == ["0"] && count("hours") == ["201"]);
+    // The same but for the one that is gone.
+    assert_eq!(export(&source[..4]).lines().count(), before.lines().count() - 1);
+    let sum = server.sql("select sum(units) from tollgate_usage_hours");
+    assert_eq!(sum, [(120 * 100 * 2 + 1).to_string()]);
 }
 
 /// What each caller has sent, and what of it the backend has seen.

@@ -138,19 +138,23 @@ impl FileSink {
         first_error
     }
 
-    fn tidy_one(&self, name: Name, now: Timestamp, kept_from: u32) -> io::Result<()> {
+    fn tidy_one(&mut self, name: Name, now: Timestamp, kept_from: u32) -> io::Result<()> {
         let minute = minute_of(now);
         match name.kind {
             Kind::Log => {
                 let is_over = name.hour.saturating_add(HOUR) <= minute;
-                let is_own = self.log.as_ref().is_some_and(|log| log.hour == name.hour);
-                let is_written = if name.epoch == self.epoch {
-                    is_own
+                let is_own = name.epoch == self.epoch;
+                let is_written = if is_own {
+                    false
                 } else {
                     let lock = format!("{:032x}.lock", name.epoch);
                     self.journal.join(lock).exists()
                 };
                 if is_over && !is_written {
+                    if is_own && self.log.as_ref().is_some_and(|log| log.hour == name.hour) {
+                        // What comes next has a file of its own, whatever the clock says.
+                        self.log = None;
+                    }
                     self.add_up(name, Kind::Minutes)?;
                 }
             }
@@ -160,8 +164,7 @@ impl FileSink {
             Kind::Minutes | Kind::Hours => {
                 let summary = summary(&self.path(name))?;
                 let last = summary.map_or(name.hour, |it| it.last_minute);
-                // Late batches may be of hours before the file's own, never after.
-                if last < kept_from && name.hour.saturating_add(HOUR) <= kept_from {
+                if last < kept_from {
                     fs::remove_file(self.path(name))?;
                 }
             }
@@ -428,3 +431,6 @@ fn read_again<T>(mut reading: impl FnMut() -> io::Result<T>) -> Result<T, SinkEr
 fn error(error: io::Error) -> SinkError {
     SinkError(error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

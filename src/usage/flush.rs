@@ -34,6 +34,8 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const COMMIT_BATCHES: usize = 64;
 /// How often what is old is added up, and what others have left is looked for.
 const TIDY_INTERVAL: Duration = Duration::from_secs(30);
+/// Between two tries to write what others have left.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// How often the journal's size is looked at.
 const SIZE_INTERVAL: Duration = Duration::from_secs(5);
 /// Above that the oldest batches give way, counted and told of one by one.
@@ -101,6 +103,8 @@ impl Usage {
             tidied: now,
             measured: now.checked_sub(SIZE_INTERVAL).unwrap_or(now),
             told: None,
+            told_room: None,
+            next_look: now,
             done: Vec::new(),
             settings,
         };
@@ -204,6 +208,9 @@ struct Flush {
     tidied: Instant,
     measured: Instant,
     told: Option<Instant>,
+    told_room: Option<Instant>,
+    /// When to look again for what others have left.
+    next_look: Instant,
     /// Taken, and not made sure of yet.
     done: Vec<Done>,
 }
@@ -231,7 +238,8 @@ impl Flush {
                     self.failed(&error);
                 }
             }
-            if self.has_abandoned && may_try && !is_ending {
+            if self.has_abandoned && now >= self.next_look && !is_ending {
+                self.next_look = now + LOOK_PAUSE;
                 self.has_abandoned = !self.take_up_abandoned().await;
             }
             if may_try || is_ending {
@@ -269,7 +277,7 @@ impl Flush {
         let mut is_well = true;
         for worker in 0..self.next.len() {
             if let Err(error) = self.journal.prepare(worker) {
-                self.failed(&SinkError(error.to_string()));
+                self.no_room(&error);
             }
             let sealed = self.journal.sealed(worker);
             while is_well
@@ -334,7 +342,11 @@ impl Flush {
         let path = self.journal.directory().join(file_name(id));
         let bytes = match read_segment(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let file = path.display();
+                tracing::error!(%file, "a segment of the usage journal has gone");
+                return true;
+            }
             Err(error) => {
                 self.failed(&SinkError(format!("{}: {error}", path.display())));
                 return false;
@@ -410,9 +422,19 @@ impl Flush {
         }
     }
 
+    /// A segment could not be made beforehand.
+    fn no_room(&mut self, error: &io::Error) {
+        let now = monotonic();
+        let is_due = |told| now.saturating_duration_since(told) >= TELL_PAUSE;
+        if self.told_room.is_none_or(is_due) {
+            self.told_room = Some(now);
+            tracing::error!(%error, "the usage journal cannot grow");
+        }
+    }
+
     fn recovered(&mut self) {
         self.retry = None;
-        if self.told.take().is_some() {
+        if !self.has_abandoned && self.told.take().is_some() {
             tracing::info!("usage is written again");
         }
     }

@@ -214,3 +214,6 @@ impl Inner {
         Some(number)
     }
 }
+
+#[cfg(test)]
+mod tests;
