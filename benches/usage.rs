@@ -12,7 +12,7 @@ use tollgate::clock::{Clock, monotonic};
 use tollgate::limiter::time::Timestamp;
 use tollgate::policy::identity::Identity;
 use tollgate::usage::file::FileSink;
-use tollgate::usage::flush::Usage;
+use tollgate::usage::flush::{JOURNAL_BYTES_MAX, Usage};
 use tollgate::usage::journal::Journal;
 use tollgate::usage::page::RECORDS_MAX;
 use tollgate::usage::record::{Counts, Period, Query};
@@ -87,6 +87,7 @@ fn million() {
         flush: Duration::from_secs(1),
         directory: directory.path().to_owned(),
         retention: Duration::from_secs(90 * 86_400),
+        journal_bytes_max: JOURNAL_BYTES_MAX,
     };
     let clock = Clock::manual(Timestamp::from_micros(START));
     let usage = Usage::start(settings, 2, clock).unwrap();

@@ -105,6 +105,7 @@ fn a_file_edited_in_place_or_renamed_over_takes_effect() {
     assert_ne!(now, hash);
     assert_eq!(tollgate.metric(&format!("tollgate_config_hash_info{{hash=\"{now}\"}}")), 1.0);
     assert_eq!(tollgate.metric(&format!("tollgate_config_hash_info{{hash=\"{hash}\"}}")), 0.0);
+    wait_until("the last reload is told", || events(&tollgate, "policy reloaded").len() == 3);
     let event = wait_for_event(&tollgate, "policy reloaded");
     assert_eq!(event["level"], "INFO");
     assert_eq!(event["hash"], now.as_str());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::config_path;
 use crate::subscriptions::settings::PostgresTarget;
+use crate::usage::flush::JOURNAL_BYTES_MAX;
 use crate::usage::sink::{Place, Settings};
 
 use super::compile::{ReadSecret, RedisSettings, positive};
@@ -50,7 +51,8 @@ pub fn usage(
             Place::Postgres(postgres?)
         }
     };
-    Some(Settings { place, flush, directory, retention })
+    let journal_bytes_max = JOURNAL_BYTES_MAX;
+    Some(Settings { place, flush, directory, retention, journal_bytes_max })
 }
 
 fn within(

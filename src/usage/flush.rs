@@ -38,7 +38,8 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// How often the journal's size is looked at.
 const SIZE_INTERVAL: Duration = Duration::from_secs(5);
-/// Above that the oldest batches give way, counted and told of one by one.
+/// What the journal may take of its disk: above that the oldest batches give way, counted and told of
+/// one by one.
 pub const JOURNAL_BYTES_MAX: u64 = 16 << 30;
 /// At the end, for what is left; the rest is there for the next start.
 const END_MAX: Duration = Duration::from_secs(10);
@@ -479,11 +480,12 @@ impl Flush {
         });
         let mut sizes: Vec<_> = sizes.collect();
         let mut bytes: u64 = sizes.iter().map(|(_, size)| size).sum();
-        if bytes > JOURNAL_BYTES_MAX {
+        let most = self.settings.journal_bytes_max;
+        if bytes > most {
             sizes.retain(|(id, _)| id.stream.epoch == self.journal.epoch());
             sizes.sort_unstable_by_key(|(id, _)| (id.sequence, id.stream.worker));
             for (id, size) in sizes {
-                if bytes <= JOURNAL_BYTES_MAX {
+                if bytes <= most {
                     break;
                 }
                 if self.give_way(&directory, id) {

@@ -26,6 +26,8 @@ pub struct Settings {
     pub directory: PathBuf,
     /// How long records are kept; above zero.
     pub retention: Duration,
+    /// The most that the journal may take of its disk, in bytes.
+    pub journal_bytes_max: u64,
 }
 
 /// Where records are.

@@ -374,7 +374,8 @@ impl Oracle {
             self.state = BreakerState::Closed;
             self.pauses += 1;
             self.goods = 0;
-            self.ended.clear();
+            // What opened it is not to open it again; what went well before that still counts.
+            self.ended.retain(|(_, outcome)| *outcome == Outcome::Good);
             self.closed_at = Some(now);
             self.generation += 1;
         }
