@@ -7,16 +7,13 @@ use std::time::Duration;
 
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, LuaInterface};
-use fred::types::config::{
-    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig,
-};
 use fred::types::{ClusterHash, CustomCommand, Value};
 use tokio::time::timeout;
 
 use crate::clock::Clock;
 use crate::health::tasks::watched;
 use crate::metrics::labels::TaskType;
-use crate::store::redis::settings::RedisTarget;
+use crate::store::redis::settings::{CONNECT_MAX, RedisTarget};
 
 use super::file::MINUTES_KEPT;
 use super::page::{Collector, Page};
@@ -29,13 +26,8 @@ const SCRIPT: &str = include_str!("apply.lua");
 const ROWS_PER_CALL: usize = 100;
 /// Calls for one batch: every one of its parts, each twice.
 const CALLS_MAX: usize = 4_096;
-/// For the connection and each command of its handshake.
-const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// For one answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
-const RECONNECT_MIN_MS: u32 = 10;
-const RECONNECT_MAX_MS: u32 = 1_000;
-const RECONNECT_JITTER_MS: u32 = 50;
 /// Commands that the client may hold; there is one at a time.
 const COMMANDS_MAX: usize = 64;
 /// Fields of one answer of a scan.
@@ -56,7 +48,7 @@ pub struct RedisSink {
 impl RedisSink {
     /// Connects to nothing yet. `prefix`: what every key begins with.
     pub fn new(target: &RedisTarget, prefix: &str, retention: Duration) -> Self {
-        let client = client(target);
+        let client = target.client(ANSWER_MAX, COMMANDS_MAX);
         RedisSink { client, prefix: prefix.into(), retention, is_started: false }
     }
 
@@ -306,24 +298,6 @@ async fn drive(client: Client) {
         let _ = client.connect().await;
         tokio::time::sleep(CONNECT_MAX).await;
     }
-}
-
-fn client(target: &RedisTarget) -> Client {
-    let config = Config { fail_fast: false, ..target.config().clone() };
-    let performance =
-        PerformanceConfig { default_command_timeout: ANSWER_MAX, ..PerformanceConfig::default() };
-    let connection = ConnectionConfig {
-        connection_timeout: CONNECT_MAX,
-        internal_command_timeout: CONNECT_MAX,
-        max_command_attempts: 1,
-        max_command_buffer_len: COMMANDS_MAX,
-        reconnect_on_auth_error: true,
-        tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
-        ..ConnectionConfig::default()
-    };
-    let mut policy = ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2);
-    policy.set_jitter(RECONNECT_JITTER_MS);
-    Client::new(config, Some(performance), Some(connection), Some(policy))
 }
 
 fn error(error: &fred::error::Error) -> SinkError {

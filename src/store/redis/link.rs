@@ -13,9 +13,6 @@ use fred::bytes_utils::Str;
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, EventInterface, KeysInterface, LuaInterface};
 use fred::types::Value;
-use fred::types::config::{
-    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig,
-};
 use fred::util::static_str;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex, watch};
@@ -30,6 +27,7 @@ use crate::metrics::labels::{CheckResult, RedisErrorKind, TaskType};
 use super::RedisShared;
 use super::codec::{Call, ReplyError, SCRIPT};
 use super::error::CheckError;
+use super::settings::CONNECT_MAX;
 
 /// Checks of one worker that may wait for Redis, late ones included; more are decided without it.
 const IN_FLIGHT_MAX: usize = 1_024;
@@ -37,15 +35,10 @@ const IN_FLIGHT_MAX: usize = 1_024;
 const COMMANDS_MAX: usize = 2 * IN_FLIGHT_MAX;
 /// How long an answer may still be counted as late; then its place is given up.
 const LATE_MAX: Duration = Duration::from_secs(1);
-/// For the connection and each command of its handshake.
-const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// Between two looks of the watcher, before jitter.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Unanswered looks after which the connection is given up.
 const MISSES_MAX: u32 = 3;
-const RECONNECT_MIN_MS: u32 = 10;
-const RECONNECT_MAX_MS: u32 = 1_000;
-const RECONNECT_JITTER_MS: u32 = 50;
 
 /// A task that ends with its owner.
 #[derive(Debug)]
@@ -398,26 +391,8 @@ async fn drive(client: Client) {
 
 fn client(shared: &RedisShared) -> Client {
     let settings = &shared.settings;
-    // Not fast to fail: a Redis that is not there at start is the same as one that went away.
-    let config = Config { fail_fast: false, ..settings.target.config().clone() };
-    let performance = PerformanceConfig {
-        // The only timeout that EVALSHA heeds. Not the budget: answers up to here are counted.
-        default_command_timeout: LATE_MAX.max(settings.timeout),
-        ..PerformanceConfig::default()
-    };
-    let connection = ConnectionConfig {
-        connection_timeout: CONNECT_MAX,
-        internal_command_timeout: CONNECT_MAX,
-        // A second attempt would charge a check twice whose answer was lost with its connection.
-        max_command_attempts: 1,
-        max_command_buffer_len: COMMANDS_MAX,
-        reconnect_on_auth_error: true,
-        tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
-        ..ConnectionConfig::default()
-    };
-    let mut policy = ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2);
-    policy.set_jitter(RECONNECT_JITTER_MS);
-    Client::new(config, Some(performance), Some(connection), Some(policy))
+    // Not the budget: answers up to here are counted.
+    settings.target.client(LATE_MAX.max(settings.timeout), COMMANDS_MAX)
 }
 
 /// Up to a fifth of the watcher's interval, so that workers and replicas do not keep step.

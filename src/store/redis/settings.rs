@@ -3,11 +3,20 @@
 use std::fmt;
 use std::time::Duration;
 
-use fred::types::config::{Config, ServerConfig};
+use fred::clients::Client;
+use fred::types::config::{
+    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, ServerConfig, TcpConfig,
+};
 
 use crate::policy::compiled::FailureMode;
 
 use super::names::KeyNames;
+
+/// For the connection and each command of its handshake.
+pub const CONNECT_MAX: Duration = Duration::from_secs(1);
+const RECONNECT_MIN_MS: u32 = 10;
+const RECONNECT_MAX_MS: u32 = 1_000;
+const RECONNECT_JITTER_MS: u32 = 50;
 
 /// Settings of the store in Redis.
 #[derive(Clone, Debug)]
@@ -87,9 +96,29 @@ impl RedisTarget {
         RedisTarget { config, shown: shown.into() }
     }
 
-    /// What a connection is made with.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// A client of the server, not connected yet: tries for ever, sends no command twice, gives up
+    /// on an answer after `answer_max`, and holds so many commands.
+    pub fn client(&self, answer_max: Duration, commands_max: usize) -> Client {
+        // Not fast to fail: a Redis that is not there at start is the same as one that went away.
+        let config = Config { fail_fast: false, ..self.config.clone() };
+        let performance = PerformanceConfig {
+            // The only timeout that EVALSHA heeds.
+            default_command_timeout: answer_max,
+            ..PerformanceConfig::default()
+        };
+        let connection = ConnectionConfig {
+            connection_timeout: CONNECT_MAX,
+            internal_command_timeout: CONNECT_MAX,
+            // A second attempt would do again what was done and not heard of.
+            max_command_attempts: 1,
+            max_command_buffer_len: commands_max,
+            reconnect_on_auth_error: true,
+            tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
+            ..ConnectionConfig::default()
+        };
+        let mut policy = ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2);
+        policy.set_jitter(RECONNECT_JITTER_MS);
+        Client::new(config, Some(performance), Some(connection), Some(policy))
     }
 }
 
