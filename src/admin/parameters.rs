@@ -114,6 +114,10 @@ pub fn moment(text: &str) -> Option<Timestamp> {
             (local, minutes_ahead(offset)?)
         }
     };
+    // One offset is enough, which the parser does not ask for.
+    if local.ends_with('Z') {
+        return None;
+    }
     let local = humantime::parse_rfc3339(&format!("{local}Z")).ok()?;
     let micros = local.duration_since(UNIX_EPOCH).ok()?.as_micros();
     let micros = i64::try_from(micros).ok()? - ahead * 60_000_000;
@@ -205,6 +209,7 @@ mod tests {
             "2027-01-01T12:00:00+01:60",
             "2027-01-01T12:00:00+01.00",
             "2027-01-01T12:00:00Z+01:00",
+            "2027-01-01T12:00:00ZZ",
             "2027-02-30T12:00:00Z",
             "1970-01-01T00:00:00+01:00",
             "1969-01-01T00:00:00Z",
