@@ -353,16 +353,18 @@ impl Reloader {
     fn take(&mut self, index: usize, contents: Contents) -> Option<String> {
         let watched = self.files.get_mut(index)?;
         let taken = watched.take(contents)?;
-        let file = watched.name();
+        // First what is wrong, then that it is: who sees the count finds the reason.
+        if let Err(reason) = &taken {
+            let file = watched.name();
+            tracing::error!(file, "not reloaded, what ran before goes on: {reason}");
+        }
         let problems: Vec<&str> =
             self.files.iter().filter_map(|watched| watched.problem.as_deref()).collect();
         let now = self.clock.now();
         let result = if taken.is_ok() { Attempt::Ok } else { Attempt::Error };
-        self.metrics.config_reloaded(result, problems.is_empty(), now);
         self.reloads.note(&problems, now);
-        let reason = taken.err()?;
-        tracing::error!(file, "not reloaded, what ran before goes on: {reason}");
-        Some(reason)
+        self.metrics.config_reloaded(result, problems.is_empty(), now);
+        taken.err()
     }
 }
 
