@@ -406,7 +406,20 @@ fn who_guesses_tokens_waits() {
         tollgate.metric(&format!("tollgate_admin_refused_total{{reason=\"{reason}\"}}"))
     };
     assert!(count("throttled") >= 9.0 && count("token") >= 30.0);
-    assert!(!tollgate.log().contains(TOKEN), "{}", tollgate.log());
+
+    // The log says who, once for each address that has to wait, and nothing of what was presented.
+    for _ in 0..20 {
+        present("127.0.0.3", "guess");
+    }
+    let told = |from: &str| {
+        let log = tollgate.log();
+        let of_it = log.lines().filter(|it| it.contains("too many wrong tokens"));
+        of_it.filter(|it| it.contains(&format!(r#""from":"{from}""#))).count()
+    };
+    wait_until("both are told of", || told("127.0.0.1") > 0 && told("127.0.0.3") > 0);
+    assert_eq!(["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(told), [1, 0, 1]);
+    let log = tollgate.log();
+    assert!(!log.contains(TOKEN) && !log.contains("guess"), "{log}");
 }
 
 #[test]

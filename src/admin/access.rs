@@ -20,7 +20,7 @@ use crate::limiter::time::Timestamp;
 use crate::metrics::edge_labels::AdminRefusal;
 
 use super::answers::{Answer, error_response};
-use super::failures::TokenFailures;
+use super::failures::{TokenFailures, Wait};
 
 /// W3C Fetch Metadata: where the page is from that a browser asks for.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -70,8 +70,8 @@ pub struct Caller<'a> {
 pub enum Denied {
     /// The token is missing or wrong.
     Unauthorized,
-    /// There were too many wrong tokens from its address; so many seconds until one is looked at.
-    Throttled(u64),
+    /// There were too many wrong tokens from its address.
+    Throttled(Wait),
     /// There is no token, and the request is not this machine's own.
     Forbidden,
 }
@@ -92,9 +92,9 @@ impl Denied {
         match self {
             Denied::Unauthorized => error_response(StatusCode::UNAUTHORIZED, "Unauthorized")
                 .with_field(WWW_AUTHENTICATE, CHALLENGE),
-            Denied::Throttled(seconds) => {
+            Denied::Throttled(wait) => {
                 error_response(StatusCode::TOO_MANY_REQUESTS, "Too many wrong tokens")
-                    .with_field(RETRY_AFTER, HeaderValue::from(seconds))
+                    .with_field(RETRY_AFTER, HeaderValue::from(wait.seconds))
             }
             Denied::Forbidden => error_response(StatusCode::FORBIDDEN, FORBIDDEN),
         }
@@ -324,12 +324,13 @@ mod tests {
         for _ in 0..BURST {
             assert_eq!(present(Some("wrong"), 1, NOW), Err(Denied::Unauthorized));
         }
-        assert_eq!(present(Some("wrong"), 1, NOW), Err(Denied::Throttled(FORGIVEN_AFTER)));
-        assert_eq!(present(Some("s3cret"), 1, NOW), Err(Denied::Throttled(FORGIVEN_AFTER)));
+        let throttled = |seconds, is_first| Denied::Throttled(Wait { seconds, is_first });
+        assert_eq!(present(Some("wrong"), 1, NOW), Err(throttled(FORGIVEN_AFTER, true)));
+        assert_eq!(present(Some("s3cret"), 1, NOW), Err(throttled(FORGIVEN_AFTER, false)));
         assert_eq!(present(Some("s3cret"), 2, NOW), Ok(()), "another address");
         let later = NOW.plus(Micros::from_micros(FORGIVEN_AFTER * 1_000_000));
         assert_eq!(present(Some("s3cret"), 1, later), Ok(()));
-        let answer = Denied::Throttled(6).answer();
+        let answer = throttled(6, false).answer();
         assert_eq!(answer.status, 429);
         assert_eq!(answer.fields, [(RETRY_AFTER, HeaderValue::from_static("6"))]);
     }

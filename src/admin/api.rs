@@ -12,7 +12,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 
-use super::access::{self, Caller};
+use super::access::{self, Caller, Denied};
 use super::answers::{Answer, error_response};
 use super::body::Events;
 use super::calls::CALLS;
@@ -95,12 +95,8 @@ pub fn is_api(path: &str) -> bool {
 /// The answer to one that may not be made, or that there is not.
 pub fn call(state: &AdminState, method: &Method, caller: Caller<'_>) -> Result<Admitted, Answer> {
     // Whoever may not call learns nothing else, not even which calls there are.
-    access::check(state.token.as_ref(), &state.failures, caller, state.clock.now()).map_err(
-        |denied| {
-            state.metrics.admin_refused(denied.reason());
-            denied.answer()
-        },
-    )?;
+    access::check(state.token.as_ref(), &state.failures, caller, state.clock.now())
+        .map_err(|denied| refused(state, caller, denied))?;
     let path = caller.uri.path();
     let (call, id) = find(method, path)?;
     let query = caller.uri.query().unwrap_or_default();
@@ -109,6 +105,20 @@ pub fn call(state: &AdminState, method: &Method, caller: Caller<'_>) -> Result<A
     let is_json = is_json(caller.fields);
     let asked = Asked { parameters, id, body: Bytes::new(), operator };
     Ok(Admitted { act: call.act, is_json, asked })
+}
+
+/// Counts one who may not call, and says who guesses: once, however long it goes on.
+fn refused(state: &AdminState, caller: Caller<'_>, denied: Denied) -> Answer {
+    state.metrics.admin_refused(denied.reason());
+    if let Denied::Throttled(wait) = denied
+        && wait.is_first
+    {
+        tracing::warn!(
+            from = %caller.peer.to_canonical(),
+            "too many wrong tokens for the admin API; those of this address are not looked at now"
+        );
+    }
+    denied.answer()
 }
 
 impl Admitted {

@@ -24,29 +24,51 @@ const FAILURE: u64 = FORGIVEN_AFTER * 1_000_000;
 #[derive(Debug, Default)]
 pub struct TokenFailures(Mutex<Buckets>);
 
-/// When all failures are forgiven.
+/// What an address has to wait for whose tokens are not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Until one is, at least 1.
+    pub seconds: u64,
+    /// Whether it is the first to be told so since its failures were last all forgiven.
+    pub is_first: bool,
+}
+
 #[derive(Debug, Default)]
 struct Buckets {
-    by_address: HashMap<IpPrefix, Timestamp>,
-    of_others: Timestamp,
+    by_address: HashMap<IpPrefix, Bucket>,
+    of_others: Bucket,
+}
+
+#[derive(Debug, Default)]
+struct Bucket {
+    /// When all failures are forgiven.
+    clear_at: Timestamp,
+    /// Whether somebody was told to wait since there were none.
+    is_told: bool,
 }
 
 impl TokenFailures {
     /// Whether a token of this address is looked at.
     ///
     /// # Errors
-    /// Not for so many seconds, at least 1.
-    pub fn admits(&self, address: IpAddr, now: Timestamp) -> Result<(), u64> {
-        let buckets = self.0.lock();
-        let is_full = buckets.by_address.len() >= ADDRESSES_MAX;
-        let clear_at = match buckets.by_address.get(&key(address)) {
-            Some(clear_at) => *clear_at,
-            None if is_full => buckets.of_others,
+    /// Not yet.
+    pub fn admits(&self, address: IpAddr, now: Timestamp) -> Result<(), Wait> {
+        let mut buckets = self.0.lock();
+        let Buckets { by_address, of_others } = &mut *buckets;
+        let is_full = by_address.len() >= ADDRESSES_MAX;
+        let bucket = match by_address.get_mut(&key(address)) {
+            Some(bucket) => bucket,
+            None if is_full => of_others,
             None => return Ok(()),
         };
-        let owed = owed(clear_at, now);
+        let owed = owed(bucket.clear_at, now);
         let most = (BURST - 1) * FAILURE;
-        if owed <= most { Ok(()) } else { Err(Micros::from_micros(owed - most).as_secs_ceil()) }
+        if owed <= most {
+            return Ok(());
+        }
+        let seconds = Micros::from_micros(owed - most).as_secs_ceil();
+        let is_first = !std::mem::replace(&mut bucket.is_told, true);
+        Err(Wait { seconds, is_first })
     }
 
     /// One more wrong one.
@@ -54,16 +76,18 @@ impl TokenFailures {
         let mut buckets = self.0.lock();
         let key = key(address);
         if buckets.by_address.len() >= ADDRESSES_MAX && !buckets.by_address.contains_key(&key) {
-            buckets.by_address.retain(|_, clear_at| owed(*clear_at, now) > 0);
+            buckets.by_address.retain(|_, it| owed(it.clear_at, now) > 0);
         }
         let has_room = buckets.by_address.len() < ADDRESSES_MAX;
-        let clear_at = if has_room || buckets.by_address.contains_key(&key) {
+        let bucket = if has_room || buckets.by_address.contains_key(&key) {
             buckets.by_address.entry(key).or_default()
         } else {
             &mut buckets.of_others
         };
-        let owed = (owed(*clear_at, now) + FAILURE).min(BURST * FAILURE);
-        *clear_at = now.plus(Micros::from_micros(owed));
+        let owed = owed(bucket.clear_at, now);
+        bucket.is_told &= owed > 0;
+        let owed = (owed + FAILURE).min(BURST * FAILURE);
+        bucket.clear_at = now.plus(Micros::from_micros(owed));
     }
 }
 
@@ -96,14 +120,43 @@ mod tests {
             assert_eq!(failures.admits(address(1), at(0)), Ok(()));
             failures.failed(address(1), at(0));
         }
-        assert_eq!(failures.admits(address(1), at(0)), Err(FORGIVEN_AFTER));
-        assert_eq!(failures.admits(address(1), at(FORGIVEN_AFTER - 1)), Err(1));
+        let wait = |seconds, is_first| Err(Wait { seconds, is_first });
+        assert_eq!(failures.admits(address(1), at(0)), wait(FORGIVEN_AFTER, true));
+        assert_eq!(failures.admits(address(1), at(FORGIVEN_AFTER - 1)), wait(1, false));
         assert_eq!(failures.admits(address(2), at(0)), Ok(()), "another address");
         assert_eq!(failures.admits(address(1), at(FORGIVEN_AFTER)), Ok(()));
         failures.failed(address(1), at(FORGIVEN_AFTER));
         assert!(failures.admits(address(1), at(FORGIVEN_AFTER)).is_err());
         // The clock steps back by a year: no more than the bucket is owed.
-        assert_eq!(failures.admits(address(1), Timestamp::from_micros(0)), Err(FORGIVEN_AFTER));
+        let long_ago = Timestamp::from_micros(0);
+        assert_eq!(failures.admits(address(1), long_ago), wait(FORGIVEN_AFTER, false));
+    }
+
+    #[test]
+    fn who_has_to_wait_is_news_once_until_all_is_forgiven() {
+        let failures = TokenFailures::default();
+        let is_news = |number: u32, now: Timestamp| {
+            failures.admits(address(number), now).is_err_and(|wait| wait.is_first)
+        };
+        let guess = |number: u32, now: Timestamp| {
+            for _ in 0..BURST {
+                failures.failed(address(number), now);
+            }
+        };
+        guess(1, at(0));
+        assert!(is_news(1, at(0)));
+        // One guess whenever one is admitted, for an hour: the same burst.
+        for seconds in (FORGIVEN_AFTER..3_600).step_by(6) {
+            assert_eq!(failures.admits(address(1), at(seconds)), Ok(()));
+            failures.failed(address(1), at(seconds));
+            assert!(failures.admits(address(1), at(seconds)).is_err() && !is_news(1, at(seconds)));
+        }
+        guess(2, at(3_600));
+        assert!(is_news(2, at(3_600)), "another address");
+        let forgiven = 3_600 + BURST * FORGIVEN_AFTER;
+        guess(1, at(forgiven));
+        assert!(is_news(1, at(forgiven)), "another burst");
+        assert!(!is_news(1, at(forgiven)));
     }
 
     #[test]
