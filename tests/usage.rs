@@ -306,6 +306,10 @@ fn is_outlived(sink: &mut Sink, away: fn(&mut Sink), back: fn(&mut Sink)) {
     tollgate.signal("KILL");
     tollgate.wait();
     let tollgate = sink.start(backend.address, POLICY);
+    // Nobody has asked this one for anything yet: what waits is what the other has left.
+    let lag = || tollgate.metric("tollgate_usage_flush_lag_seconds");
+    wait_until("the lag is that of what was left", || lag() > 1.0);
+    assert!(!tollgate.log().contains("written again"), "nothing was written");
     assert_eq!(get(&mut tollgate.connect(), "/", "203.0.113.1"), 200);
     back(sink);
     let key = ("ip:203.0.113.1".to_owned(), "free".to_owned(), "other".to_owned());

@@ -99,6 +99,7 @@ impl Usage {
             clock: clock.clone(),
             next: vec![1; journal.workers()],
             untold_lost: 0,
+            abandoned_since: 0,
             has_abandoned: true,
             retry: None,
             tidied: now,
@@ -204,6 +205,8 @@ struct Flush {
     untold_lost: u64,
     /// Whether others may have left something.
     has_abandoned: bool,
+    /// When the oldest count was made that others have left and no sink has taken; 0: none is.
+    abandoned_since: u64,
     /// After a failure: when to try again, and how long was waited.
     retry: Option<(Instant, Duration)>,
     tidied: Instant,
@@ -276,6 +279,7 @@ impl Flush {
     /// Everything that workers have let go of.
     async fn round(&mut self) {
         let mut is_well = true;
+        let written = self.figures.written.load(Relaxed);
         for worker in 0..self.next.len() {
             if let Err(error) = self.journal.prepare(worker) {
                 self.no_room(&error);
@@ -297,7 +301,8 @@ impl Flush {
             }
         }
         is_well &= self.commit().await;
-        if is_well {
+        // Where there was nothing to write, nothing is known of the sink.
+        if is_well && self.figures.written.load(Relaxed) != written {
             self.recovered();
         }
         self.note_oldest();
@@ -315,6 +320,7 @@ impl Flush {
             }
         };
         let mut is_all = true;
+        self.abandoned_since = 0;
         for abandoned in abandoned {
             let mut is_well = true;
             let ids = segments_of(&directory, abandoned.epoch).unwrap_or_default();
@@ -333,6 +339,10 @@ impl Flush {
                 abandoned.finish();
             } else {
                 is_all = false;
+                let first = segments_of(&directory, abandoned.epoch).ok();
+                let first = first.and_then(|ids| ids.into_iter().min_by_key(|id| id.sequence));
+                let made_at = first.map_or(0, |id| made_at(&directory.join(file_name(id))));
+                self.abandoned_since = earlier(self.abandoned_since, made_at);
             }
         }
         is_all
@@ -443,7 +453,7 @@ impl Flush {
     /// Notes since when something waits, makes sure of it on the disk, and has segments stay open
     /// longer if that is long.
     fn note_oldest(&mut self) {
-        let mut oldest = 0;
+        let mut oldest = self.abandoned_since;
         for (worker, next) in self.next.iter().enumerate() {
             if *next > self.journal.sealed(worker) {
                 if self.done.is_empty() {
@@ -455,9 +465,7 @@ impl Flush {
             let stream = Stream { epoch: self.journal.epoch(), worker: number };
             let path =
                 self.journal.directory().join(file_name(SegmentId { stream, sequence: *next }));
-            let made_at = fs::read(path).ok().and_then(|it| parse(&it).ok().map(|it| it.made_at));
-            let made_at = made_at.unwrap_or(0);
-            oldest = if oldest == 0 { made_at } else { made_at.min(oldest) };
+            oldest = earlier(oldest, made_at(&path));
             // Those that wait are cut to what they hold, and made sure of.
             let sealed = SegmentId { stream, sequence: self.journal.sealed(worker) };
             let _ = settle(&self.journal.directory().join(file_name(sealed)));
@@ -532,6 +540,19 @@ impl Flush {
                 let _ = reply.send(totals.unwrap_or_else(|_| late()));
             }
         }
+    }
+}
+
+/// When the first count of a segment was made; 0: it cannot be read.
+fn made_at(path: &Path) -> u64 {
+    fs::read(path).ok().and_then(|it| parse(&it).ok().map(|it| it.made_at)).unwrap_or(0)
+}
+
+/// The earlier of two moments, of which 0 is none.
+fn earlier(one: u64, other: u64) -> u64 {
+    match (one, other) {
+        (0, at) | (at, 0) => at,
+        (one, other) => one.min(other),
     }
 }
 
