@@ -50,7 +50,7 @@ pub fn reload(state: Arc<AdminState>, asked: Asked) -> Pending {
             let error = "tollgate is not serving yet";
             return Err(error_response(StatusCode::SERVICE_UNAVAILABLE, error));
         };
-        reload(()).await?;
+        reload().await?;
         let hash = state.in_force.read().hash.clone();
         reloaded(&state, &asked, &hash).await;
         let answer = json!({ "reloaded": true, "hash": hash });

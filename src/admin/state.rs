@@ -1,6 +1,7 @@
 //! Everything that the admin port looks at.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -26,6 +27,7 @@ use crate::top::talkers::TopTalkers;
 use crate::usage::flush::Usage;
 
 use super::access::AdminToken;
+use super::answers::Answer;
 use super::api::Pending;
 use super::explain::ExplainRequest;
 use super::failures::TokenFailures;
@@ -33,6 +35,11 @@ use super::stream::Streams;
 
 /// A question that another module answers: what it knows at this moment.
 pub type View<T> = Box<dyn Fn() -> T + Send + Sync>;
+
+/// Has the files read anew, and waits for what comes of it; an error is its answer.
+pub type Reload = Box<dyn Fn() -> Reloading + Send + Sync>;
+/// A reload under way.
+pub type Reloading = Pin<Box<dyn Future<Output = Result<(), Answer>> + Send>>;
 
 /// Which policy is in force, and since when.
 #[derive(Clone, Debug)]
@@ -79,7 +86,7 @@ pub struct AdminState {
     /// What becomes of a request; there once tollgate serves.
     pub explain: OnceLock<Question<ExplainRequest>>,
     /// Has the files read anew; there once tollgate serves.
-    pub reload: OnceLock<Question<()>>,
+    pub reload: OnceLock<Reload>,
     /// Bound, draining.
     pub readiness: Arc<Readiness>,
     /// Whether it keeps up.

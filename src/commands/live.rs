@@ -43,12 +43,9 @@ pub fn answer(wired: &Wired, reload: Handle) {
             }))
         })
     }));
-    let _ = admin.reload.set(Box::new(move |()| {
+    let _ = admin.reload.set(Box::new(move || {
         let reload = reload.clone();
-        Box::pin(async move {
-            reload.reload().await.map_err(not_reloaded)?;
-            Ok(Reply::Answer(json(StatusCode::OK, &json!({ "reloaded": true }))))
-        })
+        Box::pin(async move { reload.reload().await.map_err(not_reloaded) })
     }));
 }
 

@@ -204,11 +204,7 @@ impl OverrideStore {
     /// Redis does not answer: what was known goes on holding.
     pub async fn sync(&self) -> Result<(), CheckError> {
         let Some((redis, codec)) = self.shared() else { return Ok(()) };
-        let mut synced = self.synced.lock().await;
-        if synced.is_read && redis.board_version().await? == synced.version {
-            return Ok(());
-        }
-        self.read(redis, codec, &mut synced).await
+        self.refresh(redis, codec, &mut *self.synced.lock().await).await
     }
 
     /// How many hold at that time: overrides and denials.
@@ -234,7 +230,7 @@ impl OverrideStore {
     ) -> Result<(), OverrideError> {
         let mut synced = self.synced.lock().await;
         // What was lost meanwhile is put back first, and what all others did is known.
-        self.read(redis, codec, &mut synced).await?;
+        self.refresh(redis, codec, &mut synced).await?;
         let mut fields = self.expired(codec, &mut synced, change.at);
         fields.retain(|(expired, _)| *expired != field.0);
         fields.push(field);
@@ -260,6 +256,19 @@ impl OverrideStore {
         let of_resets = synced.resets.iter().filter(|(_, at)| is_over(at));
         let expired = of_overrides.chain(of_resets.map(|(field, _)| field.clone()));
         expired.take(CLEARED_AT_ONCE).map(|field| (field, None)).collect()
+    }
+
+    /// Reads the table, unless it is the one that was read last.
+    async fn refresh(
+        &self,
+        redis: &RedisStore,
+        codec: &Codec,
+        synced: &mut Synced,
+    ) -> Result<(), CheckError> {
+        if synced.is_read && redis.board_version().await? == synced.version {
+            return Ok(());
+        }
+        self.read(redis, codec, synced).await
     }
 
     /// Reads the whole table.
