@@ -116,6 +116,8 @@ pub struct RedisSettings {
     pub on_failure: FailureMode,
     /// What every key begins with.
     pub key_prefix: String,
+    /// As how many replicas this one is taken for one of at least; 0: as many as there are.
+    pub expected_replicas: u32,
     /// What identities are hashed with, at least 16 bytes.
     pub identity_secret: Option<Redacted>,
 }
@@ -270,6 +272,7 @@ fn redis(
         timeout,
         on_failure: failure_mode(redis.on_failure),
         key_prefix: prefix.clone(),
+        expected_replicas: redis.expected_replicas.unwrap_or(0),
         identity_secret: None,
     })
 }

@@ -37,7 +37,6 @@ only_default!(CONFIG, in_whole, Config, "";
     shedding.max_in_flight,
 );
 only_default!(REDIS, in_redis, RedisConfig, "store.redis.";
-    expected_replicas,
     tls.ca,
     tls.client_cert,
     tls.client_key,

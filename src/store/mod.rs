@@ -4,6 +4,7 @@ pub mod counters;
 pub mod failover;
 pub mod memory;
 pub mod redis;
+pub mod share;
 
 use crate::limiter::decision::{Decision, Verdict};
 

@@ -73,6 +73,11 @@ impl<T> Record<T> {
         Record { key, expires_s: 1, state }
     }
 
+    /// Whose it is.
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
     /// Moves the time from which on the state means the same as none. A record with nothing left
     /// to spend is the last to be evicted.
     pub fn keep_until(&mut self, at: Timestamp, exhausted: bool) {
@@ -119,6 +124,11 @@ impl<T: Kept> Shard<T> {
     pub fn get_mut(&mut self, place: u32) -> Option<&mut Record<T>> {
         let place = place as usize;
         self.chunks.get_mut(place / CHUNK)?.get_mut(place % CHUNK)
+    }
+
+    /// The record at `place`, to be changed, unless the place is free.
+    pub fn held_mut(&mut self, place: u32) -> Option<&mut Record<T>> {
+        self.get_mut(place).filter(|record| !record.is_free())
     }
 
     /// Adds a record, whose key the shard does not hold yet.

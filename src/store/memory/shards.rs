@@ -95,9 +95,9 @@ impl<T: Kept> Shards<T> {
         freed
     }
 
-    /// Each of them, for who looks at all records.
-    pub fn iter(&self) -> impl Iterator<Item = &Padded<T>> {
-        self.shards.iter()
+    /// One of them by its number, for who looks at all records.
+    pub fn get(&self, shard: usize) -> Option<&Padded<T>> {
+        self.shards.get(shard)
     }
 
     /// How many there are.

@@ -4,6 +4,7 @@
 //! watcher is needed because a connection over which nothing comes back is not noticed by the
 //! client while requests keep writing to it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -47,6 +48,23 @@ pub struct AbortOnDrop<T = ()>(JoinHandle<T>);
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// An answer after its time, or that there is none.
+pub type Late = Pin<Box<dyn Future<Output = Result<Value, CheckError>> + Send>>;
+
+/// A call that was not answered in time.
+pub struct Unanswered {
+    /// Why.
+    pub error: CheckError,
+    /// What may come of it yet.
+    pub late: Option<Late>,
+}
+
+impl From<CheckError> for Unanswered {
+    fn from(error: CheckError) -> Self {
+        Unanswered { error, late: None }
     }
 }
 
@@ -122,6 +140,11 @@ impl Link {
         &self.shared
     }
 
+    /// Whether there is a connection.
+    pub fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
     /// A number for the next call; comes again after 2^32 others.
     pub fn next_sequence(&self) -> u32 {
         self.sequence.fetch_add(1, Ordering::Relaxed)
@@ -135,8 +158,23 @@ impl Link {
 
     /// Runs the script, and ends within `budget`. What is answered later is only counted.
     pub async fn call(self: &Arc<Self>, call: Call, budget: Duration) -> Result<Value, CheckError> {
+        match self.ask(call, budget).await {
+            Ok(reply) => Ok(reply),
+            Err(Unanswered { error, late }) => {
+                if let Some(late) = late {
+                    let counted = async move { _ = late.await };
+                    tokio::spawn(watched(TaskType::Redis, counted));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs the script, and ends within `budget`. What is answered later can be waited for, and is
+    /// to be: only then is its place free.
+    pub async fn ask(self: &Arc<Self>, call: Call, budget: Duration) -> Result<Value, Unanswered> {
         if !*self.up.borrow() {
-            return Err(CheckError::new(RedisErrorKind::Io, "not connected"));
+            return Err(CheckError::new(RedisErrorKind::Io, "not connected").into());
         }
         let place = Place::take(self)?;
         let deadline = monotonic() + budget;
@@ -145,22 +183,27 @@ impl Link {
             link.run_known(&call, deadline).await
         });
         match timeout(budget, attempt.as_mut()).await {
-            Ok(result) => result,
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(error)) => Err(Unanswered { error, late: None }),
             Err(_) => {
                 let shared = Arc::clone(&self.shared);
                 // Keeps its place: a Redis that stands still must not gather calls without bound.
-                tokio::spawn(watched(TaskType::Redis, async move {
-                    if attempt.await.is_ok() {
-                        shared.stats.count_late_reply();
-                    }
-                }));
-                Err(CheckError::new(RedisErrorKind::Timeout, "no answer within the budget"))
+                let late = Box::pin(async move {
+                    attempt.await.inspect(|_| shared.stats.count_late_reply())
+                });
+                let error = CheckError::new(RedisErrorKind::Timeout, "no answer within the budget");
+                Err(Unanswered { error, late: Some(late) })
             }
         }
     }
 
     /// Gives the connection up soon: it answered what was not asked.
     pub fn distrust(&self, error: &ReplyError) -> CheckError {
+        if let ReplyError::TooLate(now) = error {
+            // In time for us: then its clock is not what it was.
+            self.shared.hear(*now);
+            return CheckError::new(RedisErrorKind::Timeout, &error.to_string());
+        }
         self.distrusted.store(true, Ordering::Relaxed);
         CheckError::new(RedisErrorKind::Protocol, &error.to_string())
     }
@@ -188,6 +231,11 @@ impl Link {
     async fn run(&self, hash: Str, call: &Call) -> Result<Value, CheckError> {
         let argument = Value::Bytes(call.argument.clone());
         let keys = call.keys.clone();
+        if let Some(counts) = &call.counts {
+            let arguments =
+                vec![argument, Value::Bytes(counts.clone()), Value::from_static_str("charge")];
+            return Ok(self.client.evalsha(hash, keys, arguments).await?);
+        }
         if call.is_peek {
             let look = Value::from_static_str("peek");
             return Ok(self.client.evalsha(hash, keys, vec![argument, look]).await?);
@@ -249,6 +297,7 @@ impl Link {
                     // Another server, or the same one restarted: it may not know the script. If
                     // this does not succeed, the first check will try again.
                     let _ = self.load(self.loads.load(Ordering::Acquire)).await;
+                    self.shared.replicas.beat_soon();
                     self.set_up(true);
                 }
             }
@@ -271,6 +320,7 @@ impl Link {
             } else {
                 misses += 1;
             }
+            self.tend();
             if misses >= MISSES_MAX || self.distrusted.swap(false, Ordering::Relaxed) {
                 misses = 0;
                 self.set_up(false);

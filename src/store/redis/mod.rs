@@ -9,6 +9,9 @@ pub mod codec;
 pub mod error;
 mod link;
 pub mod names;
+mod outage;
+mod recovery;
+pub mod replicas;
 pub mod settings;
 pub mod stats;
 
@@ -16,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use fred::bytes::Bytes;
 use fred::bytes_utils::Str;
 use parking_lot::Mutex;
 
@@ -27,14 +31,20 @@ use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
+use crate::limiter::share::Alone;
+use crate::policy::compiled::FailureMode;
 use crate::policy::plan::Plan;
 
 use super::failover::decide_without;
 use super::memory::MemoryStore;
+use super::share::{ShareStore, Target};
 use super::{Backend, Checked};
-use codec::Call;
+use codec::{Call, Ticket};
 use error::CheckError;
-use link::{AbortOnDrop, Link};
+use link::{AbortOnDrop, Link, Unanswered};
+use outage::Outage;
+use recovery::Unsettled;
+use replicas::Replicas;
 use settings::RedisSettings;
 use stats::{Reason, RedisStats};
 
@@ -45,7 +55,9 @@ const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct RedisShared {
     settings: RedisSettings,
-    local: Arc<MemoryStore>,
+    share: ShareStore,
+    replicas: Replicas,
+    outage: Outage,
     breaker: Arc<SharedBreaker>,
     stats: RedisStats,
     /// The script's hash, as the first load told it; depends on nothing but the script.
@@ -60,11 +72,14 @@ pub struct RedisShared {
 }
 
 impl RedisShared {
-    /// `local` keeps the limits while Redis does not answer and `on_failure` is `local`.
-    pub fn new(settings: RedisSettings, local: Arc<MemoryStore>) -> Self {
+    /// As many identities are remembered for when Redis does not answer and `on_failure` is `local`
+    /// as `memory` may hold.
+    pub fn new(settings: RedisSettings, memory: Arc<MemoryStore>) -> Self {
         RedisShared {
+            share: ShareStore::new(memory.capacity(), settings.names.clone()),
+            replicas: Replicas::new(settings.expected_replicas),
+            outage: Outage::new(),
             settings,
-            local,
             breaker: SharedBreaker::new(BreakerSettings::STEADY, monotonic()),
             stats: RedisStats::default(),
             script: OnceLock::new(),
@@ -83,6 +98,40 @@ impl RedisShared {
     /// The counters.
     pub fn stats(&self) -> &RedisStats {
         &self.stats
+    }
+
+    /// What this replica let pass.
+    pub fn share(&self) -> &ShareStore {
+        &self.share
+    }
+
+    /// How many replicas there are, as far as is known.
+    pub fn replicas(&self) -> u32 {
+        self.replicas.count()
+    }
+
+    /// Whether this replica decides by its share where the mode is `local`: while Redis is away, and
+    /// until it has been told by all what they let pass meanwhile.
+    pub fn is_apart(&self) -> bool {
+        self.outage.is_apart()
+    }
+
+    /// The state of every limit of the plan as this replica may use it alone; nothing is charged.
+    pub fn peek_alone(&self, plan: &Plan<'_>, now: Timestamp) -> Decision {
+        self.share.peek(plan, self.outage.there(now), self.alone())
+    }
+
+    fn alone(&self) -> Alone {
+        Alone {
+            replicas: self.replicas.count(),
+            since: self.outage.heard(),
+            started: self.outage.started(),
+        }
+    }
+
+    /// Notes that Redis has answered, at `now` by its clock.
+    fn hear(&self, now: Timestamp) {
+        self.outage.hear(now);
     }
 
     /// The breaker's state.
@@ -124,9 +173,13 @@ impl RedisShared {
     }
 
     fn decide_without(&self, plan: &Plan<'_>, now: Timestamp, reason: Reason) -> Checked {
-        let mode = plan.on_failure.unwrap_or(self.settings.on_failure);
+        let mode = self.mode(plan);
         self.stats.count_fallback(mode, reason);
-        decide_without(mode, &self.local, plan, now)
+        decide_without(mode, || self.share.check(plan, self.outage.there(now), self.alone()))
+    }
+
+    fn mode(&self, plan: &Plan<'_>) -> FailureMode {
+        plan.on_failure.unwrap_or(self.settings.on_failure)
     }
 
     fn note_good(&self) {
@@ -146,6 +199,7 @@ impl RedisShared {
             return;
         }
         if let Some(state) = self.breaker.record(Outcome::Bad, monotonic(), jitter()) {
+            self.outage.part();
             self.stats.count_transition(state);
             tracing::warn!(
                 server = %self.settings.target,
@@ -214,10 +268,52 @@ impl RedisStore {
         if !shared.breaker.is_closed() {
             return shared.decide_without(plan, now, Reason::BreakerOpen);
         }
-        match self.evaluate(plan, None).await {
-            Ok(decision) => Checked::Decided { decision, backend: Backend::Redis },
-            Err(error) => shared.decide_without(plan, now, Reason::Failed(error.kind)),
+        let mode = shared.mode(plan);
+        if mode == FailureMode::Local && shared.outage.is_apart() {
+            let checked = shared.decide_without(plan, now, Reason::BreakerOpen);
+            if checked.is_alone() {
+                let link = Arc::clone(&self.link);
+                let charge = link.charge_target(Target::new(&shared.share, plan));
+                tokio::spawn(watched(TaskType::Redis, charge));
+            }
+            return checked;
         }
+        match self.ask(plan, None).await {
+            Ok(decision) => {
+                if mode == FailureMode::Local {
+                    shared.share.note(plan, &decision);
+                }
+                Checked::Decided { decision, backend: Backend::Redis }
+            }
+            Err((Unanswered { error, late }, call)) => {
+                let checked = shared.decide_without(plan, now, Reason::Failed(error.kind));
+                self.settle(plan, &checked, call, late);
+                checked
+            }
+        }
+    }
+
+    /// Has an answer waited for that did not come in time, for a request that was decided otherwise.
+    fn settle(&self, plan: &Plan<'_>, checked: &Checked, call: Asked, late: Option<link::Late>) {
+        let target = Target::new(&self.shared().share, plan);
+        let passed = match checked {
+            Checked::Decided { decision, .. } => decision.verdict == Verdict::Allow,
+            Checked::FailedOpen => true,
+            Checked::FailedClosed => false,
+        };
+        let decided = match checked {
+            Checked::Decided { decision, .. } if passed => {
+                Some((target.clone(), Grant::new(decision, plan.scopes().count())))
+            }
+            _ => None,
+        };
+        if late.is_none() && decided.is_none() {
+            return;
+        }
+        let Asked { keys, ticket } = call;
+        let unsettled = Unsettled { decided, passed, keys, ticket, target, late };
+        let settled = Arc::clone(&self.link).settle(unsettled);
+        tokio::spawn(watched(TaskType::Redis, settled));
     }
 
     /// Asks Redis, whatever the breaker says, within the settings' timeout. With `now` the script
@@ -230,22 +326,44 @@ impl RedisStore {
         plan: &Plan<'_>,
         now: Option<Timestamp>,
     ) -> Result<Decision, CheckError> {
+        self.ask(plan, now).await.map_err(|(Unanswered { error, late }, _)| {
+            if let Some(late) = late {
+                tokio::spawn(watched(TaskType::Redis, async move { _ = late.await }));
+            }
+            error
+        })
+    }
+
+    async fn ask(
+        &self,
+        plan: &Plan<'_>,
+        now: Option<Timestamp>,
+    ) -> Result<Decision, (Unanswered, Asked)> {
         let shared = self.shared();
         let settings = &shared.settings;
-        let call = Call::new(&settings.names, plan, now, self.link.next_sequence());
-        let ticket = call.ticket;
-        let result = match self.link.call(call, settings.timeout).await {
+        let mut call = Call::new(&settings.names, plan, now, self.link.next_sequence());
+        if now.is_none() {
+            call = call.before(shared.outage.too_late(settings.timeout));
+        }
+        let asked = Asked { keys: call.keys.clone(), ticket: call.ticket };
+        let result = match self.link.ask(call, settings.timeout).await {
             Ok(reply) => {
                 let reply = reply.as_bytes().unwrap_or_default();
-                ticket.decode(plan, reply).map_err(|error| self.link.distrust(&error))
+                let decoded = asked.ticket.decode(plan, reply);
+                decoded.map_err(|error| self.link.distrust(&error).into())
             }
-            Err(error) => Err(error),
+            Err(unanswered) => Err(unanswered),
         };
         match &result {
-            Ok(_) => shared.note_good(),
-            Err(error) => shared.note_bad(error),
+            Ok(decision) => {
+                if now.is_none() {
+                    shared.hear(decision.now);
+                }
+                shared.note_good();
+            }
+            Err(Unanswered { error, .. }) => shared.note_bad(error),
         }
-        result
+        result.map_err(|unanswered| (unanswered, asked))
     }
 
     /// What a check of the plan would come to; charges nothing. Says nothing of Redis that checks will
@@ -281,7 +399,11 @@ impl RedisStore {
     ) -> Option<Decision> {
         let shared = self.shared();
         if backend != Backend::Redis {
-            return Some(shared.local.refund(plan, grant, now));
+            let (now, alone) = (shared.outage.there(now), shared.alone());
+            return Some(shared.share.refund(plan, grant, now, alone));
+        }
+        if shared.mode(plan) == FailureMode::Local {
+            shared.share.refunded(plan, grant);
         }
         // What decides meanwhile knows nothing of this charge.
         if shared.breaker.is_closed() && plan.scopes().next().is_some() {
@@ -309,6 +431,12 @@ impl RedisStore {
             result
         }
     }
+}
+
+/// What is left of a call that was not answered in time.
+struct Asked {
+    keys: Vec<Bytes>,
+    ticket: Ticket,
 }
 
 impl Drop for RedisStore {
