@@ -22,11 +22,11 @@ fn limits(second: Option<(u32, u32)>, minute: u32, hour: u32) -> Limits {
         rate: NonZeroU32::new(rate).unwrap(),
         burst: NonZeroU32::new(burst).unwrap(),
     };
-    let (minute, hour) = (NonZeroU32::new(minute), NonZeroU32::new(hour));
-    Limits {
-        set: LimitSet { second: second.map(bucket), minute, hour, ..LimitSet::default() },
-        mode: Mode::Enforce,
-    }
+    let mut limits = Limits { set: LimitSet::default(), mode: Mode::Enforce };
+    limits.set.second = second.map(bucket);
+    limits.set.minute = NonZeroU32::new(minute);
+    limits.set.hour = NonZeroU32::new(hour);
+    limits
 }
 
 /// xorshift64: seeded, the same everywhere.
@@ -37,7 +37,7 @@ impl Random {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        (u128::from(self.0) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.0) * u128::from(bound)) >> 64) as u64
     }
 
     /// Exponentially distributed, of this mean.
@@ -157,7 +157,10 @@ impl World {
         let Arrival { at: now, replica } = arrival;
         let at = Timestamp::from_micros(now);
         let settled = self.back.iter().max().copied().unwrap_or_default();
-        if self.outage.is_some_and(|it| now >= it.to && it.forgets && !self.has_charged.contains(&true)) {
+        if self
+            .outage
+            .is_some_and(|it| now >= it.to && it.forgets && !self.has_charged.contains(&true))
+        {
             self.store = State::default();
         }
         self.recover(now);
@@ -237,8 +240,9 @@ fn run(
     };
     let set = limits.set;
     let part = |most: f64, limit: u32| most / f64::from(limit);
-    let window =
-        |length, limit: Option<NonZeroU32>| limit.map_or(0.0, |it| part(with.most_in(length) as f64, it.get()));
+    let window = |length, limit: Option<NonZeroU32>| {
+        limit.map_or(0.0, |it| part(with.most_in(length) as f64, it.get()))
+    };
     Outcome {
         most: [
             set.second.map_or(0.0, |it| part(with.most_debt(it), it.burst.get())),

@@ -389,9 +389,7 @@ fn redis_view(redis: &RedisShared) -> DependencyView {
     let breaker = redis.breaker_state();
     let is_settling = redis.is_apart() && redis.settings().on_failure == FailureMode::Local;
     let status = match breaker {
-        BreakerState::Closed
-            if redis.is_connected() && redis.is_writable() && !is_settling =>
-        {
+        BreakerState::Closed if redis.is_connected() && redis.is_writable() && !is_settling => {
             DependencyStatus::Healthy
         }
         BreakerState::Closed if redis.connected() > 0 => DependencyStatus::Degraded,

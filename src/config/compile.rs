@@ -266,6 +266,9 @@ fn redis(
         report
             .value(at("key_prefix"), problem.expected("1 to 64 letters, digits, or any of _-.:/"));
     }
+    if let Some(expected) = redis.expected_replicas {
+        at_least_one(at("expected_replicas"), expected, report);
+    }
     let url = redis_url(redis, read_secret, report)?;
     Some(RedisSettings {
         url,

@@ -177,7 +177,8 @@ impl Debit {
         [(minute, Period::Minute), (hour, Period::Hour)].map(|(window, period)| {
             let length = period.sub_bucket().as_micros().max(1);
             let current = now.minus(STRICT).as_micros() / length;
-            let aged = window.iter().map(|(number, count)| (current.saturating_sub(*number), count));
+            let aged =
+                window.iter().map(|(number, count)| (current.saturating_sub(*number), count));
             let aged = aged.filter_map(|(age, count)| Some((u8::try_from(age).ok()?, *count)));
             aged.filter(|(age, _)| *age <= SUB_BUCKETS).collect()
         })
@@ -390,9 +391,10 @@ impl Own {
         let burst = self.bucket.map_or(0, |bucket| bucket::units(bucket.burst.get()));
         let of_all = debt_at(&self.state, rate, now);
         // The last token taken here stood for many of others, who may have taken none.
-        let stood_for = self.apart.as_ref().map_or(0, |apart| {
-            apart.share.units(1).saturating_sub(bucket::UNITS_PER_TOKEN)
-        });
+        let stood_for = self
+            .apart
+            .as_ref()
+            .map_or(0, |apart| apart.share.units(1).saturating_sub(bucket::UNITS_PER_TOKEN));
         let level = of_all.saturating_sub(stood_for).min(burst);
         let mut debit = Debit { rate, ..Debit::default() };
         if let Some(apart) = &mut self.apart {

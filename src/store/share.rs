@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fred::bytes::Bytes;
+use bytes::Bytes;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
 
@@ -185,13 +185,7 @@ impl ShareStore {
     }
 
     /// Takes a charge back out that was made alone, and says how the limits stand then.
-    pub fn refund(
-        &self,
-        plan: &Plan<'_>,
-        grant: &Grant,
-        now: Timestamp,
-        alone: Alone,
-    ) -> Decision {
+    pub fn refund(&self, plan: &Plan<'_>, grant: &Grant, now: Timestamp, alone: Alone) -> Decision {
         let target = Target::new(self, plan);
         if let Some(Padded(shard)) = self.shards.of(target.hash) {
             let mut shard = shard.lock();
@@ -247,12 +241,7 @@ impl ShareStore {
 
     /// Takes out what Redis has to be told, of some records. With `all`: of all that this replica
     /// let pass. `None`: that was all of it. At most some thousands at a time.
-    pub fn owed_from(
-        &self,
-        cursor: &mut Cursor,
-        now: Timestamp,
-        all: bool,
-    ) -> Option<Vec<Owed>> {
+    pub fn owed_from(&self, cursor: &mut Cursor, now: Timestamp, all: bool) -> Option<Vec<Owed>> {
         let Padded(shard) = self.shards.get(cursor.shard)?;
         let mut shard = shard.lock();
         let end = cursor.place.saturating_add(LOOKED_AT_ONCE).min(shard.places());

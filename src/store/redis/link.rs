@@ -114,9 +114,20 @@ impl Link {
         arguments: Vec<Bytes>,
         budget: Duration,
     ) -> Result<Value, CheckError> {
-        if !*self.up.borrow() {
+        if !self.is_up() {
             return Err(CheckError::new(RedisErrorKind::Io, "not connected"));
         }
+        self.eval_anyway(script, keys, arguments, budget).await
+    }
+
+    /// The same over a connection that is not in use yet.
+    pub async fn eval_anyway(
+        &self,
+        script: &'static str,
+        keys: Vec<Bytes>,
+        arguments: Vec<Bytes>,
+        budget: Duration,
+    ) -> Result<Value, CheckError> {
         let arguments: Vec<Value> = arguments.into_iter().map(Value::Bytes).collect();
         match timeout(budget, self.client.eval(static_str(script), keys, arguments)).await {
             Ok(result) => Ok(result?),
@@ -188,9 +199,10 @@ impl Link {
             Err(_) => {
                 let shared = Arc::clone(&self.shared);
                 // Keeps its place: a Redis that stands still must not gather calls without bound.
-                let late = Box::pin(async move {
-                    attempt.await.inspect(|_| shared.stats.count_late_reply())
-                });
+                let late =
+                    Box::pin(
+                        async move { attempt.await.inspect(|_| shared.stats.count_late_reply()) },
+                    );
                 let error = CheckError::new(RedisErrorKind::Timeout, "no answer within the budget");
                 Err(Unanswered { error, late: Some(late) })
             }
@@ -297,7 +309,7 @@ impl Link {
                     // Another server, or the same one restarted: it may not know the script. If
                     // this does not succeed, the first check will try again.
                     let _ = self.load(self.loads.load(Ordering::Acquire)).await;
-                    self.shared.replicas.beat_soon();
+                    self.greet().await;
                     self.set_up(true);
                 }
             }

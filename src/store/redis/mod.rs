@@ -29,9 +29,9 @@ use crate::health::shared_breaker::SharedBreaker;
 use crate::health::tasks::watched;
 use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
+use crate::limiter::share::Alone;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
-use crate::limiter::share::Alone;
 use crate::policy::compiled::FailureMode;
 use crate::policy::plan::Plan;
 

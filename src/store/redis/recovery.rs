@@ -22,6 +22,7 @@ use crate::store::share::{Cursor, Owed, Target};
 use super::codec::{Call, Ticket};
 use super::error::CheckError;
 use super::link::{Late, Link};
+use super::replicas::Seen;
 
 /// Charges that wait for Redis at the same time.
 const CHARGES_AT_ONCE: usize = 256;
@@ -65,16 +66,28 @@ impl Link {
         }
     }
 
+    /// The first words over a new connection: whether it leads to the Redis that is known.
+    pub async fn greet(&self) {
+        match self.beat(self.shared().outage.is_apart(), Timestamp::EPOCH).await {
+            Ok(seen) => self.note_beat(&seen),
+            Err(_) => self.shared().replicas.beat_soon(),
+        }
+    }
+
     async fn beat_once(self: Arc<Self>) {
-        let Ok(seen) = self.beat(false, Timestamp::EPOCH).await else { return };
+        if let Ok(seen) = self.beat(false, Timestamp::EPOCH).await {
+            self.note_beat(&seen);
+        }
+    }
+
+    fn note_beat(&self, seen: &Seen) {
         let shared = self.shared();
-        if shared.replicas.note_generation(&seen) {
+        if shared.replicas.note_generation(seen) {
             tracing::warn!("redis has lost what it was told, and is told again");
             shared.outage.set_lost(true);
             shared.outage.part();
-            self.recover().await;
-        } else {
-            shared.replicas.note(&seen);
+        } else if !shared.outage.is_apart() {
+            shared.replicas.note(seen);
         }
     }
 
@@ -87,9 +100,7 @@ impl Link {
             return;
         }
         let Ok(back) = self.beat(true, Timestamp::EPOCH).await else { return };
-        if shared.replicas.note_generation(&back) {
-            shared.outage.set_lost(true);
-        }
+        self.note_beat(&back);
         let is_lost = shared.outage.is_lost();
         if !self.charge_all(is_lost).await {
             return;
