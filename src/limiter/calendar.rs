@@ -1,8 +1,8 @@
 //! Quotas by the calendar: how much was spent in a day and in a month of UTC.
 //!
 //! Counted by the number of the day or month that the clock names, the present one and the one
-//! before: a clock that is set back over midnight, and comes again, finds what it has left. Nobody
-//! is locked out by one that was ahead: what was counted then is of a day that is still to come.
+//! before or behind it: a clock that is set back over midnight, and comes again, finds what it has
+//! left. Nobody is locked out by one that was years ahead.
 
 use super::quota::Period;
 use super::time::{Micros, Timestamp};
@@ -35,9 +35,25 @@ struct Count {
 }
 
 impl Calendar {
-    /// What was spent in the day or month that `now` lies in; `period` is one of the two.
+    /// What was spent in the day or month that `now` lies in, or in the next one, whichever is
+    /// more: a clock that was set back comes there again, and waiting must never make it worse.
+    /// `period` is one of the two.
     pub fn spent(&self, period: Period, now: Timestamp) -> u32 {
-        self.pair(period).spent(number(period, now))
+        let (pair, number) = (self.pair(period), number(period, now));
+        pair.spent(number).max(pair.spent(number.saturating_add(1)))
+    }
+
+    /// When all of it is unspent again if nothing more comes; `now` where it is.
+    pub fn whole_at(&self, period: Period, now: Timestamp) -> Timestamp {
+        let (pair, number) = (self.pair(period), number(period, now));
+        let over = end(period, now);
+        if pair.spent(number.saturating_add(1)) > 0 {
+            end(period, over)
+        } else if pair.spent(number) > 0 {
+            over
+        } else {
+            now
+        }
     }
 
     /// Counts `cost`.
@@ -189,6 +205,9 @@ mod tests {
         calendar.add(Period::Day, before, 1);
         assert_eq!(calendar.spent(Period::Day, before), 6);
         assert_eq!(calendar.spent(Period::Day, after), 3);
+        assert_eq!(calendar.whole_at(Period::Day, before), midnight.plus(DAY));
+        calendar.add(Period::Day, after, 4);
+        assert_eq!(calendar.spent(Period::Day, before), 7, "of the day that is to come again");
         calendar.remove(Period::Day, after, 9);
         assert_eq!(calendar.spent(Period::Day, after), 0);
         assert!(!calendar.is_over(before) && calendar.is_over(after.plus(DAY)));

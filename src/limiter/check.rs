@@ -272,18 +272,18 @@ impl State {
         if cost > limit.get() {
             return Micros::NEVER;
         }
-        // Neither is above 2^31.
-        if self.spent(period, now).saturating_add(cost) <= limit.get() {
-            return Micros::ZERO;
+        // Neither is above 2^31. The present one and the next may be used up, and no more.
+        let has_room = |at| self.spent(period, at).saturating_add(cost) <= limit.get();
+        let mut at = now;
+        for _ in 0..2 {
+            if !has_room(at) {
+                at = calendar::end(period, at);
+            }
         }
-        let over = calendar::end(period, now);
-        // A clock that was ahead for a while may have used up the next one, too.
-        let is_next_full = self.spent(period, over).saturating_add(cost) > limit.get();
-        let end = if is_next_full { calendar::end(period, over) } else { over };
-        end.since(now)
+        at.since(now)
     }
 
-    /// What the day or month of `now` has seen.
+    /// What counts against a quota at `now`.
     fn spent(&self, period: Period, now: Timestamp) -> u32 {
         self.rest.as_ref().map_or(0, |rest| rest.calendar.spent(period, now))
     }
@@ -384,15 +384,12 @@ impl State {
         ];
         for (period, limit, wait) in quotas {
             if let Some(limit) = limit.map(NonZeroU32::get) {
-                let (spent, over) = (self.spent(period, asked_at), calendar::end(period, asked_at));
-                let whole_at = if self.spent(period, over) > 0 {
-                    calendar::end(period, over)
-                } else if spent > 0 {
-                    over
-                } else {
-                    asked_at
+                let remaining = limit.saturating_sub(self.spent(period, asked_at));
+                let whole_at = match &self.rest {
+                    Some(rest) => rest.calendar.whole_at(period, asked_at),
+                    None => asked_at,
                 };
-                push(period, limit, limit, limit.saturating_sub(spent), wait, whole_at);
+                push(period, limit, limit, remaining, wait, whole_at);
             }
         }
         if let Some(limit) = limits.set.concurrency.map(NonZeroU32::get) {

@@ -214,9 +214,14 @@ impl Scope {
         let set = self.limits.set;
         let quotas = [(Period::Day, set.day, &self.days), (Period::Month, set.month, &self.months)];
         let quota = |(period, limit, counts): (_, Option<NonZeroU32>, &Vec<(u64, u64)>)| {
-            let (number, end) = date(now, period == Period::Day);
-            let spent = counts.iter().find(|(it, _)| *it == number).map_or(0, |(_, it)| *it);
-            Some((period, u64::from(limit?.get()), spent, end))
+            let (number, mut end) = date(now, period == Period::Day);
+            let spent = |number| counts.iter().find(|(it, _)| *it == number).map_or(0, |it| it.1);
+            // What a clock that was set back will meet again counts already.
+            let (present, next) = (spent(number), spent(number + 1));
+            if next > 0 {
+                end = date(end, period == Period::Day).1;
+            }
+            Some((period, u64::from(limit?.get()), present.max(next), end))
         };
         quotas.into_iter().filter_map(quota).collect()
     }
@@ -281,9 +286,7 @@ impl Scope {
         });
         let quotas = self.quotas(now).into_iter().map(|(period, limit, spent, end)| {
             let left = u128::from(limit.saturating_sub(spent));
-            let later = self.quotas(end).into_iter().find(|it| it.0 == period).unwrap();
-            let whole_at = if later.2 > 0 { later.3 } else { end };
-            status(period, left, if spent > 0 || later.2 > 0 { whole_at } else { now })
+            status(period, left, if spent > 0 { end } else { now })
         });
         let places = self.limits.set.concurrency.map(|limit| {
             let left = limit.get().saturating_sub(self.held);
