@@ -172,10 +172,7 @@ fn any_pick() -> impl Strategy<Value = Option<prop::sample::Index>> {
 fn any_start() -> impl Strategy<Value = u64> {
     // One in the minutes before a month ends: 28 February 2026, 23:50.
     let before_march = START_US + 59 * 86_400_000_000 - 600_000_000;
-    prop_oneof![
-        START_US..START_US + 4_000_000_000,
-        before_march..before_march + 700_000_000
-    ]
+    prop_oneof![START_US..START_US + 4_000_000_000, before_march..before_march + 700_000_000]
 }
 
 proptest! {
@@ -221,8 +218,8 @@ proptest! {
             open.push((Grant::new(&decision, scopes.len()), store.places(&plan, &decision)));
             if let Some(pick) = pick {
                 let (grant, places) = open.swap_remove(pick.index(open.len()));
-                for index in 0..scopes.len() {
-                    if scopes[index].set.concurrency.is_some() && grant.charge(index).is_some() {
+                for (index, limits) in scopes.iter().enumerate() {
+                    if limits.set.concurrency.is_some() && grant.charge(index).is_some() {
                         states.0[index].release();
                         oracle.release(index);
                     }

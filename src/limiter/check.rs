@@ -182,9 +182,8 @@ impl State {
                 *window = Window::default();
             }
         }
-        let is_over = |rest: &mut Box<Rest>| {
-            rest.in_flight == 0 && rest.calendar.is_over(now.minus(DAY))
-        };
+        let is_over =
+            |rest: &mut Box<Rest>| rest.in_flight == 0 && rest.calendar.is_over(now.minus(DAY));
         self.rest.take_if(is_over);
     }
 

@@ -315,7 +315,8 @@ fn has(limits: &[&LimitSet], period: Period) -> bool {
 
 /// What an identity has left that has sent nothing: its tightest window, or else its burst.
 fn untouched(limits: &LimitSet) -> Option<u32> {
-    let windows = [limits.minute, limits.hour, limits.day, limits.month].into_iter().flatten().min();
+    let windows =
+        [limits.minute, limits.hour, limits.day, limits.month].into_iter().flatten().min();
     windows.or(limits.second.map(|bucket| bucket.burst)).map(std::num::NonZeroU32::get)
 }
 

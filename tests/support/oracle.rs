@@ -252,7 +252,8 @@ impl Scope {
         let waits = waits.map(|wait| wait.map(|wait| if wait == 0 { 0 } else { wait + behind }));
         let quotas = self.quotas(now).into_iter().map(|(period, limit, ..)| {
             let fits = |at| {
-                let (_, _, spent, _) = self.quotas(at).into_iter().find(|it| it.0 == period).unwrap();
+                let (_, _, spent, _) =
+                    self.quotas(at).into_iter().find(|it| it.0 == period).unwrap();
                 spent + u64::from(cost) <= limit
             };
             let mut at = now;
@@ -262,7 +263,8 @@ impl Scope {
             Some(at - now).filter(|_| u64::from(cost) <= limit)
         });
         let set = self.limits.set;
-        let places = set.concurrency.map(|limit| Some(u64::from(self.held >= limit.get()) * SECOND));
+        let places =
+            set.concurrency.map(|limit| Some(u64::from(self.held >= limit.get()) * SECOND));
         waits.chain(quotas).chain(places).collect()
     }
 
