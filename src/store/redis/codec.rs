@@ -210,7 +210,8 @@ fn push_limits(argument: &mut Vec<u8>, set: &LimitSet, mode: Mode) {
     }
 }
 
-fn quota_and_limit(set: &LimitSet, period: Period) -> Option<(u32, u32)> {
+/// What a limit is called by: requests in its period, and its ceiling.
+pub fn quota_and_limit(set: &LimitSet, period: Period) -> Option<(u32, u32)> {
     match period {
         Period::Second => set.second.map(|bucket| (bucket.rate.get(), bucket.burst.get())),
         Period::Minute => set.minute.map(|limit| (limit.get(), limit.get())),
