@@ -266,8 +266,8 @@ fn reduced(
     for (index, limits) in scopes.iter().enumerate() {
         let own = owns.own(index);
         let (share, caps) = own.leave_alone(&limits.set, alone);
-        let mut set = limits.set;
-        set.second = set.second.map(|bucket| share.bucket(bucket, alone.replicas));
+        let mut set = windows_of(&limits.set);
+        set.second = limits.set.second.map(|bucket| share.bucket(bucket, alone.replicas));
         for ((_, limit), cap) in windows_mut(&mut set).into_iter().zip(caps) {
             if limit.is_some() {
                 fits &= cap >= cost || limits.mode == Mode::Shadow;
@@ -289,6 +289,7 @@ fn restate(owns: &mut impl Owns, scopes: &[Limits], cost: u32, decision: &mut De
             Period::Second => limits.set.second.map(|bucket| bucket.burst),
             Period::Minute => limits.set.minute,
             Period::Hour => limits.set.hour,
+            Period::Day | Period::Month | Period::Concurrency => continue,
         };
         let limit = limit.map_or(0, NonZeroU32::get);
         if status.period == Period::Second {
@@ -337,21 +338,19 @@ impl Own {
         let present = self.state.present(set, now);
         self.state.settle(&present);
         if let Some(cost) = charged {
-            self.state.spend(&windows_of(set), cost, Share::WHOLE);
+            self.state.spend(&windows_of(set), cost, Share::WHOLE, now);
             self.count_for_bucket(set, cost);
         }
         self.limited = windows(set).map(|(_, limit)| limit.is_some());
         self.bucket = set.second;
         for status in statuses {
             let used = status.limit.saturating_sub(status.remaining);
-            match status.period {
-                Period::Second => self.state.debt = bucket::units(used),
-                Period::Minute | Period::Hour => {
-                    for (place, period) in self.used.iter_mut().zip(WINDOWS) {
-                        if period == status.period {
-                            *place = used;
-                        }
-                    }
+            if status.period == Period::Second {
+                self.state.debt = bucket::units(used);
+            }
+            for (place, period) in self.used.iter_mut().zip(WINDOWS) {
+                if period == status.period {
+                    *place = used;
                 }
             }
         }
@@ -456,7 +455,7 @@ impl Own {
         if let Some(apart) = &mut self.apart {
             let present = apart.uncharged.present(&LimitSet::default(), last);
             apart.uncharged.settle(&present);
-            apart.uncharged.spend(&windows_of(set), cost, Share::WHOLE);
+            apart.uncharged.spend(&windows_of(set), cost, Share::WHOLE, last);
             if set.second.is_some() {
                 apart.tokens = apart.tokens.saturating_add(bucket::units(cost));
             }
@@ -651,7 +650,7 @@ fn windows_mut(set: &mut LimitSet) -> [(Period, &mut Option<NonZeroU32>); WINDOW
 
 /// The windows alone.
 fn windows_of(set: &LimitSet) -> LimitSet {
-    LimitSet { second: None, ..*set }
+    LimitSet { minute: set.minute, hour: set.hour, ..LimitSet::default() }
 }
 
 const fn length(period: Period) -> Micros {

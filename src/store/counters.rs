@@ -88,5 +88,13 @@ impl Counters {
             Some(shared) => shared.share().reset(identity, scopes),
             None => self.memory.reset(identity, scopes),
         }
+        self.forget_answers();
+    }
+
+    /// What Redis has said so far is to be asked for anew: somebody has changed what it depends on.
+    pub fn forget_answers(&self) {
+        if let Some(shared) = &self.shared {
+            shared.denials().forget();
+        }
     }
 }

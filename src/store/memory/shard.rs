@@ -42,7 +42,7 @@ pub struct Record<T = State> {
     pub state: T,
 }
 
-const _: () = assert!(size_of::<Record<State>>() == 64);
+const _: () = assert!(size_of::<Record<State>>() == 72);
 
 /// What had to go for a new record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,6 +35,7 @@ use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
 use crate::policy::compiled::FailureMode;
 use crate::policy::plan::Plan;
 
+use super::deny::{DenyCache, Known};
 use super::failover::decide_without;
 use super::memory::MemoryStore;
 use super::share::{ShareStore, Target};
@@ -60,6 +61,7 @@ pub struct RedisShared {
     outage: Outage,
     breaker: Arc<SharedBreaker>,
     stats: RedisStats,
+    denials: DenyCache,
     /// The script's hash, as the first load told it; depends on nothing but the script.
     script: OnceLock<Str>,
     /// Stores, one for each worker.
@@ -82,6 +84,7 @@ impl RedisShared {
             settings,
             breaker: SharedBreaker::new(BreakerSettings::STEADY, monotonic()),
             stats: RedisStats::default(),
+            denials: DenyCache::new(monotonic()),
             script: OnceLock::new(),
             stores: AtomicUsize::new(0),
             connected: AtomicUsize::new(0),
@@ -132,6 +135,11 @@ impl RedisShared {
     /// Notes that Redis has answered, at `now` by its clock.
     fn hear(&self, now: Timestamp) {
         self.outage.hear(now);
+    }
+
+    /// Denials that Redis need not make again.
+    pub fn denials(&self) -> &DenyCache {
+        &self.denials
     }
 
     /// The breaker's state.
@@ -214,6 +222,7 @@ impl RedisShared {
         let Some(state) = changed else { return };
         self.stats.count_transition(state);
         if state == BreakerState::Closed {
+            self.denials.forget();
             let away = opened_at.map_or(Duration::ZERO, |at| monotonic().duration_since(at));
             tracing::info!(
                 server = %self.settings.target,
@@ -256,7 +265,8 @@ impl RedisStore {
     }
 
     /// Checks and charges every limit of the plan, all or nothing, within the settings' timeout.
-    /// `now` is the local clock, for decisions that are made without Redis.
+    /// `now` is the local clock, for decisions that are made without Redis. What Redis has denied is
+    /// denied again without asking it, until it could pass.
     ///
     /// Cancelled, the check may have been charged.
     pub async fn check(&self, plan: &Plan<'_>, now: Timestamp) -> Checked {
@@ -278,8 +288,17 @@ impl RedisStore {
             }
             return checked;
         }
+        let known = match shared.denials.look(plan, monotonic()) {
+            Known::Denied(decision) => {
+                return Checked::Decided { decision, backend: Backend::Cache };
+            }
+            Known::Nothing(ticket) => ticket,
+        };
         match self.ask(plan, None).await {
             Ok(decision) => {
+                if decision.verdict == Verdict::Deny {
+                    shared.denials.note(&known, plan, &decision, monotonic());
+                }
                 if mode == FailureMode::Local {
                     shared.share.note(plan, &decision);
                 }
@@ -423,8 +442,11 @@ impl RedisStore {
         let settings = &self.shared().settings;
         let budget = settings.timeout;
         let call = Call::refund(&settings.names, plan, grant, link.next_sequence());
+        let identity = plan.identity.clone();
         async move {
             let result = link.call(call, budget).await.map(|_| ());
+            // Then, and not before: what is denied until Redis has it back is denied rightly.
+            link.shared().denials.given_back(&identity);
             if let Err(error) = &result {
                 link.shared().stats.count_error(error.kind);
             }
