@@ -192,6 +192,11 @@ impl Link {
             let look = Value::from_static_str("peek");
             return Ok(self.client.evalsha(hash, keys, vec![argument, look]).await?);
         }
+        if let Some(wish) = &call.wish {
+            let none = Value::from_static_str("");
+            let arguments = vec![argument, none, Value::Bytes(wish.clone())];
+            return Ok(self.client.evalsha(hash, keys, arguments).await?);
+        }
         Ok(self.client.evalsha(hash, keys, argument).await?)
     }
 
