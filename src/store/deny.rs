@@ -27,8 +27,6 @@ use crate::limiter::time::{Micros, Timestamp};
 use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
 
-use super::redis::codec::quota_and_limit;
-
 /// How long a denial is remembered at most, however long its wait: what another replica gives back
 /// can be used here after so long.
 pub const LIFE_MAX: Duration = Duration::from_secs(1);
@@ -310,7 +308,7 @@ impl Entry {
         let mut decision = Decision::new(Verdict::Deny, now);
         for limit in &self.limits {
             let scope = plan.scope(limit.scope)?;
-            let (quota, ceiling) = quota_and_limit(&scope.limits.set, limit.period)?;
+            let (quota, ceiling) = scope.limits.set.quota_and_limit(limit.period)?;
             let mode = scope.limits.mode;
             let wait = match unpack(&limit.wait) {
                 NEVER => Micros::NEVER,
