@@ -47,7 +47,8 @@ fn set(second: Option<(u32, u32)>, minute: u32, hour: u32) -> LimitSet {
         rate: NonZeroU32::new(rate).unwrap(),
         burst: NonZeroU32::new(burst).unwrap(),
     });
-    LimitSet { second, minute: NonZeroU32::new(minute), hour: NonZeroU32::new(hour) }
+    let (minute, hour) = (NonZeroU32::new(minute), NonZeroU32::new(hour));
+    LimitSet { second, minute, hour, ..LimitSet::default() }
 }
 
 fn enforced(set: LimitSet) -> Limits {
@@ -101,6 +102,22 @@ fn a_lease_ends_with_the_second_and_has_what_the_others_leave() {
         assert_eq!((check.decision.verdict, check.tokens), (Verdict::Allow, 0), "{small:?}");
         assert_eq!(check.decision.statuses()[1].remaining, 29_999, "one request is charged");
     }
+}
+
+#[test]
+fn days_and_months_bound_a_lease_and_what_is_limited_at_once_is_not_leased() {
+    let most = NonZeroU32::new;
+    let wide = set(Some((1_000, 2_000)), 30_000, 0);
+    let now = at(1_700_000_000 * SECOND);
+    let tokens = |set, mode| {
+        let limits = Limits { set, mode };
+        lease(&mut Pure::default(), &limits, 1, &wish(200, 250, 2), now).tokens
+    };
+    assert_eq!(tokens(wide, Mode::Enforce), 200);
+    assert_eq!(tokens(LimitSet { day: most(100), ..wide }, Mode::Enforce), 50);
+    assert_eq!(tokens(LimitSet { month: most(100), ..wide }, Mode::Enforce), 50);
+    assert_eq!(tokens(LimitSet { concurrency: most(100), ..wide }, Mode::Enforce), 0);
+    assert_eq!(tokens(wide, Mode::Shadow), 0);
 }
 
 #[test]

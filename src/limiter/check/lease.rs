@@ -66,7 +66,8 @@ pub struct Leased {
 /// Checks a request of `cost` and, where there is enough for at least two of them, grants a lease that
 /// it is the first to spend of. Else it is an ordinary check.
 ///
-/// For one enforced scope, that of index 0.
+/// For one enforced scope, that of index 0, without a limit of how many at once: places are given back
+/// one by one.
 pub fn lease(
     states: &mut impl States,
     limits: &Limits,
@@ -83,8 +84,8 @@ pub fn lease(
     });
     let left = left.min().unwrap_or(0);
     let tokens = (left / wish.divisor).min(wish.tokens);
-    let is_wanted = limits.mode == Mode::Enforce && span >= LEASE_MIN;
-    if !is_wanted || tokens / 2 < cost.max(1) {
+    let is_leased = limits.mode == Mode::Enforce && limits.set.concurrency.is_none();
+    if !is_leased || span < LEASE_MIN || tokens / 2 < cost.max(1) {
         let decision = check(states, &[*limits], cost, now);
         return Leased { decision, tokens: 0, span: Micros::ZERO };
     }
@@ -93,7 +94,7 @@ pub fn lease(
     if let Some(bucket) = limits.set.second {
         state.debt = state.debt.max(earned(bucket.rate, span));
     }
-    state.spend(&limits.set, tokens);
+    state.spend(&limits.set, tokens, now);
     let mut decision = peek(states, &[*limits], 0, now);
     decision.verdict = Verdict::Allow;
     Leased { decision, tokens, span }
