@@ -13,7 +13,7 @@ use tollgate::config::report::ConfigErrors;
 use tollgate::config::value::Redacted;
 use tollgate::limiter::quota::Mode;
 use tollgate::policy::compiled::FailureMode;
-use tollgate::store::redis::settings::RedisAddress;
+use tollgate::redis::target::{Form, RedisAddress};
 
 /// Loads two texts, or the defaults in their place, with some overrides.
 fn load_texts(
@@ -328,7 +328,10 @@ log: { level: debug, format: human }
     assert_eq!(upstream.idle_timeout, Duration::from_secs(5400));
     assert!(!upstream.preserve_host);
     let redis = settings.redis.unwrap();
-    assert_eq!(redis.url.address, RedisAddress::Tcp { host: "cache".into(), port: 6379 });
+    assert_eq!(
+        redis.url.form,
+        Form::Single(RedisAddress::Tcp { host: "cache".into(), port: 6379 })
+    );
     assert_eq!((redis.url.database, redis.on_failure), (3, FailureMode::Closed));
     assert!(!format!("{redis:?}").contains("pw"));
     assert_eq!(settings.max_identities, 5);
@@ -431,7 +434,7 @@ admin:
     );
     let settings = loaded.unwrap().settings;
     assert_eq!((settings.server.listeners[0].address.port(), settings.server.workers), (8085, 2));
-    assert_eq!(settings.redis.unwrap().url.password.unwrap().expose(), "hunter2");
+    assert_eq!(settings.redis.unwrap().url.account.password.as_deref(), Some("hunter2"));
 }
 
 #[test]
@@ -472,7 +475,7 @@ fn a_secret_comes_from_its_file() {
     assert!(missing[0].contains("cannot be read: No such file"), "{missing:?}");
     std::fs::write(&path, "redis://:hunter2@host/0\n").unwrap();
     let redis = config(&text).unwrap().settings.redis.unwrap();
-    assert_eq!(redis.url.password.unwrap().expose(), "hunter2");
+    assert_eq!(redis.url.account.password.as_deref(), Some("hunter2"));
     std::fs::write(&path, "redis://:hunter2@host/x\n").unwrap();
     let errors = config(&text).unwrap_err();
     assert!(errors.to_string().contains("database \"x\""), "{errors}");
@@ -537,7 +540,7 @@ store: { redis: { timeout: 7ms } }
     assert_eq!(settings.upstream.unwrap().url.authority(), "other:1");
     let redis = settings.redis.unwrap();
     assert_eq!(redis.timeout, Duration::from_millis(7), "--redis is the URL only");
-    assert_eq!(redis.url.address, RedisAddress::Tcp { host: "host".into(), port: 7 });
+    assert_eq!(redis.url.form, Form::Single(RedisAddress::Tcp { host: "host".into(), port: 7 }));
 }
 
 #[test]

@@ -25,6 +25,7 @@ const RANKS: &[(&str, u8)] = &[
     ("tls", 1),
     ("trace", 1),
     ("metrics", 2),
+    ("redis", 2),
     ("health", 3),
     ("log", 3),
     ("otlp", 3),
