@@ -398,7 +398,10 @@ fn split<'a>(text: &'a str, form: &str, scheme: &str) -> Result<Parts<'a>, Probl
         let problem = Problem::new(format!("{} has no scheme", quoted_bare(text))).expected(form);
         return Err(match text.contains(['@', ':']) && text.contains('@') {
             true => problem,
-            false => problem.hint(format!("did you mean \"{scheme}://{}\"?", shortened(text))),
+            false => {
+                let shown = quoted(text);
+                problem.hint(format!("did you mean \"{scheme}://{}\"?", shown.trim_matches('"')))
+            }
         });
     };
     let end = rest.find(['?', '#']).unwrap_or(rest.len());
@@ -432,7 +435,7 @@ fn split<'a>(text: &'a str, form: &str, scheme: &str) -> Result<Parts<'a>, Probl
 fn quoted_bare(text: &str) -> String {
     match text.rsplit_once('@') {
         Some((_, rest)) => format!("\"***@{}\"", shortened(rest)),
-        None => format!("\"{}\"", shortened(text)),
+        None => quoted(text),
     }
 }
 

@@ -36,6 +36,9 @@ const COMMANDS_MAX: usize = 2 * IN_FLIGHT_MAX;
 const LATE_MAX: Duration = Duration::from_secs(1);
 /// Between two looks of the watcher, before jitter.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// Between two looks for the connections to all of several servers.
+const WHOLE_PAUSE: Duration = Duration::from_millis(5);
+
 /// The connection and what is waiting on it.
 #[derive(Debug)]
 pub struct Link {
@@ -59,11 +62,14 @@ impl Link {
         let answer_max = LATE_MAX.max(settings.timeout);
         let servers = Servers::new(settings.target.clone(), answer_max, COMMANDS_MAX);
         let (up, _) = watch::channel(false);
+        if servers.are_parts() {
+            shared.parted.fetch_add(1, Ordering::Relaxed);
+        }
         let link = Arc::new(Link {
             shared,
             servers,
             up,
-            is_whole: AtomicBool::new(true),
+            is_whole: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             sequence: AtomicU32::new(0),
             distrusted: AtomicBool::new(false),
@@ -121,10 +127,17 @@ impl Link {
         self.sequence.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Waits for a connection, at most so long. Returns whether there is one.
+    /// Waits for a connection, of several servers for all of them, at most so long. Returns whether
+    /// there is any.
     pub async fn wait_connected(&self, at_most: Duration) -> bool {
         let mut up = self.up.subscribe();
-        timeout(at_most, up.wait_for(|up| *up)).await.is_ok_and(|waited| waited.is_ok())
+        let whole = async {
+            while up.wait_for(|up| *up).await.is_ok() && !self.servers.is_whole() {
+                tokio::time::sleep(WHOLE_PAUSE).await;
+            }
+        };
+        let _ = timeout(at_most, whole).await;
+        *self.up.borrow()
     }
 
     /// Waits for a connection to whoever keeps `key`, at most so long.
@@ -267,7 +280,9 @@ impl Link {
     /// It has no connections any more.
     pub fn close(&self) {
         self.set_up(false);
-        self.set_whole(true);
+        if self.servers.are_parts() && !self.is_whole.swap(true, Ordering::Relaxed) {
+            self.shared.parted.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Notes whether there is a connection.
@@ -287,10 +302,8 @@ impl Link {
         if self.is_whole.swap(is_whole, Ordering::Relaxed) == is_whole {
             return;
         }
-        if is_whole {
-            self.shared.parted.fetch_sub(1, Ordering::Relaxed);
-        } else {
-            self.shared.parted.fetch_add(1, Ordering::Relaxed);
+        if self.servers.are_parts() {
+            self.shared.note_parted(!is_whole);
         }
     }
 

@@ -57,6 +57,7 @@ pub struct RedisShared {
     connected: AtomicUsize,
     /// Those that lack one to some of several servers.
     parted: AtomicUsize,
+    is_parted_told: AtomicBool,
     /// When it was last tried whether it can be written to, and whether it could.
     write_check: Mutex<Option<Instant>>,
     is_writable: AtomicBool,
@@ -74,6 +75,7 @@ impl RedisShared {
             stores: AtomicUsize::new(0),
             connected: AtomicUsize::new(0),
             parted: AtomicUsize::new(0),
+            is_parted_told: AtomicBool::new(false),
             write_check: Mutex::default(),
             is_writable: AtomicBool::new(true),
         }
@@ -160,6 +162,25 @@ impl RedisShared {
                 error = %error,
                 "redis is unavailable, requests are decided without it"
             );
+        }
+    }
+
+    /// One more worker, or one less, lacks the connection to one of several servers.
+    fn note_parted(&self, is_parted: bool) {
+        let server = &self.settings.target;
+        if is_parted {
+            // All were there before: until then there is nothing to tell of.
+            if self.parted.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.is_parted_told.store(true, Ordering::Relaxed);
+                tracing::warn!(
+                    %server,
+                    "a server of the redis cluster is away, its identities are decided without it"
+                );
+            }
+        } else if self.parted.fetch_sub(1, Ordering::Relaxed) == 1
+            && self.is_parted_told.swap(false, Ordering::Relaxed)
+        {
+            tracing::info!(%server, "all servers of the redis cluster are there");
         }
     }
 
