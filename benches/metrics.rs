@@ -26,7 +26,7 @@ const ROUNDS: u64 = 5_000_000;
 fn limits() -> LimitSet {
     let some = NonZeroU32::new(100).unwrap_or(NonZeroU32::MIN);
     let second = Some(Bucket { rate: some, burst: some });
-    LimitSet { second, minute: Some(some), hour: Some(some) }
+    LimitSet { second, minute: Some(some), hour: Some(some), ..LimitSet::default() }
 }
 
 fn policy(rules: usize) -> Policy {

@@ -234,6 +234,7 @@ fn limits(rate: u32, burst: u32, minute: u32, hour: u32) -> LimitSet {
             .and_then(|(rate, burst)| bucket(rate, burst)),
         minute: NonZeroU32::new(minute),
         hour: NonZeroU32::new(hour),
+        ..LimitSet::default()
     }
 }
 

@@ -371,6 +371,7 @@ fn any_set() -> impl Strategy<Value = LimitSet> {
         second,
         minute: minute.and_then(number),
         hour: hour.and_then(number),
+        ..LimitSet::default()
     })
 }
 
@@ -393,6 +394,7 @@ fn any_tier_and_rule() -> impl Strategy<Value = (LimitSet, LimitSet)> {
                 second: if second.0 == 0 { None } else { tier.second.map(wider) },
                 minute: near(tier.minute, free.minute, minute),
                 hour: near(tier.hour, free.hour, hour),
+                ..LimitSet::default()
             };
             (tier, rule)
         },

@@ -498,6 +498,10 @@ const NOT_DRAWN: &[(&str, &str)] = &[
     ("tollgate_admin_changes_total", "a few a day: the status page and the log say who and what"),
     ("tollgate_overrides", "the status page lists them, with who set each"),
     ("tollgate_self_service_total", "callers who look at their own limits take none of the load"),
+    (
+        "tollgate_deny_cache_hits_total",
+        "`cache` among the times of the limiter: who decides is drawn",
+    ),
     ("process_resident_memory_bytes", "memory_rss_bytes by another name"),
     ("process_virtual_memory_bytes", "memory_vms_bytes by another name"),
     ("process_virtual_memory_max_bytes", "not limited anywhere"),

@@ -70,6 +70,7 @@ fn limit_set(bucket: Option<(u32, u32)>, minute: Option<u32>, hour: Option<u32>)
         second: bucket.map(|(rate, burst)| Bucket { rate: some(rate), burst: some(burst) }),
         minute: minute.map(some),
         hour: hour.map(some),
+        ..LimitSet::default()
     }
 }
 
@@ -122,7 +123,12 @@ fn any_set() -> impl Strategy<Value = LimitSet> {
         1 => (any_limit(), any_limit()).prop_map(Some),
     ];
     let window = || prop::option::weighted(0.7, any_limit());
-    (bucket, window(), window()).prop_map(|(bucket, minute, hour)| limit_set(bucket, minute, hour))
+    let quota = || prop::option::weighted(0.2, any_limit());
+    (bucket, window(), window(), quota(), quota()).prop_map(|(bucket, minute, hour, day, month)| {
+        let some = |value| NonZeroU32::new(value).unwrap();
+        let (day, month) = (day.map(some), month.map(some));
+        LimitSet { day, month, ..limit_set(bucket, minute, hour) }
+    })
 }
 
 fn any_limits() -> impl Strategy<Value = Limits> {
@@ -164,7 +170,9 @@ fn any_pick() -> impl Strategy<Value = Option<prop::sample::Index>> {
 }
 
 fn any_start() -> impl Strategy<Value = u64> {
-    START_US..START_US + 4_000_000_000
+    // One in the minutes before a month ends: 28 February 2026, 23:50.
+    let before_march = START_US + 59 * 86_400_000_000 - 600_000_000;
+    prop_oneof![START_US..START_US + 4_000_000_000, before_march..before_march + 700_000_000]
 }
 
 proptest! {
@@ -183,6 +191,45 @@ proptest! {
             let decision = check(&mut states, &scopes, cost, at(now));
             let expected = oracle.check(cost, now);
             oracle::assert_same(&decision, &expected);
+        }
+    }
+
+    #[test]
+    fn places_are_held_until_they_are_given_back(
+        scopes in prop::collection::vec((any_limits(), prop::option::of(1_u32..6)), 1..4),
+        start in any_start(),
+        requests in prop::collection::vec((any_gap(), 1_u32..4, any_pick()), 1..150),
+    ) {
+        let with_places = |(limits, places): (Limits, Option<u32>)| {
+            let concurrency = places.and_then(NonZeroU32::new);
+            Limits { set: LimitSet { concurrency, ..limits.set }, ..limits }
+        };
+        let scopes: Vec<Limits> = scopes.into_iter().map(with_places).collect();
+        let (mut states, mut oracle) = (Pure::default(), Oracle::new(&scopes));
+        let store = MemoryStore::new(1_000);
+        let mut open = Vec::new();
+        let mut now = start;
+        for (gap, cost, pick) in requests {
+            now += gap;
+            let plan = plan("one", &scopes, cost);
+            let decision = check(&mut states, &scopes, cost, at(now));
+            oracle::assert_same(&decision, &oracle.check(cost, now));
+            prop_assert_eq!(&decision, &store.check(&plan, at(now)));
+            open.push((Grant::new(&decision, scopes.len()), store.places(&plan, &decision)));
+            if let Some(pick) = pick {
+                let (grant, places) = open.swap_remove(pick.index(open.len()));
+                for (index, limits) in scopes.iter().enumerate() {
+                    if limits.set.concurrency.is_some() && grant.charge(index).is_some() {
+                        states.0[index].release();
+                        oracle.release(index);
+                    }
+                }
+                places.iter().for_each(|places| store.release(places));
+            }
+            for (state, limits) in states.0.iter().zip(&scopes) {
+                let places = limits.set.concurrency.map_or(0, NonZeroU32::get);
+                prop_assert!(state.in_flight() <= places);
+            }
         }
     }
 
@@ -632,6 +679,6 @@ fn a_decision_shows_every_limit_in_the_plans_order() {
     let store = MemoryStore::new(10);
     let decision = store.check(&plan("one", &[enforced(free()); 2], 1), at(START_US));
     let order: Vec<_> = decision.statuses().iter().map(|it| (it.scope, it.period)).collect();
-    let periods = |scope| Period::ALL.map(|period| (scope, period));
+    let periods = |scope| Period::SLIDING.map(|period| (scope, period));
     assert_eq!(order, [periods(0), periods(1)].concat());
 }

@@ -40,6 +40,7 @@ tests/long.sh NAME [ARGUMENTS]
   container    builds the image with Docker and tries it: size, user, health check, drain
   compose      starts docker-compose.yml, or the services that are named, and runs each curl of
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
+  flood        ten thousand requests a second of one caller: what Redis gets of them (needs redis-server)
   overrides    how long it takes until another replica obeys (needs redis-server)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
@@ -64,6 +65,10 @@ conformance)
         command -v "$program" >/dev/null || { printf '%s is not installed\n' "$program" >&2; exit 1; }
     done
     exec cargo test --locked --test conformance table_beside -- --ignored --nocapture "$@"
+    ;;
+flood)
+    export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+    exec cargo test --release --locked --test deny_cache ten_thousand -- --ignored --nocapture "$@"
     ;;
 overrides) exec cargo test --locked --test overrides -- --ignored --nocapture "$@" ;;
 spread) exec cargo bench --locked --bench spread -- "$@" ;;

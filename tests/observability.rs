@@ -55,7 +55,7 @@ fn limits(second: u32, burst: u32, minute: u32) -> LimitSet {
     LimitSet {
         second: Some(Bucket { rate: some(second), burst: some(burst) }),
         minute: Some(some(minute)),
-        hour: None,
+        ..LimitSet::default()
     }
 }
 

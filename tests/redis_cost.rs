@@ -27,7 +27,12 @@ fn set(rate: u32, burst: u32, minute: u32, hour: u32) -> LimitSet {
     let second = NonZeroU32::new(rate)
         .zip(NonZeroU32::new(burst))
         .map(|(rate, burst)| Bucket { rate, burst });
-    LimitSet { second, minute: NonZeroU32::new(minute), hour: NonZeroU32::new(hour) }
+    LimitSet {
+        second,
+        minute: NonZeroU32::new(minute),
+        hour: NonZeroU32::new(hour),
+        ..LimitSet::default()
+    }
 }
 
 fn free() -> LimitSet {

@@ -61,7 +61,12 @@ fn set(second: Option<(u32, u32)>, minute: u32, hour: u32) -> LimitSet {
         rate: NonZeroU32::new(rate).unwrap(),
         burst: NonZeroU32::new(burst).unwrap(),
     });
-    LimitSet { second, minute: NonZeroU32::new(minute), hour: NonZeroU32::new(hour) }
+    LimitSet {
+        second,
+        minute: NonZeroU32::new(minute),
+        hour: NonZeroU32::new(hour),
+        ..LimitSet::default()
+    }
 }
 
 fn enforced(set: LimitSet) -> Limits {

@@ -57,6 +57,7 @@ pub fn inspect(state: Arc<AdminState>, asked: Asked) -> Pending {
                 Backend::Memory => "memory",
                 Backend::Redis => "redis",
                 Backend::Local => "local",
+                Backend::Cache => "cache",
             },
             "limits": limits,
         });

@@ -11,6 +11,7 @@ use crate::identity::identifier::Identifier;
 use crate::metrics::memory::Held;
 use crate::metrics::registry::Metrics;
 use crate::store::memory::MemoryStore;
+use crate::store::redis::RedisShared;
 use crate::subscriptions::Subscriptions;
 use crate::sys::{allocator, memory};
 
@@ -83,13 +84,15 @@ pub fn publish(
     metrics: &Metrics,
     shared: &SharedWatch,
     store: &MemoryStore,
+    redis: Option<&RedisShared>,
     identifier: &Identifier,
     subscriptions: Option<&Subscriptions>,
 ) {
     let users = subscriptions.map_or(0, Subscriptions::users_remembered);
+    let denials = redis.map_or(0, |redis| redis.denials().len());
     let entries = store.len().saturating_add(identifier.tokens_remembered());
     let held = Held {
-        local_cache_entries: entries.saturating_add(users),
+        local_cache_entries: entries.saturating_add(users).saturating_add(denials),
         jwks_keys: identifier.keys_fetched(),
         sweeps: store.sweeps(),
         swept: store.swept(),

@@ -154,6 +154,9 @@ impl PolicyFile {
         let hash = shown_hash(&loaded.policy_hash);
         let active = Arc::new(Active { policy: Arc::new(policy), metrics });
         self.retired.keep(self.gate.active.swap(active));
+        if let Some(redis) = &self.gate.redis {
+            redis.denials().forget();
+        }
         self.admin.set_in_force(hash);
         let file = self.path.display();
         for warning in &loaded.warnings {

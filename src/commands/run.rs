@@ -273,6 +273,10 @@ fn spawn_background(wired: &Wired) {
         for shard in (0..gate.memory.shards()).cycle() {
             interval.tick().await;
             gate.memory.sweep(gate.clock.now(), shard);
+            if let Some(redis) = &gate.redis {
+                let denials = redis.denials();
+                denials.sweep(shard % denials.shards(), clock::monotonic());
+            }
         }
     });
     if cfg!(not(feature = "without-signals")) {

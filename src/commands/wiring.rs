@@ -50,7 +50,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisShared;
 use crate::store::redis::names::KeyNames;
 use crate::store::redis::settings::RedisSettings;
-use crate::store::redis::stats::{Reason, RedisStats};
+use crate::store::redis::stats::Reason;
 use crate::subscriptions::Subscriptions;
 use crate::tls::client::ClientTls;
 use crate::top::talkers::TopTalkers;
@@ -218,14 +218,15 @@ impl Wired {
                     metrics.set_overrides(OverrideKind::Deny, denied);
                     detector.observe(clock::monotonic());
                     let bought = subscriptions.as_deref();
-                    memory::publish(&metrics, &watch, &memory, &identifier, bought);
+                    let of_redis = redis.as_deref();
+                    memory::publish(&metrics, &watch, &memory, of_redis, &identifier, bought);
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
                     metrics.set_memory_store(memory.len() as u64, memory.evictions());
                     if let Some(usage) = &usage {
                         metrics.publish_usage(&super::usage::figures(usage));
                     }
                     if let Some(redis) = &redis {
-                        metrics.publish_redis(&redis_figures(redis.stats()));
+                        metrics.publish_redis(&redis_figures(redis));
                     }
                     if let Some(subscriptions) = &subscriptions {
                         metrics.publish_database(&subscriptions::figures(subscriptions));
@@ -432,10 +433,12 @@ fn limiter_view(redis: Option<Arc<RedisShared>>, clock: Clock) -> View<LimiterVi
     })
 }
 
-fn redis_figures(stats: &RedisStats) -> RedisFigures {
+fn redis_figures(redis: &RedisShared) -> RedisFigures {
+    let stats = redis.stats();
     let mut figures = RedisFigures {
         queue: stats.in_flight(),
         reconnects: stats.reconnects(),
+        denied_from_cache: redis.denials().hits(),
         ..RedisFigures::default()
     };
     for (count, kind) in figures.errors.iter_mut().zip(RedisErrorKind::ALL) {

@@ -65,15 +65,15 @@ pub fn limit_set(path: &[Step], spec: &LimitSpec, report: &mut Report<'_>) -> Li
     let burst = window("burst", spec.burst);
     let minute = window("per_minute", spec.per_minute);
     let hour = window("per_hour", spec.per_hour);
-    window("per_day", spec.per_day);
-    window("per_month", spec.per_month);
-    window("concurrency", spec.concurrency);
+    let day = window("per_day", spec.per_day);
+    let month = window("per_month", spec.per_month);
+    let concurrency = window("concurrency", spec.concurrency);
     if burst.is_some() && spec.per_second.is_none() {
         let problem = Problem::new("burst without per_second").expected("both, or neither");
         report.key(below("burst"), problem);
     }
     let second = rate.map(|rate| Bucket { rate, burst: burst.unwrap_or(rate) });
-    let set = LimitSet { second, minute, hour };
+    let set = LimitSet { second, minute, hour, day, month, concurrency };
     warnings::limits(path, &set, burst.is_some(), report);
     set
 }

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use smallvec::SmallVec;
 
 use super::bucket;
+use super::calendar::{self, Calendar, DAY};
 use super::decision::{Decision, LimitStatus, SCOPES_USUAL, Verdict};
 use super::quota::{LimitSet, Mode, Period};
 use super::refund::Charge;
@@ -20,7 +21,19 @@ pub struct State {
     debt: u64,
     minute: Window,
     hour: Window,
+    /// Nothing where no limit has needed it.
+    rest: Option<Box<Rest>>,
 }
+
+/// What few scopes have a limit for.
+#[derive(Clone, Debug, Default)]
+struct Rest {
+    calendar: Calendar,
+    in_flight: u32,
+}
+
+/// How long a request that finds no place is told to wait: when one is free, nobody knows.
+const PLACE_WAIT: Micros = Micros::SECOND;
 
 /// How far behind a state's last use the clock may be and be taken to stand still.
 ///
@@ -58,7 +71,7 @@ pub fn check(states: &mut impl States, scopes: &[Limits], cost: u32, now: Timest
         let mut present = look.present;
         if verdict == Verdict::Allow && look.waits.longest().is_zero() {
             state.settle(&present);
-            state.spend(&limits.set, cost);
+            state.spend(&limits.set, cost, now);
             present = state.as_left();
         } else if present.now < state.last {
             state.settle(&present);
@@ -128,11 +141,15 @@ struct Waits {
     second: Micros,
     minute: Micros,
     hour: Micros,
+    day: Micros,
+    month: Micros,
+    concurrency: Micros,
 }
 
 impl Waits {
     fn longest(&self) -> Micros {
-        self.second.max(self.minute).max(self.hour)
+        let sliding = self.second.max(self.minute).max(self.hour);
+        sliding.max(self.day).max(self.month).max(self.concurrency)
     }
 }
 
@@ -141,10 +158,20 @@ impl State {
     /// may forget it after. Windows that `set` has no limit for count as long as they hold
     /// anything.
     pub fn expires_at(&self, set: &LimitSet) -> Timestamp {
+        let rest = self.rest.as_ref().map_or(self.last, |rest| {
+            if rest.in_flight > 0 {
+                // For whoever gives the place back.
+                return Timestamp::from_micros(u64::MAX);
+            }
+            let is_over = rest.calendar.is_over(self.last);
+            let period = if set.month.is_some() { Period::Month } else { Period::Day };
+            // A day more, for a clock that is set back once the period is over.
+            if is_over { self.last } else { calendar::end(period, self.last).plus(DAY) }
+        });
         let bucket = set.second.map_or(Micros::ZERO, |it| bucket::until_whole(self.debt, it));
         let minute = self.minute.aged(0).whole_at(self.last, Period::Minute.sub_bucket());
         let hour = self.hour.aged(0).whole_at(self.last, Period::Hour.sub_bucket());
-        self.last.plus(bucket).max(minute).max(hour)
+        self.last.plus(bucket).max(minute).max(hour).max(rest)
     }
 
     /// Gives back what memory the state needs no longer at `now`; changes no answer.
@@ -154,6 +181,16 @@ impl State {
             if steps(self.last, now, period) > u64::from(SUB_BUCKETS) {
                 *window = Window::default();
             }
+        }
+        let is_over =
+            |rest: &mut Box<Rest>| rest.in_flight == 0 && rest.calendar.is_over(now.minus(DAY));
+        self.rest.take_if(is_over);
+    }
+
+    /// Gives back the place of a request that has ended.
+    pub fn release(&mut self) {
+        if let Some(rest) = &mut self.rest {
+            rest.in_flight = rest.in_flight.saturating_sub(1);
         }
     }
 
@@ -219,10 +256,43 @@ impl State {
             second: set.second.map_or(Micros::ZERO, bucket_wait),
             minute: set.minute.map_or(Micros::ZERO, minute_wait),
             hour: set.hour.map_or(Micros::ZERO, hour_wait),
+            day: set.day.map_or(Micros::ZERO, |it| self.quota_wait(it, Period::Day, cost, now)),
+            month: set
+                .month
+                .map_or(Micros::ZERO, |it| self.quota_wait(it, Period::Month, cost, now)),
+            concurrency: match set.concurrency {
+                Some(limit) if self.in_flight() >= limit.get() => PLACE_WAIT,
+                _ => Micros::ZERO,
+            },
         }
     }
 
-    fn spend(&mut self, set: &LimitSet, cost: u32) {
+    fn quota_wait(&self, limit: NonZeroU32, period: Period, cost: u32, now: Timestamp) -> Micros {
+        if cost > limit.get() {
+            return Micros::NEVER;
+        }
+        // Neither is above 2^31. The present one and the next may be used up, and no more.
+        let has_room = |at| self.spent(period, at).saturating_add(cost) <= limit.get();
+        let mut at = now;
+        for _ in 0..2 {
+            if !has_room(at) {
+                at = calendar::end(period, at);
+            }
+        }
+        at.since(now)
+    }
+
+    /// What counts against a quota at `now`.
+    fn spent(&self, period: Period, now: Timestamp) -> u32 {
+        self.rest.as_ref().map_or(0, |rest| rest.calendar.spent(period, now))
+    }
+
+    /// Requests that hold a place.
+    pub fn in_flight(&self) -> u32 {
+        self.rest.as_ref().map_or(0, |rest| rest.in_flight)
+    }
+
+    fn spend(&mut self, set: &LimitSet, cost: u32, now: Timestamp) {
         if set.second.is_some() {
             self.debt = self.debt.saturating_add(bucket::units(cost));
         }
@@ -232,10 +302,28 @@ impl State {
         if set.hour.is_some() {
             self.hour.add(cost);
         }
+        if set.has_calendar() || set.concurrency.is_some() {
+            let rest = self.rest.get_or_insert_default();
+            for (limit, period) in [(set.day, Period::Day), (set.month, Period::Month)] {
+                if limit.is_some() {
+                    rest.calendar.add(period, now, cost);
+                }
+            }
+            if set.concurrency.is_some() {
+                rest.in_flight = rest.in_flight.saturating_add(1);
+            }
+        }
     }
 
     /// Takes a charge of `cost` out again; see [`super::refund::refund`] for what is left of it.
     pub(super) fn give_back(&mut self, set: &LimitSet, cost: u32, charge: &Charge) {
+        if let Some(rest) = &mut self.rest {
+            for (limit, period) in [(set.day, Period::Day), (set.month, Period::Month)] {
+                if limit.is_some() {
+                    rest.calendar.remove(period, charge.at, cost);
+                }
+            }
+        }
         if self.last < charge.at {
             return;
         }
@@ -260,7 +348,8 @@ impl State {
 
     fn report(&self, limits: &Limits, scope: usize, look: &Look, decision: &mut Decision) {
         let Look { present, waits } = look;
-        let now = present.now;
+        // The calendar goes by the clock as it is, and not by the state's.
+        let (now, asked_at) = (present.now, decision.now);
         let scope = u8::try_from(scope).unwrap_or(u8::MAX);
         let mode = limits.mode;
         let mut push = |period, quota, limit, remaining, wait: Micros, whole_at| {
@@ -287,6 +376,26 @@ impl State {
                 let whole_at = window.whole_at(now, period.sub_bucket());
                 push(period, limit, limit, remaining, wait, whole_at);
             }
+        }
+        let quotas = [
+            (Period::Day, limits.set.day, waits.day),
+            (Period::Month, limits.set.month, waits.month),
+        ];
+        for (period, limit, wait) in quotas {
+            if let Some(limit) = limit.map(NonZeroU32::get) {
+                let remaining = limit.saturating_sub(self.spent(period, asked_at));
+                let whole_at = match &self.rest {
+                    Some(rest) => rest.calendar.whole_at(period, asked_at),
+                    None => asked_at,
+                };
+                push(period, limit, limit, remaining, wait, whole_at);
+            }
+        }
+        if let Some(limit) = limits.set.concurrency.map(NonZeroU32::get) {
+            let held = self.in_flight();
+            let whole_at = if held > 0 { asked_at.plus(PLACE_WAIT) } else { asked_at };
+            let left = limit.saturating_sub(held);
+            push(Period::Concurrency, limit, limit, left, waits.concurrency, whole_at);
         }
     }
 }

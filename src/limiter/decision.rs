@@ -8,8 +8,8 @@ use super::time::{Micros, Timestamp};
 /// Scopes that there is room for without an allocation: the tier's, and the rules' of the two
 /// readings of a path. Only a path of doubtful spelling can meet more.
 pub const SCOPES_USUAL: usize = 3;
-/// Limits of as many scopes.
-const LIMITS_USUAL: usize = SCOPES_USUAL * Period::ALL.len();
+/// Limits of as many scopes, which by day, month or concurrency few have.
+const LIMITS_USUAL: usize = SCOPES_USUAL * Period::SLIDING.len();
 
 /// The outcome for the request as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,8 @@ impl Decision {
 
     /// The limit that the answer speaks of: on a denial the enforced one with the longest wait
     /// (ties: the longer period, then the rule's); else the tightest window of a minute or longer
-    /// (least remaining; same ties), or the bucket where there is no such window.
+    /// (least remaining; same ties), or the bucket where there is no such window, or how many at
+    /// once.
     pub fn shown(&self) -> Option<&LimitStatus> {
         match self.verdict {
             Verdict::Deny => self
@@ -83,9 +84,13 @@ impl Decision {
                 .filter(|status| status.mode == Mode::Enforce && !status.wait.is_zero())
                 .max_by_key(|status| (status.wait, status.period, status.scope)),
             Verdict::Allow => self.statuses().iter().min_by_key(|status| {
-                let is_bucket = status.period == Period::Second;
+                let rank = match status.period {
+                    Period::Second => 1,
+                    Period::Concurrency => 2,
+                    _ => 0,
+                };
                 (
-                    is_bucket,
+                    rank,
                     status.remaining,
                     std::cmp::Reverse(status.period),
                     std::cmp::Reverse(status.scope),

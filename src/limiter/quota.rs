@@ -20,26 +20,45 @@ pub enum Period {
     Minute = 1,
     /// A strict sliding window of 60 minutes.
     Hour = 2,
+    /// A day of UTC, from midnight to midnight.
+    Day = 3,
+    /// A month of UTC.
+    Month = 4,
+    /// No period at all: requests at the same time.
+    Concurrency = 5,
 }
 
 impl Period {
-    /// Every period, shortest first.
-    pub const ALL: [Period; 3] = [Period::Second, Period::Minute, Period::Hour];
+    /// Every period, shortest first, and concurrency behind them.
+    pub const ALL: [Period; 6] = [
+        Period::Second,
+        Period::Minute,
+        Period::Hour,
+        Period::Day,
+        Period::Month,
+        Period::Concurrency,
+    ];
+    /// Those that slide: the bucket and the two windows.
+    pub const SLIDING: [Period; 3] = [Period::Second, Period::Minute, Period::Hour];
 
-    /// The word for it in answers, labels and files: `second`, `minute`, `hour`.
+    /// The word for it in answers, labels and files: `second`, `minute`, `hour`, `day`, `month`,
+    /// `concurrency`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Period::Second => "second",
             Period::Minute => "minute",
             Period::Hour => "hour",
+            Period::Day => "day",
+            Period::Month => "month",
+            Period::Concurrency => "concurrency",
         }
     }
 
     /// Length of one sub-bucket of the sliding window; one second where there is no window.
     pub const fn sub_bucket(self) -> Micros {
         match self {
-            Period::Second | Period::Minute => Micros::SECOND,
             Period::Hour => Micros::MINUTE,
+            _ => Micros::SECOND,
         }
     }
 }
@@ -63,21 +82,49 @@ pub struct LimitSet {
     pub minute: Option<NonZeroU32>,
     /// At most so many in any 60 minutes.
     pub hour: Option<NonZeroU32>,
+    /// At most so many in a day of UTC.
+    pub day: Option<NonZeroU32>,
+    /// At most so many in a month of UTC.
+    pub month: Option<NonZeroU32>,
+    /// At most so many at the same time. A request holds one place, whatever it costs.
+    pub concurrency: Option<NonZeroU32>,
 }
 
 impl LimitSet {
     /// Whether nothing is limited.
     pub const fn is_unlimited(&self) -> bool {
-        self.second.is_none() && self.minute.is_none() && self.hour.is_none()
+        let slides = self.second.is_some() || self.minute.is_some() || self.hour.is_some();
+        !slides && !self.has_calendar() && self.concurrency.is_none()
+    }
+
+    /// Whether days or months are limited.
+    pub const fn has_calendar(&self) -> bool {
+        self.day.is_some() || self.month.is_some()
     }
 
     /// The most that one request may cost and still ever pass; `None` where nothing limits it.
     pub fn cost_max(&self) -> Option<u32> {
-        [self.second.map(|bucket| bucket.burst), self.minute, self.hour]
+        [self.second.map(|bucket| bucket.burst), self.minute, self.hour, self.day, self.month]
             .into_iter()
             .flatten()
             .map(NonZeroU32::get)
             .min()
+    }
+
+    /// The quota of a period, and the most that can be left of it: both the same but for the
+    /// bucket, whose quota is its rate and whose limit is its burst. `None`: no such limit.
+    pub fn quota_and_limit(&self, period: Period) -> Option<(u32, u32)> {
+        let limit = match period {
+            Period::Second => {
+                return self.second.map(|bucket| (bucket.rate.get(), bucket.burst.get()));
+            }
+            Period::Minute => self.minute,
+            Period::Hour => self.hour,
+            Period::Day => self.day,
+            Period::Month => self.month,
+            Period::Concurrency => self.concurrency,
+        };
+        limit.map(|limit| (limit.get(), limit.get()))
     }
 }
 

@@ -64,9 +64,10 @@ impl Grant {
             let later = counted.saturating_sub(decision.now.as_micros() / length);
             let later = u8::try_from(later).unwrap_or(u8::MAX);
             match status.period {
-                Period::Second => {}
                 Period::Minute => stamp.minute = later,
                 Period::Hour => stamp.hour = later,
+                // By the decision's time alone.
+                Period::Second | Period::Day | Period::Month | Period::Concurrency => {}
             }
         }
         grant
@@ -94,7 +95,8 @@ impl Grant {
 
 /// Takes the charges of `grant` back out of the states, as if its request had not come.
 ///
-/// A window loses exactly what was counted for the request; nothing if that has left. A bucket's
+/// A window, a day and a month lose exactly what was counted for the request; nothing if that has
+/// left. The place that the request holds is given back when it has ended, and not here. A bucket's
 /// debt falls by the cost, less what was earned between the charge and the last one after it: the
 /// debt is then never below what it would be without the request, and the same if nothing came
 /// between. Waits for nothing, so the time is of no matter: what is earned from the last charge on

@@ -28,6 +28,9 @@ impl Periods {
         (Period::Second.as_str(), "A token bucket: `per_second`, with its `burst`."),
         (Period::Minute.as_str(), "A sliding window of 60 seconds."),
         (Period::Hour.as_str(), "A sliding window of 60 minutes."),
+        (Period::Day.as_str(), "A day of UTC."),
+        (Period::Month.as_str(), "A month of UTC."),
+        (Period::Concurrency.as_str(), "Requests at the same time."),
     ];
 }
 

@@ -290,6 +290,9 @@ declare! {
     REDIS_RECONNECTS: Counter "tollgate_redis_reconnects_total" [] Count
         "Connections to Redis that had to be made anew."
         "Each worker has a connection of its own. The first ones of the start do not count.";
+    DENY_CACHE_HITS: Counter "tollgate_deny_cache_hits_total" [] Count
+        "Requests that were refused by what Redis had said a moment ago, without asking it again."
+        "What Redis denies is remembered until the request could pass, for a second at most: a flood of one caller costs Redis a call a second, not one for each request. They are counted like all refusals, and in tollgate_limiter_duration_seconds under `cache`. Against rate_limit_blocks_total it is the share of refusals that Redis was spared.";
     LOOKUPS: Counter "tollgate_subscription_lookups_total" ["result": LookupResult] Count
         "Requests that asked what their user has bought, by how they came to know or not to know it."
         "One for each request whose user may have a subscription. `hit` and `stale` cost nothing; the others wait for the database or go on without it.";
@@ -351,7 +354,7 @@ declare! {
         "Added up over all arenas for each scrape. resident far above allocated is fragmentation, or a burst just past, and no leak.";
     OBJECTS: Gauge "memory_objects_count" ["type": ObjectType] Count
         "Live objects that the program counts itself; not a census of the heap."
-        "Taken at the scrape. Whatever rises here beside memory_rss_bytes tells what the memory is for. Buffers inside of the HTTP library are not counted; two of 16 KiB for each upgraded connection are. Leases are 0: every check asks its store.";
+        "Taken at the scrape. Whatever rises here beside memory_rss_bytes tells what the memory is for. What is remembered of denials is among the local_cache_entries, 65,536 of them at most. Buffers inside of the HTTP library are not counted; two of 16 KiB for each upgraded connection are. Leases are 0: every check asks its store.";
     GC_COLLECTIONS: Counter "memory_gc_collections_total" ["generation": Generation] Count
         "Reclaim runs. Generation 0: rounds of the sweep over the store in memory; 1: the allocator's purges of dirty pages; 2: of muzzy pages."
         "There is no garbage collector: these three take back what is no longer used. A round goes over the whole store and takes a second at the least. Purges are as jemalloc counts them, over all arenas; muzzy ones only happen where its muzzy_decay_ms is above 0, which it is not by itself.";

@@ -310,16 +310,13 @@ fn billionths((left, limit): (u64, u64)) -> Option<u64> {
 }
 
 fn has(limits: &[&LimitSet], period: Period) -> bool {
-    limits.iter().any(|set| match period {
-        Period::Second => set.second.is_some(),
-        Period::Minute => set.minute.is_some(),
-        Period::Hour => set.hour.is_some(),
-    })
+    limits.iter().any(|set| set.quota_and_limit(period).is_some())
 }
 
 /// What an identity has left that has sent nothing: its tightest window, or else its burst.
 fn untouched(limits: &LimitSet) -> Option<u32> {
-    let windows = [limits.minute, limits.hour].into_iter().flatten().min();
+    let windows =
+        [limits.minute, limits.hour, limits.day, limits.month].into_iter().flatten().min();
     windows.or(limits.second.map(|bucket| bucket.burst)).map(std::num::NonZeroU32::get)
 }
 

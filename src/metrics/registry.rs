@@ -50,6 +50,8 @@ pub struct RedisFigures {
     pub fallbacks: [[u64; FallbackReason::COUNT]; FallbackMode::COUNT],
     /// Connections made anew.
     pub reconnects: u64,
+    /// Requests that were denied without asking again.
+    pub denied_from_cache: u64,
     /// Changes of the circuit breaker, by the state that it came to.
     pub transitions: [u64; BreakerState::COUNT],
 }
@@ -200,6 +202,7 @@ impl Metrics {
         set_all(&events.redis_errors, &figures.errors);
         set_all(&events.fallbacks, figures.fallbacks.as_flattened());
         events.redis_reconnects.absolute(figures.reconnects);
+        events.deny_cache_hits.absolute(figures.denied_from_cache);
         if let Some(timeouts) = events.timeouts.get(QueryType::Redis.index()) {
             let index = RedisErrorKind::Timeout.index();
             timeouts.absolute(figures.errors.get(index).copied().unwrap_or(0));

@@ -338,6 +338,7 @@ impl OverrideStore {
 
     fn adopt(&self, next: Overrides) {
         self.current.store(Arc::new(next));
+        self.counters.forget_answers();
         self.revision.fetch_add(1, Ordering::Relaxed);
     }
 

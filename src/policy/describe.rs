@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::limiter::quota::{LimitSet, Mode};
+use crate::limiter::quota::{LimitSet, Mode, Period};
 
 use super::compiled::{Assigned, Policy, Rule};
 use super::explain::tier_name;
@@ -70,13 +70,14 @@ pub fn mode(mode: Mode) -> &'static str {
 
 /// The limits of a set, the shortest period first.
 pub fn limits(set: &LimitSet) -> Vec<Value> {
-    let second = set
-        .second
-        .map(|bucket| json!({ "period": "second", "limit": bucket.rate, "burst": bucket.burst }));
-    let window = |period: &str, limit| json!({ "period": period, "limit": limit });
-    let minute = set.minute.map(|limit| window("minute", limit));
-    let hour = set.hour.map(|limit| window("hour", limit));
-    [second, minute, hour].into_iter().flatten().collect()
+    let described = |period: Period| {
+        let (quota, limit) = set.quota_and_limit(period)?;
+        Some(match period {
+            Period::Second => json!({ "period": period.as_str(), "limit": quota, "burst": limit }),
+            _ => json!({ "period": period.as_str(), "limit": limit }),
+        })
+    };
+    Period::ALL.into_iter().filter_map(described).collect()
 }
 
 /// The values of fields that a rule asks for are nobody's business.

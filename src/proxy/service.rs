@@ -351,6 +351,7 @@ async fn check(
             Backend::Memory => LimiterBackend::Memory,
             Backend::Redis => LimiterBackend::Redis,
             Backend::Local => LimiterBackend::Local,
+            Backend::Cache => LimiterBackend::Cache,
         };
         is_answered = backend == LimiterBackend::Redis;
         if is_answered {

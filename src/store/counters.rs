@@ -81,5 +81,13 @@ impl Counters {
     /// The same in this process alone: what was counted while Redis was away.
     pub fn reset_here(&self, identity: &Identity, scopes: impl Iterator<Item = u64>) {
         self.memory.reset(identity, scopes);
+        self.forget_answers();
+    }
+
+    /// What Redis has said so far is to be asked for anew: somebody has changed what it depends on.
+    pub fn forget_answers(&self) {
+        if let Some(shared) = &self.shared {
+            shared.denials().forget();
+        }
     }
 }

@@ -14,11 +14,12 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::limiter::check::{Limits, State, States, check, peek};
-use crate::limiter::decision::{Decision, SCOPES_USUAL};
+use crate::limiter::decision::{Decision, LimitStatus, SCOPES_USUAL, Verdict};
+use crate::limiter::quota::LimitSet;
 use crate::limiter::refund::{Grant, refund};
 use crate::limiter::time::Timestamp;
 use crate::policy::identity::Identity;
-use crate::policy::plan::Plan;
+use crate::policy::plan::{Plan, Scope};
 
 use self::key::{IdentityHash, Key, Keys};
 use self::shard::{Evicted, Record, Shard};
@@ -43,6 +44,13 @@ pub struct MemoryStore {
     evictions: AtomicU64,
     sweeps: AtomicU64,
     swept: AtomicU64,
+}
+
+/// What a request holds while it lasts.
+#[derive(Clone, Debug)]
+pub struct Places {
+    hash: IdentityHash,
+    scopes: SmallVec<[(Key, LimitSet); 1]>,
 }
 
 /// A shard on cache lines of its own, so that its lock disturbs no neighbour.
@@ -117,6 +125,36 @@ impl MemoryStore {
             }
         }
         decision
+    }
+
+    /// The places that an allowed request of the plan holds until it has ended; `None`: it holds
+    /// none.
+    pub fn places(&self, plan: &Plan<'_>, decision: &Decision) -> Option<Places> {
+        let holds = |scope: &Scope<'_>| scope.limits.set.concurrency.is_some();
+        if decision.verdict == Verdict::Deny || !plan.scopes().any(holds) {
+            return None;
+        }
+        let hash = self.keys.hash(&plan.identity);
+        let charged = (0_u8..).zip(plan.scopes()).filter(|(index, scope)| {
+            let is_its = |status: &&LimitStatus| status.scope == *index;
+            let mut own = decision.statuses().iter().filter(is_its);
+            holds(scope) && own.all(|status| status.wait.is_zero())
+        });
+        let scopes = charged.map(|(_, scope)| (hash.key(scope.key_hash), scope.limits.set));
+        Some(Places { hash, scopes: scopes.collect() })
+    }
+
+    /// Gives them back: their request has ended.
+    pub fn release(&self, places: &Places) {
+        let Some(Padded(shard)) = self.shard_of(places.hash) else { return };
+        let mut shard = shard.lock();
+        for (key, set) in &places.scopes {
+            let place = shard.find(*key);
+            if let Some(record) = place.and_then(|place| shard.get_mut(place)) {
+                record.state.release();
+                record.keep_until(record.state.expires_at(set), false);
+            }
+        }
     }
 
     /// Forgets what an identity has used of these scopes, by the hashes of their names.

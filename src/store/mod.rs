@@ -1,6 +1,7 @@
 //! Where limiter state lives, and the one call that checks and charges it.
 
 pub mod counters;
+pub mod deny;
 pub mod failover;
 pub mod memory;
 pub mod redis;
@@ -16,6 +17,8 @@ pub enum Backend {
     Redis,
     /// This process's memory, because Redis did not answer.
     Local,
+    /// What Redis has said a moment ago.
+    Cache,
 }
 
 /// What a store says of a request.

@@ -136,6 +136,12 @@ pub const MOVES: &[Move] = &[
             && it.rose("tollgate_limiter_duration_seconds_count{backend=\"local\"}") >= 1.0
             && it.alone.sum("tollgate_limiter_duration_seconds_count{backend=\"memory\"}") >= 1.0
     }),
+    ("tollgate_deny_cache_hits_total", "a caller who was refused asked once more", |it| {
+        it.start.sum("tollgate_deny_cache_hits_total") == 0.0
+            && it.rose("tollgate_deny_cache_hits_total") >= 1.0
+            && it.rose("tollgate_limiter_duration_seconds_count{backend=\"cache\"}") >= 1.0
+            && it.alone.sum("tollgate_deny_cache_hits_total") == 0.0
+    }),
     ("tollgate_over_admission_estimate", "requests let pass while Redis stood still", |it| {
         it.busy.sum("tollgate_over_admission_estimate") == 0.0
             && it.outage.sum("tollgate_over_admission_estimate") >= 5.0

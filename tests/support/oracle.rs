@@ -12,6 +12,7 @@ use tollgate::limiter::time::Micros;
 
 const SECOND: u64 = 1_000_000;
 const MINUTE: u64 = 60 * SECOND;
+const DAY: u64 = 24 * 60 * MINUTE;
 
 /// Limits of one identity.
 pub struct Oracle {
@@ -43,6 +44,13 @@ struct Scope {
     /// How long this scope has lived: time that has really passed, steps back left out.
     lived: u128,
     admitted: Vec<Admitted>,
+    /// Days, and months, that are counted, by number, and what was spent in each.
+    days: Vec<(u64, u64)>,
+    months: Vec<(u64, u64)>,
+    /// Number, time and cost of the requests that were counted there.
+    spent: Vec<(usize, u64, u32)>,
+    /// Requests that hold a place.
+    held: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -62,8 +70,16 @@ struct Admitted {
 
 impl Oracle {
     pub fn new(scopes: &[Limits]) -> Self {
-        let scope =
-            |limits: &Limits| Scope { limits: *limits, last: 0, lived: 0, admitted: Vec::new() };
+        let scope = |limits: &Limits| Scope {
+            limits: *limits,
+            last: 0,
+            lived: 0,
+            admitted: Vec::new(),
+            days: Vec::new(),
+            months: Vec::new(),
+            spent: Vec::new(),
+            held: 0,
+        };
         Oracle { scopes: scopes.iter().map(scope).collect(), requests: 0 }
     }
 
@@ -80,7 +96,7 @@ impl Oracle {
             if is_charged {
                 seen.admit(cost, self.requests, now);
             }
-            let mut found = seen.statuses(index as u8);
+            let mut found = seen.statuses(index as u8, now);
             for (status, wait) in found.iter_mut().zip(waits) {
                 status.wait = wait;
                 if seen.limits.mode == Mode::Shadow && wait != Some(0) {
@@ -97,9 +113,24 @@ impl Oracle {
         Expected { allow, statuses }
     }
 
+    /// Gives back the place of one request in scope `index`.
+    pub fn release(&mut self, index: usize) {
+        self.scopes[index].held = self.scopes[index].held.saturating_sub(1);
+    }
+
     /// Takes request `number` back, counted from 0; for clocks that are never set back.
     pub fn refund(&mut self, number: usize) {
         for scope in &mut self.scopes {
+            // By the calendar whatever the clock has done since.
+            let spent = scope.spent.iter().position(|(request, ..)| *request == number);
+            if let Some((_, came, cost)) = spent.map(|index| scope.spent.remove(index)) {
+                for (is_day, counts) in [(true, &mut scope.days), (false, &mut scope.months)] {
+                    let number = date(came, is_day).0;
+                    for (_, spent) in counts.iter_mut().filter(|(it, _)| *it == number) {
+                        *spent = spent.saturating_sub(u64::from(cost));
+                    }
+                }
+            }
             let is_it = |it: &&mut Admitted| it.request == number && !it.is_refunded;
             let Some(charge) = scope.admitted.iter_mut().find(is_it) else { continue };
             // With nothing left of it, a scope has no time of its own either.
@@ -155,6 +186,44 @@ impl Scope {
             is_refunded: false,
             credit: 0,
         });
+        let set = self.limits.set;
+        self.spent.push((request, came, cost));
+        self.held += u32::from(set.concurrency.is_some());
+        for (limit, is_day) in [(set.day, true), (set.month, false)] {
+            if limit.is_none() {
+                continue;
+            }
+            let counts = if is_day { &mut self.days } else { &mut self.months };
+            let number = date(came, is_day).0;
+            if !counts.iter().any(|(it, _)| *it == number) {
+                counts.push((number, 0));
+                // The present one and the latest of the others are kept.
+                counts.sort_unstable();
+                if counts.len() > 2 {
+                    let oldest = counts.iter().position(|(it, _)| *it != number).unwrap();
+                    counts.remove(oldest);
+                }
+            }
+            let count = counts.iter_mut().find(|(it, _)| *it == number).unwrap();
+            count.1 += u64::from(cost);
+        }
+    }
+
+    /// What days and months are limited to, what they have seen, and when they end.
+    fn quotas(&self, now: u64) -> Vec<(Period, u64, u64, u64)> {
+        let set = self.limits.set;
+        let quotas = [(Period::Day, set.day, &self.days), (Period::Month, set.month, &self.months)];
+        let quota = |(period, limit, counts): (_, Option<NonZeroU32>, &Vec<(u64, u64)>)| {
+            let (number, mut end) = date(now, period == Period::Day);
+            let spent = |number| counts.iter().find(|(it, _)| *it == number).map_or(0, |it| it.1);
+            // What a clock that was set back will meet again counts already.
+            let (present, next) = (spent(number), spent(number + 1));
+            if next > 0 {
+                end = date(end, period == Period::Day).1;
+            }
+            Some((period, u64::from(limit?.get()), present.max(next), end))
+        };
+        quotas.into_iter().filter_map(quota).collect()
     }
 
     fn windows(&self) -> Vec<(Period, u64, u32)> {
@@ -180,10 +249,26 @@ impl Scope {
             (1..=61).map(border).find(|border| room(*border)).map(|border| border - self.last)
         });
         let waits = bucket.into_iter().chain(windows);
-        waits.map(|wait| wait.map(|wait| if wait == 0 { 0 } else { wait + behind })).collect()
+        let waits = waits.map(|wait| wait.map(|wait| if wait == 0 { 0 } else { wait + behind }));
+        let quotas = self.quotas(now).into_iter().map(|(period, limit, ..)| {
+            let fits = |at| {
+                let (_, _, spent, _) =
+                    self.quotas(at).into_iter().find(|it| it.0 == period).unwrap();
+                spent + u64::from(cost) <= limit
+            };
+            let mut at = now;
+            while u64::from(cost) <= limit && !fits(at) {
+                at = date(at, period == Period::Day).1;
+            }
+            Some(at - now).filter(|_| u64::from(cost) <= limit)
+        });
+        let set = self.limits.set;
+        let places =
+            set.concurrency.map(|limit| Some(u64::from(self.held >= limit.get()) * SECOND));
+        waits.chain(quotas).chain(places).collect()
     }
 
-    fn statuses(&self, scope: u8) -> Vec<Status> {
+    fn statuses(&self, scope: u8, now: u64) -> Vec<Status> {
         let status = |period, remaining: u128, whole_at| {
             let remaining = u32::try_from(remaining).unwrap();
             Status { scope, period, remaining, wait: None, whole_at }
@@ -201,7 +286,16 @@ impl Scope {
                 .find(|at| self.used(period, at / length) == 0);
             status(period, u128::from(left), whole_at.unwrap())
         });
-        bucket.into_iter().chain(windows).collect()
+        let quotas = self.quotas(now).into_iter().map(|(period, limit, spent, end)| {
+            let left = u128::from(limit.saturating_sub(spent));
+            status(period, left, if spent > 0 { end } else { now })
+        });
+        let places = self.limits.set.concurrency.map(|limit| {
+            let left = limit.get().saturating_sub(self.held);
+            let later = now + SECOND;
+            status(Period::Concurrency, left.into(), if self.held > 0 { later } else { now })
+        });
+        bucket.into_iter().chain(windows).chain(quotas).chain(places).collect()
     }
 
     /// What counts in sub-bucket `current`: it and the sixty before it.
@@ -244,6 +338,25 @@ fn first(holds: impl Fn(u64) -> bool) -> u64 {
     low
 }
 
+/// The number of a day or month, and when it ends: counted from 1970 on, one after the other.
+fn date(at: u64, is_day: bool) -> (u64, u64) {
+    let day = at / DAY;
+    if is_day {
+        return (day, (day + 1) * DAY);
+    }
+    let lengths = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let (mut ends, mut number) = (0, 0);
+    loop {
+        let year = 1970 + number / 12;
+        let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        ends += lengths[number as usize % 12] + u64::from(number % 12 == 1 && is_leap);
+        if day < ends {
+            return (number, ends * DAY);
+        }
+        number += 1;
+    }
+}
+
 fn tokens(count: u32) -> u128 {
     u128::from(count) * 1_000_000
 }
@@ -275,6 +388,14 @@ pub fn assert_promises(set: &LimitSet, admitted: &[(u64, u32)]) {
             let sum: u64 = inside.map(|(_, cost)| u64::from(*cost)).sum();
             assert!(sum <= u64::from(limit), "{sum} of {limit} in the {length} us before {end}");
         }
+    }
+    for (limit, is_day) in [(set.day, true), (set.month, false)] {
+        let Some(limit) = limit.map(NonZeroU32::get) else { continue };
+        let mut sums = std::collections::BTreeMap::<u64, u64>::new();
+        for (at, cost) in admitted {
+            *sums.entry(date(*at, is_day).0).or_default() += u64::from(*cost);
+        }
+        assert!(sums.values().all(|sum| *sum <= u64::from(limit)), "{sums:?} of {limit}");
     }
     let Some(bucket) = set.second else { return };
     for (index, (end, _)) in admitted.iter().enumerate() {

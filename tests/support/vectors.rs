@@ -41,6 +41,9 @@ pub struct ScopeSpec {
     burst: Option<NonZeroU32>,
     per_minute: Option<NonZeroU32>,
     per_hour: Option<NonZeroU32>,
+    per_day: Option<NonZeroU32>,
+    per_month: Option<NonZeroU32>,
+    concurrency: Option<NonZeroU32>,
     #[serde(default)]
     shadow: bool,
 }
@@ -246,6 +249,9 @@ fn limits(spec: &ScopeSpec) -> Limits {
         second: spec.per_second.map(bucket),
         minute: spec.per_minute,
         hour: spec.per_hour,
+        day: spec.per_day,
+        month: spec.per_month,
+        concurrency: spec.concurrency,
     };
     Limits { set, mode: if spec.shadow { Mode::Shadow } else { Mode::Enforce } }
 }

@@ -270,7 +270,7 @@ impl Page {
 fn row(limit: &Limit) -> [String; 6] {
     let rate = match limit.period {
         Period::Second => format!(", {} a second", limit.quota),
-        Period::Minute | Period::Hour => String::new(),
+        _ => String::new(),
     };
     [
         limit.name.clone(),

@@ -30,7 +30,7 @@ pub struct Record {
     pub state: State,
 }
 
-const _: () = assert!(size_of::<Record>() == 64);
+const _: () = assert!(size_of::<Record>() == 72);
 
 /// What had to go for a new record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

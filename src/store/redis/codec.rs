@@ -156,11 +156,11 @@ impl Ticket {
         let verdict = fields.verdict()?;
         let mut decision = Decision::new(verdict, Timestamp::from_micros(fields.micros()));
         for (index, scope) in (0_u8..).zip(plan.scopes()) {
-            for period in Period::ALL {
+            for period in Period::SLIDING {
                 let remaining = fields.u32();
                 let wait = Micros::from_micros(fields.micros());
                 let whole_at = Timestamp::from_micros(fields.micros());
-                if let Some((quota, limit)) = quota_and_limit(&scope.limits.set, period) {
+                if let Some((quota, limit)) = scope.limits.set.quota_and_limit(period) {
                     let (scope, mode) = (index, scope.limits.mode);
                     decision.push(LimitStatus {
                         scope,
@@ -180,7 +180,7 @@ impl Ticket {
 
     /// The reply after its length and echo have been checked.
     fn fields<'r>(&self, reply: &'r [u8]) -> Result<Fields<'r>, ReplyError> {
-        let expected = REPLY_HEAD + self.scopes * Period::ALL.len() * REPLY_LIMIT;
+        let expected = REPLY_HEAD + self.scopes * Period::SLIDING.len() * REPLY_LIMIT;
         if reply.len() != expected {
             return Err(ReplyError::Length { found: reply.len(), expected });
         }
@@ -207,14 +207,6 @@ fn push_limits(argument: &mut Vec<u8>, set: &LimitSet, mode: Mode) {
     let windows = [set.minute, set.hour].map(|limit| limit.map_or(0, |limit| limit.get()));
     for limit in [rate, burst].into_iter().chain(windows) {
         argument.extend_from_slice(&limit.to_le_bytes());
-    }
-}
-
-fn quota_and_limit(set: &LimitSet, period: Period) -> Option<(u32, u32)> {
-    match period {
-        Period::Second => set.second.map(|bucket| (bucket.rate.get(), bucket.burst.get())),
-        Period::Minute => set.minute.map(|limit| (limit.get(), limit.get())),
-        Period::Hour => set.hour.map(|limit| (limit.get(), limit.get())),
     }
 }
 
@@ -263,7 +255,7 @@ mod tests {
     fn plan() -> Plan<'static> {
         let limit = NonZeroU32::new;
         let second = Some(Bucket { rate: limit(5).unwrap(), burst: limit(10).unwrap() });
-        let set = LimitSet { second, minute: limit(100), hour: None };
+        let set = LimitSet { second, minute: limit(100), ..LimitSet::default() };
         let user = Identity::User("42".into());
         let mut plan = Plan::new(user, TierId(0), TierSource::Default);
         plan.cost = 3;

@@ -30,6 +30,7 @@ use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
 use crate::policy::plan::Plan;
 use crate::redis::servers::AbortOnDrop;
 
+use super::deny::{DenyCache, Known};
 use super::failover::decide_without;
 use super::memory::MemoryStore;
 use super::{Backend, Checked};
@@ -49,6 +50,7 @@ pub struct RedisShared {
     local: Arc<MemoryStore>,
     breaker: Arc<SharedBreaker>,
     stats: RedisStats,
+    denials: DenyCache,
     /// The script's hash, as the first load told it; depends on nothing but the script.
     script: OnceLock<Str>,
     /// Stores, one for each worker.
@@ -71,6 +73,7 @@ impl RedisShared {
             local,
             breaker: SharedBreaker::new(BreakerSettings::STEADY, monotonic()),
             stats: RedisStats::default(),
+            denials: DenyCache::new(monotonic()),
             script: OnceLock::new(),
             stores: AtomicUsize::new(0),
             connected: AtomicUsize::new(0),
@@ -89,6 +92,11 @@ impl RedisShared {
     /// The counters.
     pub fn stats(&self) -> &RedisStats {
         &self.stats
+    }
+
+    /// Denials that Redis need not make again.
+    pub fn denials(&self) -> &DenyCache {
+        &self.denials
     }
 
     /// The breaker's state.
@@ -188,6 +196,7 @@ impl RedisShared {
         let Some(state) = changed else { return };
         self.stats.count_transition(state);
         if state == BreakerState::Closed {
+            self.denials.forget();
             let away = opened_at.map_or(Duration::ZERO, |at| monotonic().duration_since(at));
             tracing::info!(
                 server = %self.settings.target,
@@ -230,7 +239,8 @@ impl RedisStore {
     }
 
     /// Checks and charges every limit of the plan, all or nothing, within the settings' timeout.
-    /// `now` is the local clock, for decisions that are made without Redis.
+    /// `now` is the local clock, for decisions that are made without Redis. What Redis has denied is
+    /// denied again without asking it, until it could pass.
     ///
     /// Cancelled, the check may have been charged.
     pub async fn check(&self, plan: &Plan<'_>, now: Timestamp) -> Checked {
@@ -242,8 +252,19 @@ impl RedisStore {
         if !shared.breaker.is_closed() {
             return shared.decide_without(plan, now, Reason::BreakerOpen);
         }
+        let ticket = match shared.denials.look(plan, monotonic()) {
+            Known::Denied(decision) => {
+                return Checked::Decided { decision, backend: Backend::Cache };
+            }
+            Known::Nothing(ticket) => ticket,
+        };
         match self.evaluate(plan, None).await {
-            Ok(decision) => Checked::Decided { decision, backend: Backend::Redis },
+            Ok(decision) => {
+                if decision.verdict == Verdict::Deny {
+                    shared.denials.note(&ticket, plan, &decision, monotonic());
+                }
+                Checked::Decided { decision, backend: Backend::Redis }
+            }
             Err(error) => shared.decide_without(plan, now, Reason::Failed(error.kind)),
         }
     }
@@ -329,8 +350,11 @@ impl RedisStore {
         let settings = &self.shared().settings;
         let budget = settings.timeout;
         let call = Call::refund(&settings.names, plan, grant, link.next_sequence());
+        let identity = plan.identity.clone();
         async move {
             let result = link.call(call, budget).await.map(|_| ());
+            // Then, and not before: what is denied until Redis has it back is denied rightly.
+            link.shared().denials.given_back(&identity);
             if let Err(error) = &result {
                 link.shared().stats.count_error(error.kind);
             }

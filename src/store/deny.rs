@@ -1,0 +1,377 @@
+//! Denials that Redis made, answered again from memory until their request could pass.
+//!
+//! Whoever is out of tokens and goes on asking would cost Redis a call for each refusal. But only time
+//! frees tokens: what was denied at a moment, with a wait, is denied until that wait is over, at the
+//! same cost and under the same limits. So a denial is as good as Redis's own until then, and whoever
+//! is admitted is admitted at the same moments as without this.
+//!
+//! What else may free tokens is a charge that is given back, a reset, and other limits. Limits are part
+//! of what a denial is found by. A reset, and whatever an operator says of an identity, makes all
+//! denials void on every replica ([`DenyCache::forget`]); what this replica gives back does so for its
+//! identity at once ([`DenyCache::given_back`]). What another replica gives back is not known here, so
+//! that no denial is remembered for longer than [`LIFE_MAX`].
+//!
+//! Reads no clock: the time is an argument, by a clock that never steps.
+
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use crate::limiter::bucket;
+use crate::limiter::decision::{Decision, LimitStatus, Verdict};
+use crate::limiter::quota::{Mode, Period};
+use crate::limiter::time::{Micros, Timestamp};
+use crate::policy::identity::Identity;
+use crate::policy::plan::Plan;
+
+/// How long a denial is remembered at most, however long its wait: what another replica gives back
+/// can be used here after so long.
+pub const LIFE_MAX: Duration = Duration::from_secs(1);
+/// Denials that are remembered at most: about 6 MiB. One that is pushed out costs a call of Redis.
+pub const ENTRIES_MAX: usize = SHARDS * SETS * WAYS;
+
+const SHARDS: usize = 64;
+const SETS: usize = 128;
+/// Places where a denial may be, of which a new one takes the one that ends soonest.
+const WAYS: usize = 8;
+/// Limits that there is room for in an entry itself: a tier's own.
+const LIMITS_INLINE: usize = 3;
+/// What [`Micros::NEVER`] is kept as.
+const NEVER: u64 = (1 << 48) - 1;
+
+/// Denials of all workers.
+#[derive(Debug)]
+pub struct DenyCache {
+    seed: RandomState,
+    /// Times are kept as microseconds from here.
+    base: Instant,
+    generation: AtomicU64,
+    shards: Box<[Shard]>,
+}
+
+/// What was found.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "on the stack, and looked at in the next line")]
+pub enum Known {
+    /// The request is denied, as Redis would.
+    Denied(Decision),
+    /// Nothing is known of it; what Redis says of it may be noted with this.
+    Nothing(Ticket),
+}
+
+/// A request of which Redis is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket {
+    place: Place,
+    /// What was void then is not to be noted later.
+    stamp: u32,
+    sent: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    shard: usize,
+    key: u64,
+}
+
+/// On cache lines of its own, so that its lock disturbs no neighbour.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard {
+    /// How often something was given back to one of its identities.
+    given_back: AtomicU64,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// Empty until the first denial, then all of it.
+    entries: Vec<Entry>,
+    len: usize,
+    hits: u64,
+}
+
+/// A denial; one that lives no time is none.
+#[derive(Clone, Debug, Default)]
+struct Entry {
+    /// Keyed hash of identity, scopes, limits and cost.
+    key: u64,
+    /// When Redis's answer came, which is no earlier than when it was made: no wait that is counted
+    /// from here is too short.
+    told: u64,
+    /// From then on.
+    lives: u32,
+    stamp: u32,
+    /// When it was made, by Redis's clock.
+    now: Timestamp,
+    limits: SmallVec<[Packed; LIMITS_INLINE]>,
+}
+
+/// A limit's state, without what the plan knows.
+#[derive(Clone, Copy, Debug)]
+struct Packed {
+    scope: u8,
+    period: Period,
+    remaining: [u8; 4],
+    wait: [u8; 6],
+    /// From the decision on.
+    whole_in: [u8; 6],
+}
+
+impl DenyCache {
+    /// An empty one. `now` is any time before all others.
+    pub fn new(now: Instant) -> Self {
+        DenyCache {
+            seed: RandomState::new(),
+            base: now,
+            generation: AtomicU64::new(0),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+        }
+    }
+
+    /// What is known of a request at `now`; allocates nothing for a plan of a usual size.
+    pub fn look(&self, plan: &Plan<'_>, now: Instant) -> Known {
+        let place = self.place(plan);
+        let at = self.micros(now);
+        // Before Redis is asked: what becomes void while it is asked must not be noted.
+        let stamp = self.stamp(place.shard);
+        let ticket = Ticket { place, stamp, sent: at };
+        let Some(shard) = self.shards.get(place.shard) else { return Known::Nothing(ticket) };
+        let mut table = shard.table.lock();
+        match table.find(place.key, stamp, at).and_then(|entry| entry.decision(plan, at)) {
+            Some(decision) => {
+                table.hits = table.hits.wrapping_add(1);
+                Known::Denied(decision)
+            }
+            None => Known::Nothing(ticket),
+        }
+    }
+
+    /// Remembers what Redis has said, `now`, of a request that was looked for before; nothing of an
+    /// admission.
+    pub fn note(&self, ticket: &Ticket, plan: &Plan<'_>, decision: &Decision, now: Instant) {
+        let Some(shown) = decision.shown().filter(|_| decision.verdict == Verdict::Deny) else {
+            return;
+        };
+        let told = self.micros(now);
+        let life_max = u64::try_from(LIFE_MAX.as_micros()).unwrap_or(u64::MAX);
+        // The decision was made after the question was sent, so its wait is not over by then.
+        let until = ticket.sent.saturating_add(shown.wait.as_micros().min(life_max));
+        let lives = u32::try_from(until.saturating_sub(told)).unwrap_or(u32::MAX);
+        if lives == 0 || ticket.stamp != self.stamp(ticket.place.shard) {
+            return;
+        }
+        let limits = decision.statuses().iter().map(|status| Packed::new(status, decision.now));
+        let Place { shard, key } = ticket.place;
+        let now = decision.now;
+        let entry = Entry { key, told, lives, stamp: ticket.stamp, now, limits: limits.collect() };
+        debug_assert!(plan.scopes().count() > 0, "what nothing limits is not denied");
+        if let Some(shard) = self.shards.get(shard) {
+            shard.table.lock().insert(entry, told);
+        }
+    }
+
+    /// Makes void whatever is remembered, and what is on its way: limits, an operator's word or
+    /// counters have changed, or Redis was away.
+    pub fn forget(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// An identity has got something back in Redis: its denials are void, and those of a few others.
+    pub fn given_back(&self, identity: &Identity) {
+        if let Some(shard) = self.shards.get(shard_of(self.seed.hash_one(identity))) {
+            shard.given_back.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Frees what is over in one shard.
+    pub fn sweep(&self, shard: usize, now: Instant) {
+        let Some(of) = self.shards.get(shard) else { return };
+        let (stamp, at) = (self.stamp(shard), self.micros(now));
+        of.table.lock().sweep(stamp, at);
+    }
+
+    /// Number of shards, for who calls [`DenyCache::sweep`] on one after the other.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Requests that were denied from here.
+    pub fn hits(&self) -> u64 {
+        self.shards.iter().fold(0, |sum, shard| sum.wrapping_add(shard.table.lock().hits))
+    }
+
+    /// Denials that are held, those that are over but not swept yet included.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.table.lock().len).sum()
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Two counters that only rise: their sum is the same while neither does.
+    fn stamp(&self, shard: usize) -> u32 {
+        let given_back =
+            self.shards.get(shard).map_or(0, |it| it.given_back.load(Ordering::Acquire));
+        self.generation.load(Ordering::Acquire).wrapping_add(given_back) as u32
+    }
+
+    fn place(&self, plan: &Plan<'_>) -> Place {
+        let mut hasher = self.seed.build_hasher();
+        plan.identity.hash(&mut hasher);
+        let shard = shard_of(hasher.finish());
+        for scope in plan.scopes() {
+            hasher.write_u64(scope.key_hash);
+            scope.limits.set.hash(&mut hasher);
+            scope.limits.mode.hash(&mut hasher);
+        }
+        hasher.write_u32(plan.cost);
+        Place { shard, key: hasher.finish() }
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.base);
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+fn shard_of(identity_hash: u64) -> usize {
+    identity_hash as usize % SHARDS
+}
+
+impl Table {
+    /// The denial of this key that holds; one that does not is freed.
+    fn find(&mut self, key: u64, stamp: u32, at: u64) -> Option<&Entry> {
+        let set = self.entries.chunks_exact_mut(WAYS).nth(set_of(key))?;
+        let entry = set.iter_mut().find(|entry| entry.lives > 0 && entry.key == key)?;
+        if entry.holds(stamp, at) {
+            return Some(entry);
+        }
+        *entry = Entry::default();
+        self.len = self.len.saturating_sub(1);
+        None
+    }
+
+    /// Puts an entry in the place of its own key, else of what is over, else of what will be soonest.
+    fn insert(&mut self, new: Entry, at: u64) {
+        if self.entries.is_empty() {
+            self.entries.resize_with(SETS * WAYS, Entry::default);
+        }
+        let Some(set) = self.entries.chunks_exact_mut(WAYS).nth(set_of(new.key)) else { return };
+        let left = |entry: &Entry| match entry.lives {
+            _ if entry.key == new.key => (0, 0),
+            0 => (1, 0),
+            _ => (2, entry.until().saturating_sub(at)),
+        };
+        let Some(entry) = set.iter_mut().min_by_key(|entry| left(entry)) else { return };
+        if entry.lives == 0 {
+            self.len = self.len.saturating_add(1);
+        }
+        *entry = new;
+    }
+
+    fn sweep(&mut self, stamp: u32, at: u64) {
+        if self.len == 0 {
+            return;
+        }
+        for entry in self.entries.iter_mut().filter(|entry| entry.lives > 0) {
+            if !entry.holds(stamp, at) {
+                *entry = Entry::default();
+                self.len = self.len.saturating_sub(1);
+            }
+        }
+    }
+}
+
+fn set_of(key: u64) -> usize {
+    key as usize % SETS
+}
+
+impl Entry {
+    fn until(&self) -> u64 {
+        self.told.saturating_add(u64::from(self.lives))
+    }
+
+    fn holds(&self, stamp: u32, at: u64) -> bool {
+        self.stamp == stamp && at < self.until()
+    }
+
+    /// The denial as Redis would make it now: waits are shorter by what has passed since.
+    fn decision(&self, plan: &Plan<'_>, at: u64) -> Option<Decision> {
+        let elapsed = Micros::from_micros(at.saturating_sub(self.told));
+        let now = self.now.plus(elapsed);
+        let mut decision = Decision::new(Verdict::Deny, now);
+        for limit in &self.limits {
+            let scope = plan.scope(limit.scope)?;
+            let (quota, ceiling) = scope.limits.set.quota_and_limit(limit.period)?;
+            let mode = scope.limits.mode;
+            let wait = match unpack(&limit.wait) {
+                NEVER => Micros::NEVER,
+                wait => Micros::from_micros(wait.saturating_sub(elapsed.as_micros())),
+            };
+            let whole_in = Micros::from_micros(unpack(&limit.whole_in));
+            let whole_at = self.now.plus(whole_in).max(now);
+            // What has come back to a window meanwhile is not known, and not shown.
+            let mut remaining = u32::from_le_bytes(limit.remaining);
+            if let Some(bucket) = scope.limits.set.second
+                && limit.period == Period::Second
+                && (mode == Mode::Enforce || wait.is_zero())
+            {
+                let rate = u64::from(bucket.rate.get());
+                let debt = whole_at.since(now).as_micros().saturating_mul(rate);
+                remaining = remaining.max(bucket::remaining(debt, bucket));
+            }
+            decision.push(LimitStatus {
+                scope: limit.scope,
+                period: limit.period,
+                mode,
+                quota,
+                limit: ceiling,
+                remaining,
+                wait,
+                whole_at,
+            });
+        }
+        Some(decision)
+    }
+}
+
+impl Packed {
+    fn new(status: &LimitStatus, now: Timestamp) -> Self {
+        let wait = if status.wait >= Micros::NEVER { NEVER } else { status.wait.as_micros() };
+        Packed {
+            scope: status.scope,
+            period: status.period,
+            remaining: status.remaining.to_le_bytes(),
+            wait: pack(wait),
+            whole_in: pack(status.whole_at.since(now).as_micros()),
+        }
+    }
+}
+
+/// 48 bits are nine years.
+fn pack(micros: u64) -> [u8; 6] {
+    let [a, b, c, d, e, f, ..] = micros.min(NEVER).to_le_bytes();
+    [a, b, c, d, e, f]
+}
+
+fn unpack(packed: &[u8; 6]) -> u64 {
+    let [a, b, c, d, e, f] = *packed;
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_takes_96_bytes() {
+        assert_eq!(size_of::<Packed>(), 18);
+        assert!(size_of::<Entry>() <= 96, "{}", size_of::<Entry>());
+    }
+}

@@ -1,0 +1,491 @@
+//! Denials that are answered from memory: the same as Redis's own, counted like them, void when they
+//! should be; and how few calls a flood costs. The limiter alone, then a real Redis and real binaries;
+//! without a `redis-server` those tests say that they are skipped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test stops at the first surprise, and ends"
+)]
+
+#[path = "support/redis.rs"]
+mod redis;
+mod support;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use tollgate::clock::{Clock, monotonic};
+use tollgate::config::url;
+use tollgate::limiter::check::{Limits, State, States, check, peek};
+use tollgate::limiter::decision::{Decision, LimitStatus, Verdict};
+use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
+use tollgate::limiter::refund::Grant;
+use tollgate::limiter::time::{Micros, Timestamp};
+use tollgate::policy::identity::Identity;
+use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
+use tollgate::store::deny::{DenyCache, ENTRIES_MAX, Known, LIFE_MAX, Ticket};
+use tollgate::store::memory::MemoryStore;
+use tollgate::store::redis::settings::RedisSettings;
+use tollgate::store::redis::{RedisShared, RedisStore};
+use tollgate::store::{Backend, Checked};
+
+use redis::{RedisServer, Reply};
+use support::{Client, Start, Tollgate, wait_until};
+
+const KEYS: [&str; 3] = ["i", "e:reports", "e:search"];
+const START_US: u64 = 1_700_000_000_123_456;
+const MS: u64 = 1_000;
+
+fn plan(user: &str, cost: u32, scopes: &[Limits]) -> Plan<'static> {
+    let mut plan = Plan::new(Identity::User(user.into()), TierId(0), TierSource::Default);
+    plan.cost = cost;
+    for (index, (key, limits)) in KEYS.iter().zip(scopes).enumerate() {
+        plan.push(Scope { rule: None, key, key_hash: index as u64, limits: *limits });
+    }
+    plan
+}
+
+fn set(second: Option<(u32, u32)>, minute: u32, hour: u32) -> LimitSet {
+    let second = second.map(|(rate, burst)| Bucket {
+        rate: NonZeroU32::new(rate).unwrap(),
+        burst: NonZeroU32::new(burst).unwrap(),
+    });
+    LimitSet {
+        second,
+        minute: NonZeroU32::new(minute),
+        hour: NonZeroU32::new(hour),
+        ..LimitSet::default()
+    }
+}
+
+fn enforced(set: LimitSet) -> Limits {
+    Limits { set, mode: Mode::Enforce }
+}
+
+#[derive(Clone, Default)]
+struct Pure([State; KEYS.len()]);
+
+impl States for Pure {
+    fn state(&mut self, index: usize) -> &mut State {
+        &mut self.0[index]
+    }
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let second = prop::option::weighted(0.7, (1..20_u32, 1..12_u32));
+    let mode = prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)];
+    (second, 0..20_u32, 0..40_u32, mode)
+        .prop_filter("a scope has limits", |(second, minute, hour, _)| {
+            second.is_some() || *minute + *hour > 0
+        })
+        .prop_map(|(second, minute, hour, mode)| Limits { set: set(second, minute, hour), mode })
+}
+
+/// What happens at a time, in a world of one replica and one Redis.
+enum Event {
+    Asks(usize),
+    IsEvaluated(usize, Ticket),
+    IsAnswered(usize, Ticket, Box<Decision>),
+}
+
+#[derive(Clone, Debug)]
+struct Request {
+    gap: u64,
+    there: u64,
+    back: u64,
+    who: usize,
+    cost: u32,
+    has_rules: bool,
+}
+
+fn requests() -> impl Strategy<Value = Vec<Request>> {
+    let gap = prop_oneof![4 => 0..2 * MS, 6 => 0..300 * MS, 2 => 0..3_000 * MS,
+        1 => 0..70_000 * MS];
+    let way = || prop_oneof![6 => 0..2 * MS, 1 => 0..400 * MS];
+    let request = (gap, way(), way(), 0..3_usize, 1..4_u32, any::<bool>());
+    let request = request.prop_map(|(gap, there, back, who, cost, has_rules)| Request {
+        gap,
+        there,
+        back,
+        who,
+        cost,
+        has_rules,
+    });
+    prop::collection::vec(request, 1..200)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Requests are on their way to and from Redis beside each other. A denial changes no state, so
+    /// that it is enough that each one from memory is one that the limiter would make then.
+    #[test]
+    fn who_is_denied_from_memory_would_be_by_the_limiter(
+        scopes in prop::collection::vec(limits(), 1..=KEYS.len()),
+        mut requests in requests(),
+        are_alike in any::<bool>(),
+    ) {
+        if are_alike {
+            requests.iter_mut().for_each(|it| (it.cost, it.has_rules) = (2, true));
+        }
+        let base = monotonic();
+        let (cache, mut states) = (DenyCache::new(base), vec![Pure::default(); 3]);
+        let instant = |at: u64| base + Duration::from_micros(at);
+        let time = |at: u64| Timestamp::from_micros(START_US + at);
+        let mut events: BTreeMap<(u64, usize), Event> = BTreeMap::new();
+        let mut number = 0;
+        let mut later = |events: &mut BTreeMap<_, _>, at: u64, event| {
+            number += 1;
+            events.insert((at, number), event);
+        };
+        let mut at = 0;
+        for (index, request) in requests.iter().enumerate() {
+            at += request.gap;
+            later(&mut events, at, Event::Asks(index));
+        }
+        let limits = |it: &Request| if it.has_rules { &scopes[..] } else { &scopes[..1] };
+        let mut hits = 0;
+        while let Some(((at, _), event)) = events.pop_first() {
+            let (Event::Asks(index) | Event::IsEvaluated(index, _)
+                | Event::IsAnswered(index, ..)) = &event;
+            let request = &requests[*index];
+            let plan = plan(&request.who.to_string(), request.cost, limits(request));
+            match event {
+                Event::Asks(index) => match cache.look(&plan, instant(at)) {
+                    Known::Nothing(ticket) => {
+                        later(&mut events, at + request.there, Event::IsEvaluated(index, ticket));
+                    }
+                    Known::Denied(found) => {
+                        hits += 1;
+                        let states = &mut states[request.who];
+                        let exact = peek(states, limits(request), request.cost, time(at));
+                        prop_assert_eq!(found.verdict, exact.verdict);
+                        let (shown, expected) = (found.shown().unwrap(), exact.shown().unwrap());
+                        if shown.wait < Micros::NEVER {
+                            let reset = shown.whole_at.as_secs_ceil();
+                            let seconds = found.now.as_micros() / 1_000_000;
+                            prop_assert!(found.retry_after().unwrap() <= reset - seconds);
+                        }
+                        // Later than it need be by no more than Redis's answer took.
+                        let (wait, least) = (shown.wait.as_micros(), expected.wait.as_micros());
+                        prop_assert!(wait <= least + 400 * MS, "{wait} for {least}");
+                        if !are_alike {
+                            // Cheaper requests may have passed since, and made the wait longer.
+                            continue;
+                        }
+                        prop_assert!(wait >= least, "{wait} for {least}");
+                        for (found, exact) in found.statuses().iter().zip(exact.statuses()) {
+                            let limit = |it: &LimitStatus| (it.scope, it.period, it.mode, it.limit);
+                            prop_assert_eq!(limit(found), limit(exact));
+                            prop_assert!(found.remaining <= exact.remaining);
+                            // What is whole already is whole at whatever time it is.
+                            let is_whole = exact.whole_at <= time(at);
+                            prop_assert!(is_whole || found.whole_at >= exact.whole_at);
+                        }
+                    }
+                },
+                Event::IsEvaluated(index, ticket) => {
+                    let states = &mut states[request.who];
+                    let decision = check(states, limits(request), request.cost, time(at));
+                    let answer = Event::IsAnswered(index, ticket, Box::new(decision));
+                    later(&mut events, at + request.back, answer);
+                }
+                Event::IsAnswered(_, ticket, decision) => {
+                    cache.note(&ticket, &plan, &decision, instant(at));
+                }
+            }
+        }
+        prop_assert_eq!(cache.hits(), hits);
+    }
+}
+
+/// A denial by `scopes` of which `decision` says so at `now`.
+fn deny(cache: &DenyCache, plan: &Plan<'_>, wait: Duration, now: Instant) {
+    let Known::Nothing(ticket) = cache.look(plan, now) else { panic!("known already") };
+    let limits: Vec<Limits> = plan.scopes().map(|scope| scope.limits).collect();
+    let mut states = Pure::default();
+    let at = |micros: u128| Timestamp::from_micros(START_US + u64::try_from(micros).unwrap());
+    while check(&mut states, &limits, plan.cost, at(0)).verdict == Verdict::Allow {}
+    let whole = check(&mut states, &limits, plan.cost, at(0)).shown().unwrap().wait;
+    let decision = check(
+        &mut states,
+        &limits,
+        plan.cost,
+        at(u128::from(whole.as_micros()) - wait.as_micros()),
+    );
+    assert_eq!(decision.verdict, Verdict::Deny);
+    cache.note(&ticket, plan, &decision, now);
+}
+
+fn is_known(cache: &DenyCache, plan: &Plan<'_>, now: Instant) -> bool {
+    matches!(cache.look(plan, now), Known::Denied(_))
+}
+
+#[test]
+fn a_denial_is_known_until_its_wait_is_over_and_for_a_second_at_most() {
+    let start = monotonic();
+    let cache = DenyCache::new(start);
+    let minute = [enforced(set(None, 10, 0))];
+    for (user, wait, lives) in [
+        ("short", Duration::from_millis(30), Duration::from_millis(30)),
+        ("long", Duration::from_secs(40), LIFE_MAX),
+    ] {
+        let plan = plan(user, 1, &minute);
+        deny(&cache, &plan, wait, start);
+        assert!(is_known(&cache, &plan, start));
+        assert!(is_known(&cache, &plan, start + lives - Duration::from_micros(1)));
+        assert!(!is_known(&cache, &plan, start + lives));
+        assert!(cache.is_empty(), "what is over is freed when it is met");
+    }
+    assert_eq!(cache.hits(), 4);
+}
+
+#[test]
+fn another_cost_identity_or_limit_is_another_request() {
+    let now = monotonic();
+    let cache = DenyCache::new(now);
+    let limits = |minute| [enforced(set(None, minute, 0))];
+    deny(&cache, &plan("a", 2, &limits(10)), Duration::from_secs(9), now);
+    assert!(is_known(&cache, &plan("a", 2, &limits(10)), now));
+    assert!(!is_known(&cache, &plan("a", 1, &limits(10)), now), "a smaller cost may pass");
+    assert!(!is_known(&cache, &plan("b", 2, &limits(10)), now));
+    assert!(!is_known(&cache, &plan("a", 2, &limits(11)), now), "a reload has raised it");
+    let with_rule = [limits(10)[0], enforced(set(None, 5, 0))];
+    assert!(!is_known(&cache, &plan("a", 2, &with_rule), now));
+}
+
+#[test]
+fn what_is_void_is_not_known_nor_noted_by_who_asked_before() {
+    let now = monotonic();
+    let cache = DenyCache::new(now);
+    let plans = ["a", "b"].map(|user| plan(user, 1, &[enforced(set(None, 10, 0))]));
+    let wait = Duration::from_secs(9);
+    let [a, b] = &plans;
+
+    deny(&cache, a, wait, now);
+    let Known::Nothing(before) = cache.look(b, now) else { panic!() };
+    cache.forget();
+    assert!(!is_known(&cache, a, now));
+    let mut late = Decision::new(Verdict::Deny, Timestamp::from_micros(START_US));
+    let mut states = Pure::default();
+    let limits = [enforced(set(None, 10, 0))];
+    while late.statuses().is_empty() {
+        let decision = check(&mut states, &limits, 1, late.now);
+        if decision.verdict == Verdict::Deny {
+            late = decision;
+        }
+    }
+    cache.note(&before, b, &late, now);
+    assert!(!is_known(&cache, b, now), "asked before, answered after");
+
+    deny(&cache, a, wait, now);
+    cache.given_back(&a.identity);
+    assert!(!is_known(&cache, a, now));
+}
+
+#[test]
+fn the_cache_is_bounded_and_what_is_over_is_swept() {
+    let now = monotonic();
+    let cache = DenyCache::new(now);
+    let limits = [enforced(set(None, 1, 0))];
+    for user in 0..ENTRIES_MAX + ENTRIES_MAX / 4 {
+        let plan = plan(&user.to_string(), 1, &limits);
+        if let Known::Nothing(_) = cache.look(&plan, now) {
+            deny(&cache, &plan, Duration::from_secs(30), now);
+        }
+    }
+    let held = cache.len();
+    assert!((ENTRIES_MAX / 2..=ENTRIES_MAX).contains(&held), "{held}");
+    for shard in 0..cache.shards() {
+        cache.sweep(shard, now);
+    }
+    assert_eq!(cache.len(), held, "they still hold");
+    for shard in 0..cache.shards() {
+        cache.sweep(shard, now + LIFE_MAX);
+    }
+    assert!(cache.is_empty());
+}
+
+// ------------------------------------------------------------------------------- with a real Redis
+
+/// Calls of the script so far.
+fn calls(server: &RedisServer) -> u64 {
+    let Reply::Text(text) = server.words("INFO commandstats") else { panic!("no INFO") };
+    let text = String::from_utf8(text).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+async fn connect(server: &RedisServer) -> RedisStore {
+    let mut settings = RedisSettings::new(url::redis(&server.url()).unwrap().target());
+    settings.timeout = Duration::from_secs(20);
+    let shared = Arc::new(RedisShared::new(settings, Arc::new(MemoryStore::new(1_000))));
+    let store = RedisStore::connect(shared);
+    assert!(store.wait_connected(Duration::from_secs(20)).await, "no connection");
+    store
+}
+
+async fn decided(store: &RedisStore, plan: &Plan<'_>) -> (Verdict, Backend, Decision) {
+    match store.check(plan, Clock::System.now()).await {
+        Checked::Decided { decision, backend } => (decision.verdict, backend, decision),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_was_given_back_here_can_be_used_here_at_once() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let store = connect(&server).await;
+    let plan = plan("42", 1, &[enforced(set(None, 0, 1))]);
+    let (verdict, _, granted) = decided(&store, &plan).await;
+    assert_eq!(verdict, Verdict::Allow);
+    let (_, backend, asked) = decided(&store, &plan).await;
+    assert_eq!((asked.verdict, backend), (Verdict::Deny, Backend::Redis));
+    let before = calls(&server);
+    let (_, backend, known) = decided(&store, &plan).await;
+    assert_eq!((known.verdict, backend), (Verdict::Deny, Backend::Cache));
+    assert_eq!(calls(&server), before);
+    assert!(known.now >= asked.now, "the time goes on");
+    let waits = [&asked, &known].map(|it| it.now.plus(it.shown().unwrap().wait));
+    assert_eq!(waits[0], waits[1], "and the wait ends when it did");
+    store.refund_in_redis(&plan, &Grant::new(&granted, 1)).await.unwrap();
+    assert_eq!(decided(&store, &plan).await.0, Verdict::Allow);
+}
+
+/// So many requests on as many connections, each as soon as the one before is answered: statuses.
+fn flood(tollgate: &Tollgate, connections: usize, each: usize) -> BTreeMap<u16, u64> {
+    let address = tollgate.data;
+    let flooding: Vec<_> = (0..connections)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let mut client = Client::connect(address);
+                let mut seen = BTreeMap::new();
+                for _ in 0..each {
+                    *seen.entry(client.get("/").status).or_insert(0) += 1;
+                }
+                seen
+            })
+        })
+        .collect();
+    let mut all = BTreeMap::new();
+    for statuses in flooding {
+        for (status, count) in statuses.join().unwrap() {
+            *all.entry(status).or_insert(0) += count;
+        }
+    }
+    all
+}
+
+fn start(backend: &support::Backend, server: &RedisServer, tiers: &str) -> Tollgate {
+    let config = format!(
+        "store: {{ redis: {{ url: '{}', timeout: 10s }} }}
+server: {{ workers: 2, trusted_proxies: [127.0.0.0/8] }}
+log: {{ access: stdout }}
+",
+        server.url()
+    );
+    Start::default().upstream(backend.address).config(&config).tiers(tiers).run()
+}
+
+#[test]
+fn a_flood_costs_redis_one_call_in_a_hundred_refusals_and_all_are_counted() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let backend = support::Backend::ok();
+    let tiers =
+        "default_tier: free\ntiers:\n  free: { per_second: 500, burst: 500, per_minute: 20 }\n";
+    let tollgate = start(&backend, &server, tiers);
+    let before = calls(&server);
+    let statuses = flood(&tollgate, 4, 2_000);
+    let asked = calls(&server) - before;
+    let (allowed, denied) = (statuses[&200], statuses[&429]);
+    println!("{denied} refused, {allowed} let through, {asked} calls of Redis");
+    assert_eq!((allowed, allowed + denied), (20, 8_000), "{statuses:?}");
+    assert!(asked - allowed <= denied / 100, "{asked} calls for {denied} refusals");
+
+    let metric = |series: &str| tollgate.metric(series) as u64;
+    let of = "endpoint=\"other\",identifier_type=\"ip\",tier=\"free\"";
+    wait_until("all are counted", || {
+        metric("tollgate_usage_denied_total{tier=\"free\"}") == denied
+    });
+    let page = tollgate.admin("/metrics").text();
+    let sum = |name: &str, label: &str| -> u64 {
+        let lines = page.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
+    };
+    assert_eq!(sum("rate_limit_blocks_total{", "tier=\"free\""), denied, "{of}");
+    assert_eq!(sum("rate_limit_hits_total{", "tier=\"free\""), 8_000);
+    let window = "tollgate_limit_decisions_total{rule=\"tier\",window=\"minute\"";
+    assert_eq!(sum(window, "decision=\"block\""), denied);
+    assert_eq!(sum(window, "decision=\"allow\""), 20);
+    let (hits, denials) = (
+        metric("tollgate_deny_cache_hits_total"),
+        sum("tollgate_limiter_duration_seconds_count{", "cache"),
+    );
+    assert_eq!(
+        (hits, hits),
+        (denials, denied + allowed - sum("tollgate_redis_duration_seconds_count", ""))
+    );
+    let head = format!("GET /api/v1/top?by=blocked HTTP/1.1\r\nHost: {}\r\n\r\n", tollgate.admin);
+    let top = Client::connect(tollgate.admin).send(head).answer().text();
+    assert!(top.contains(&format!("\"count\":{denied}")), "{top}");
+    wait_until("each has its line", || {
+        tollgate.log().matches("\"status\":429").count() as u64 == denied
+    });
+}
+
+#[test]
+fn a_reset_on_one_replica_frees_the_identity_on_the_other() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let backend = support::Backend::ok();
+    let tiers = "default_tier: free\ntiers:\n  free: { per_minute: 1 }\n";
+    let replicas = [start(&backend, &server, tiers), start(&backend, &server, tiers)];
+    let mut least = Duration::MAX;
+    for address in ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"] {
+        let ask = |client: &mut Client| {
+            let head = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {address}\r\n\r\n");
+            client.send(head).answer().status
+        };
+        let mut clients = replicas.each_ref().map(Tollgate::connect);
+        assert_eq!(ask(&mut clients[0]), 200);
+        assert_eq!([ask(&mut clients[0]), ask(&mut clients[1])], [429, 429]);
+        let reset = format!(
+            "DELETE /api/v1/identities/ip:{address} HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n\r\n",
+            replicas[0].admin
+        );
+        let answer = Client::connect(replicas[0].admin).send(reset).answer_to("DELETE");
+        assert_eq!(answer.status, 204, "{}", answer.text());
+        // A denial that is new, so that only the reset can make it void this soon.
+        let started = monotonic();
+        wait_until("the other replica knows", || ask(&mut clients[1]) == 200);
+        least = least.min(started.elapsed());
+    }
+    println!("known on the other replica after {least:?} at best");
+    assert!(least < LIFE_MAX / 2, "{least:?}: nothing but the end of its life freed it");
+}
+
+/// `tests/long.sh flood`.
+#[test]
+#[ignore = "ten seconds of ten thousand requests a second"]
+fn ten_thousand_a_second() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let backend = support::Backend::ok();
+    let tiers = "default_tier: free\ntiers:\n  free: { per_second: 5, burst: 10, per_minute: 100, per_hour: 1000 }\n";
+    let tollgate = start(&backend, &server, tiers);
+    let (before, started) = (calls(&server), monotonic());
+    let statuses = flood(&tollgate, 16, 10_000);
+    let (asked, took) = (calls(&server) - before, started.elapsed());
+    let (allowed, denied) = (statuses[&200], statuses[&429]);
+    let share = (asked - allowed) as f64 / denied as f64;
+    println!(
+        "{:.0} requests a second for {took:?}: {denied} refused, {allowed} let through, {asked} calls \
+         of Redis, {:.3} % of the refused",
+        (allowed + denied) as f64 / took.as_secs_f64(),
+        share * 100.0
+    );
+    assert!(share <= 0.01);
+}
