@@ -10,6 +10,7 @@ use tollgate::config::compile::{ResetForm, Settings};
 use tollgate::config::compile_upstream::UpstreamNeed;
 use tollgate::config::load::{LoadRequest, Loaded, Overrides, load};
 use tollgate::config::report::ConfigErrors;
+use tollgate::config::url;
 use tollgate::config::value::Redacted;
 use tollgate::limiter::quota::Mode;
 use tollgate::policy::compiled::FailureMode;
@@ -201,6 +202,22 @@ fn the_shipped_files_load_cleanly_and_hold_the_defaults() {
     assert_eq!(loaded.settings, minimal.settings, "tollgate.yaml shows another default");
     let replicas = files("config/replicas.yaml", None);
     assert!(replicas.settings.redis.is_some());
+    // Each of the forms that are shown can be read.
+    let text = std::fs::read_to_string(repository("config/redis-forms.yaml")).unwrap();
+    let urls = text
+        .lines()
+        .filter_map(|line| line.trim_start_matches([' ', '#']).strip_prefix("url: redis"));
+    let forms: Vec<bool> = urls
+        .map(|rest| {
+            let url = format!("redis{rest}")
+                .replace("${REDIS_PASSWORD:-}", "pw")
+                .replace("${REDIS_PASSWORD}", "pw");
+            let read = url::redis_without_trust(&url)
+                .unwrap_or_else(|it| panic!("{url}: {}", it.message()));
+            matches!(read.form, Form::Single(_))
+        })
+        .collect();
+    assert_eq!(forms, [true, true, true, false, false]);
     // What the shipped file shows commented out is written as it would be read.
     let text = std::fs::read_to_string(repository("config/tollgate.yaml")).unwrap();
     let shown: String = text

@@ -223,7 +223,7 @@ fn tls_trusts_the_authority_it_was_given_and_shows_its_certificate() {
             other.metric("circuit_breaker_state{service=\"redis\"}") == 2.0
         });
         assert_eq!(ask(&other, &caller(0)), 200);
-        assert!(other.log().contains(&format!("{url}")), "{}", other.log());
+        assert!(other.log().contains(&url), "{}", other.log());
     }
 }
 
