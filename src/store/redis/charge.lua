@@ -11,7 +11,7 @@
 -- ARGV[3]  'charge'
 -- Reply    packed: u32 sequence number; u8 0, or 2 where it came too late; f64 now in us.
 
-if #ARGV == 3 then
+if ARGV[3] == 'charge' then
   local call, pack, unpack = redis.call, struct.pack, struct.unpack
   local seq, before, rate, units, level, of_minute = unpack('<I4dI4ddB', ARGV[1])
   local time = call('TIME')

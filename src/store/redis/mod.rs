@@ -27,6 +27,7 @@ use crate::clock::monotonic;
 use crate::health::breaker::{BreakerSettings, Outcome, jitter};
 use crate::health::shared_breaker::SharedBreaker;
 use crate::health::tasks::watched;
+use crate::limiter::check::lease::{Leased, Wish};
 use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::share::Alone;
@@ -34,15 +35,16 @@ use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
 use crate::policy::compiled::FailureMode;
 use crate::policy::plan::Plan;
+use crate::redis::servers::AbortOnDrop;
 
 use super::deny::{DenyCache, Known};
 use super::failover::decide_without;
 use super::memory::MemoryStore;
 use super::share::{ShareStore, Target};
 use super::{Backend, Checked};
-use codec::{Call, Ticket};
+use codec::{Call, ReplyError, Ticket};
 use error::CheckError;
-use link::{AbortOnDrop, Link, Unanswered};
+use link::{Late, Link, Unanswered};
 use outage::Outage;
 use recovery::Unsettled;
 use replicas::Replicas;
@@ -68,6 +70,9 @@ pub struct RedisShared {
     stores: AtomicUsize,
     /// Those of them that have a connection.
     connected: AtomicUsize,
+    /// Those that lack one to some of several servers.
+    parted: AtomicUsize,
+    is_parted_told: AtomicBool,
     /// When it was last tried whether it can be written to, and whether it could.
     write_check: Mutex<Option<Instant>>,
     is_writable: AtomicBool,
@@ -88,6 +93,8 @@ impl RedisShared {
             script: OnceLock::new(),
             stores: AtomicUsize::new(0),
             connected: AtomicUsize::new(0),
+            parted: AtomicUsize::new(0),
+            is_parted_told: AtomicBool::new(false),
             write_check: Mutex::default(),
             is_writable: AtomicBool::new(true),
         }
@@ -157,10 +164,12 @@ impl RedisShared {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Whether every worker has one. One without decides by the failure mode.
+    /// Whether every worker has one, to every server that is needed. One without decides by the
+    /// failure mode.
     pub fn is_connected(&self) -> bool {
         let connected = self.connected();
-        connected > 0 && connected >= self.stores.load(Ordering::Relaxed)
+        let is_parted = self.parted.load(Ordering::Relaxed) > 0;
+        connected > 0 && connected >= self.stores.load(Ordering::Relaxed) && !is_parted
     }
 
     /// Whether the last check of whether it can be written to was good, or none was made yet: a
@@ -200,9 +209,10 @@ impl RedisShared {
     }
 
     /// Counts a failure towards the breaker. A full queue is not one: it follows from those that
-    /// are. Nor is the missing connection of one worker while others have theirs.
+    /// are. Nor is the missing connection of one worker while others have theirs, or what one of
+    /// several servers does.
     fn count_against(&self, error: &CheckError) {
-        let is_own = error.kind == RedisErrorKind::Io && self.connected() > 0;
+        let is_own = (error.kind == RedisErrorKind::Io || error.of_part) && self.connected() > 0;
         if error.kind == RedisErrorKind::Overload || is_own {
             return;
         }
@@ -215,6 +225,25 @@ impl RedisShared {
                 error = %error,
                 "redis is unavailable, requests are decided without it"
             );
+        }
+    }
+
+    /// One more worker, or one less, lacks the connection to one of several servers.
+    fn note_parted(&self, is_parted: bool) {
+        let server = &self.settings.target;
+        if is_parted {
+            // All were there before: until then there is nothing to tell of.
+            if self.parted.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.is_parted_told.store(true, Ordering::Relaxed);
+                tracing::warn!(
+                    %server,
+                    "a server of the redis cluster is away, its identities are decided without it"
+                );
+            }
+        } else if self.parted.fetch_sub(1, Ordering::Relaxed) == 1
+            && self.is_parted_told.swap(false, Ordering::Relaxed)
+        {
+            tracing::info!(%server, "all servers of the redis cluster are there");
         }
     }
 
@@ -237,7 +266,7 @@ impl RedisShared {
 #[derive(Debug)]
 pub struct RedisStore {
     link: Arc<Link>,
-    _tasks: [AbortOnDrop; 3],
+    _tasks: [AbortOnDrop; 2],
 }
 
 impl RedisStore {
@@ -294,7 +323,7 @@ impl RedisStore {
             }
             Known::Nothing(ticket) => ticket,
         };
-        match self.ask(plan, None).await {
+        match self.ask_for(plan, None).await {
             Ok(decision) => {
                 if decision.verdict == Verdict::Deny {
                     shared.denials.note(&known, plan, &decision, monotonic());
@@ -304,16 +333,18 @@ impl RedisStore {
                 }
                 Checked::Decided { decision, backend: Backend::Redis }
             }
-            Err((Unanswered { error, late }, call)) => {
-                let checked = shared.decide_without(plan, now, Reason::Failed(error.kind));
-                self.settle(plan, &checked, call, late);
+            Err(unsaid) => {
+                let reason = Reason::Failed(unsaid.error.kind);
+                let checked = shared.decide_without(plan, now, reason);
+                self.settle(plan, &checked, unsaid);
                 checked
             }
         }
     }
 
     /// Has an answer waited for that did not come in time, for a request that was decided otherwise.
-    fn settle(&self, plan: &Plan<'_>, checked: &Checked, call: Asked, late: Option<link::Late>) {
+    fn settle(&self, plan: &Plan<'_>, checked: &Checked, unsaid: Unsaid) {
+        let Unsaid { late, keys, ticket, .. } = unsaid;
         let target = Target::new(&self.shared().share, plan);
         let passed = match checked {
             Checked::Decided { decision, .. } => decision.verdict == Verdict::Allow,
@@ -329,7 +360,6 @@ impl RedisStore {
         if late.is_none() && decided.is_none() {
             return;
         }
-        let Asked { keys, ticket } = call;
         let unsettled = Unsettled { decided, passed, keys, ticket, target, late };
         let settled = Arc::clone(&self.link).settle(unsettled);
         tokio::spawn(watched(TaskType::Redis, settled));
@@ -345,44 +375,56 @@ impl RedisStore {
         plan: &Plan<'_>,
         now: Option<Timestamp>,
     ) -> Result<Decision, CheckError> {
-        self.ask(plan, now).await.map_err(|(Unanswered { error, late }, _)| {
-            if let Some(late) = late {
-                tokio::spawn(watched(TaskType::Redis, async move { _ = late.await }));
-            }
-            error
-        })
+        self.ask_for(plan, now).await.map_err(Unsaid::give_up)
     }
 
-    async fn ask(
+    /// The same, and for a lease of the plan's one scope.
+    ///
+    /// # Errors
+    /// No decision, and why. After a timeout or a lost connection it may have been charged, with the
+    /// lease.
+    pub async fn lease(
         &self,
         plan: &Plan<'_>,
+        wish: &Wish,
         now: Option<Timestamp>,
-    ) -> Result<Decision, (Unanswered, Asked)> {
+    ) -> Result<Leased, CheckError> {
+        let names = &self.shared().settings.names;
+        let call = Call::lease(names, plan, wish, now, self.link.next_sequence());
+        let asked = self.ask(call, |ticket, reply| ticket.decode_lease(plan, reply));
+        asked.await.map_err(Unsaid::give_up)
+    }
+
+    async fn ask_for(&self, plan: &Plan<'_>, now: Option<Timestamp>) -> Result<Decision, Unsaid> {
         let shared = self.shared();
-        let settings = &shared.settings;
-        let mut call = Call::new(&settings.names, plan, now, self.link.next_sequence());
-        if now.is_none() {
-            call = call.before(shared.outage.too_late(settings.timeout));
+        let names = &shared.settings.names;
+        let call = Call::new(names, plan, now, self.link.next_sequence());
+        if now.is_some() {
+            return self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await;
         }
-        let asked = Asked { keys: call.keys.clone(), ticket: call.ticket };
-        let result = match self.link.ask(call, settings.timeout).await {
-            Ok(reply) => {
-                let reply = reply.as_bytes().unwrap_or_default();
-                let decoded = asked.ticket.decode(plan, reply);
-                decoded.map_err(|error| self.link.distrust(&error).into())
-            }
+        let call = call.before(shared.outage.too_late(shared.settings.timeout));
+        let decision = self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await?;
+        shared.hear(decision.now);
+        Ok(decision)
+    }
+
+    async fn ask<T>(
+        &self,
+        call: Call,
+        decode: impl FnOnce(&Ticket, &[u8]) -> Result<T, ReplyError>,
+    ) -> Result<T, Unsaid> {
+        let shared = self.shared();
+        let (keys, ticket) = (call.keys.clone(), call.ticket);
+        let result = match self.link.ask(call, shared.settings.timeout).await {
+            Ok(reply) => decode(&ticket, reply.as_bytes().unwrap_or_default())
+                .map_err(|error| self.link.distrust(&error).into()),
             Err(unanswered) => Err(unanswered),
         };
         match &result {
-            Ok(decision) => {
-                if now.is_none() {
-                    shared.hear(decision.now);
-                }
-                shared.note_good();
-            }
+            Ok(_) => shared.note_good(),
             Err(Unanswered { error, .. }) => shared.note_bad(error),
         }
-        result.map_err(|unanswered| (unanswered, asked))
+        result.map_err(|Unanswered { error, late }| Unsaid { error, late, keys, ticket })
     }
 
     /// What a check of the plan would come to; charges nothing. Says nothing of Redis that checks will
@@ -426,7 +468,8 @@ impl RedisStore {
         }
         // What decides meanwhile knows nothing of this charge.
         if shared.breaker.is_closed() && plan.scopes().next().is_some() {
-            tokio::spawn(watched(TaskType::Redis, self.refund_in_redis(plan, grant)));
+            let grant = grant.clone().beside_leases();
+            tokio::spawn(watched(TaskType::Redis, self.refund_in_redis(plan, &grant)));
         }
         None
     }
@@ -455,15 +498,27 @@ impl RedisStore {
     }
 }
 
-/// What is left of a call that was not answered in time.
-struct Asked {
+/// What is left of a check that was not answered in time, or not as it has to be.
+struct Unsaid {
+    error: CheckError,
+    late: Option<Late>,
     keys: Vec<Bytes>,
     ticket: Ticket,
 }
 
+impl Unsaid {
+    /// What may come of it yet is of no matter, but that it keeps its place until then.
+    fn give_up(self) -> CheckError {
+        if let Some(late) = self.late {
+            tokio::spawn(watched(TaskType::Redis, async move { _ = late.await }));
+        }
+        self.error
+    }
+}
+
 impl Drop for RedisStore {
     fn drop(&mut self) {
-        self.link.set_up(false);
+        self.link.close();
         self.shared().stores.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -17,6 +17,7 @@ use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{RedisErrorKind, TaskType};
+use crate::redis::servers::Node;
 use crate::store::share::{Cursor, Owed, Target};
 
 use super::codec::{Call, Ticket};
@@ -66,9 +67,13 @@ impl Link {
         }
     }
 
-    /// The first words over a new connection: whether it leads to the Redis that is known.
-    pub async fn greet(&self) {
-        match self.beat(self.shared().outage.is_apart(), Timestamp::EPOCH).await {
+    /// The first words over a new connection: whether it leads to the Redis that is known. Of
+    /// several servers one alone knows that.
+    pub async fn recognise(&self, node: &Node) {
+        if self.is_of_parts() {
+            return self.shared().replicas.beat_soon();
+        }
+        match self.beat_over(node, self.shared().outage.is_apart()).await {
             Ok(seen) => self.note_beat(&seen),
             Err(_) => self.shared().replicas.beat_soon(),
         }

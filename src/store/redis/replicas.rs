@@ -9,12 +9,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fred::bytes::Bytes;
+use fred::interfaces::LuaInterface;
 use fred::types::Value;
+use fred::util::static_str;
 use parking_lot::Mutex;
+use tokio::time::timeout;
 
 use crate::health::breaker::jitter;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::RedisErrorKind;
+use crate::redis::servers::Node;
 
 use super::error::CheckError;
 use super::link::Link;
@@ -116,22 +120,37 @@ impl Link {
     /// Tells Redis that this replica is there, unless `only_looks`, and asks for the others: those
     /// heard of since `since` apart.
     pub async fn beat(&self, only_looks: bool, since: Timestamp) -> Result<Seen, CheckError> {
+        let (keys, arguments) = self.words(only_looks, since);
+        self.heard(self.eval(SCRIPT, keys, arguments, BUDGET).await?)
+    }
+
+    /// The same over a connection that is not in use yet.
+    pub async fn beat_over(&self, node: &Node, only_looks: bool) -> Result<Seen, CheckError> {
+        let (keys, arguments) = self.words(only_looks, Timestamp::EPOCH);
+        let arguments: Vec<Value> = arguments.into_iter().map(Value::Bytes).collect();
+        let asked = node.client().eval::<Value, _, _, _>(static_str(SCRIPT), keys, arguments);
+        let late = || CheckError::new(RedisErrorKind::Timeout, "no answer within the budget");
+        self.heard(timeout(BUDGET, asked).await.map_err(|_| late())??)
+    }
+
+    fn words(&self, only_looks: bool, since: Timestamp) -> (Vec<Bytes>, Vec<Bytes>) {
         let shared = self.shared();
-        let keys = shared.settings().names.replicas().to_vec();
-        let name = &shared.replicas.name;
+        let name = if only_looks { "" } else { &shared.replicas.name };
         let number = |number: u64| Bytes::from(number.to_string());
         let arguments = vec![
-            if only_looks { Bytes::new() } else { Bytes::from(name.clone()) },
+            Bytes::copy_from_slice(name.as_bytes()),
             Bytes::from(random_name()),
             number(since.as_micros() / 1_000),
             number(COUNTED_MS),
             number(NAME_KEPT_MS),
         ];
-        let seen = seen(self.eval_anyway(SCRIPT, keys, arguments, BUDGET).await?);
-        let odd =
-            || CheckError::new(RedisErrorKind::Protocol, "a reply that the script does not give");
-        let seen = seen.ok_or_else(odd)?;
-        shared.hear(seen.now);
+        (shared.settings().names.replicas().to_vec(), arguments)
+    }
+
+    fn heard(&self, reply: Value) -> Result<Seen, CheckError> {
+        let odd = "a reply that the script does not give";
+        let seen = seen(reply).ok_or_else(|| CheckError::new(RedisErrorKind::Protocol, odd))?;
+        self.shared().hear(seen.now);
         Ok(seen)
     }
 }
