@@ -131,6 +131,38 @@ impl Cluster {
         format!("redis-cluster://{}?{}", address(&places[0]), nodes.join("&"))
     }
 
+    /// Announces to both that a slot goes from one server to another.
+    pub fn begin_move(&self, slot: usize, from: usize, to: usize) {
+        let id = |place: usize| text(&self.servers[place], "CLUSTER MYID");
+        ok(&self.servers[to], &format!("CLUSTER SETSLOT {slot} IMPORTING {}", id(from)));
+        ok(&self.servers[from], &format!("CLUSTER SETSLOT {slot} MIGRATING {}", id(to)));
+    }
+
+    /// Hands over the keys of a slot of which `wanted` says so.
+    pub fn move_keys(&self, slot: usize, from: usize, to: usize, wanted: impl Fn(&str) -> bool) {
+        let (from, to) = (&self.servers[from], self.servers[to].port());
+        let Reply::List(keys) = from.words(&format!("CLUSTER GETKEYSINSLOT {slot} 1000")) else {
+            panic!("no keys")
+        };
+        for key in keys {
+            let Reply::Text(key) = key else { panic!("{key:?} is no key") };
+            let key = String::from_utf8(key).unwrap();
+            if wanted(&key) {
+                // What has ended meanwhile is not there any more.
+                let reply = from.words(&format!("MIGRATE 127.0.0.1 {to} {key} 0 5000"));
+                assert!(matches!(&reply, Reply::Text(said) if said == b"OK" || said == b"NOKEY"));
+            }
+        }
+    }
+
+    /// Tells both that a slot has moved; the others hear of it from them.
+    pub fn end_move(&self, slot: usize, from: usize, to: usize) {
+        let id = text(&self.servers[to], "CLUSTER MYID");
+        for place in [to, from] {
+            ok(&self.servers[place], &format!("CLUSTER SETSLOT {slot} NODE {id}"));
+        }
+    }
+
     /// Which of the first primaries kept a slot when all began.
     pub fn first_keeper(&self, slot: usize) -> usize {
         (0..self.primaries).find(|index| slot < SLOTS * (index + 1) / self.primaries).unwrap()
@@ -144,7 +176,8 @@ pub struct Watched {
     password: Option<String>,
 }
 
-struct Sentinel {
+/// One sentinel.
+pub struct Sentinel {
     port: u16,
     child: Child,
     _directory: tempfile::TempDir,
@@ -242,6 +275,21 @@ impl Sentinel {
         let sentinel = Sentinel { port, child, _directory: directory };
         agreed("the sentinel answers", || sentinel.ask(own, &["PING"]).trim() == "PONG");
         sentinel
+    }
+
+    /// One that watches alone, speaks nothing but TLS, and is not waited for.
+    pub fn spawn_over_tls(of_port: &str, options: &[String]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let service = Watched::SERVICE;
+        let config = format!(
+            "bind 127.0.0.1\nport 0\ndir {}\nsentinel monitor {service} 127.0.0.1 {of_port} 1\n",
+            directory.path().display()
+        );
+        let path = directory.path().join("sentinel.conf");
+        std::fs::write(&path, config).unwrap();
+        let mut command = Command::new("redis-sentinel");
+        let child = command.arg(path).args(options).stdout(Stdio::null()).spawn().unwrap();
+        Sentinel { port: 0, child, _directory: directory }
     }
 
     fn ask(&self, password: Option<&str>, words: &[&str]) -> String {
