@@ -371,12 +371,62 @@ fn a_cluster_goes_on_without_one_of_its_primaries() {
     traffic.end_well();
     assert!(of_dead.iter().all(|caller| ask(&tollgate, caller) == 200));
     expect_ends(cluster.running());
+
+    // Back again, as a replica, and then in its old place because somebody says so.
+    cluster.servers[1].start();
+    agreed("it follows who stood in", || {
+        text(&cluster.servers[1], "INFO replication").contains("master_link_status:up")
+    });
+    let traffic = Traffic::of_all(&tollgate);
+    cluster.hand_over(1);
+    in_time(&tollgate, "a primary of a cluster that handed over", monotonic());
+    traffic.end_well();
+    expect_ends(cluster.running());
+}
+
+#[test]
+fn a_primary_that_stands_still_holds_nobody_up_but_its_own() {
+    let options = ["--cluster-require-full-coverage", "no"];
+    let Some(cluster) = Cluster::spawn(3, 0, &options) else { return };
+    let backend = Backend::ok();
+    let tollgate = start(&backend, &cluster.url(&[0]), "", WIDE);
+    wait_in_redis(&tollgate);
+    let keeper = |caller: &String| cluster.first_keeper(slot(&cluster.servers[0], &key_of(caller)));
+    let (of_stuck, of_others): (Vec<String>, Vec<String>) =
+        (0..CALLERS).map(caller).partition(|caller| keeper(caller) == 2);
+    cluster.servers[2].pause();
+    let traffic = Traffic::of(&tollgate, &of_stuck);
+    wait_until("it is not asked any more", || {
+        let asked = monotonic();
+        assert_eq!(ask(&tollgate, &of_stuck[0]), 200);
+        asked.elapsed() < Duration::from_millis(100)
+    });
+    traffic.end_well();
+    // Nobody else is decided without Redis, however long it takes.
+    let before = fallbacks(&tollgate);
+    for caller in of_others.iter().cycle().take(500) {
+        assert_eq!(ask(&tollgate, caller), 200);
+    }
+    assert_eq!(fallbacks(&tollgate), before, "{}", tollgate.log());
+    assert_eq!(tollgate.metric("circuit_breaker_state{service=\"redis\"}"), 0.0);
+    let health = tollgate.admin("/health").text();
+    assert!(health.contains("\"redis\":\"degraded\""), "{health}");
+    let traffic = Traffic::of_all(&tollgate);
+    cluster.servers[2].resume();
+    cluster.wait_whole();
+    in_time(&tollgate, "a primary that stood still", monotonic());
+    traffic.end_well();
+    wait_until("all is well", || {
+        tollgate.admin("/health").text().contains("\"redis\":\"healthy\"")
+    });
 }
 
 #[test]
 fn a_slot_is_handed_on_under_traffic_and_every_request_counts_once() {
     const LIMIT: usize = 1_500;
-    let Some(cluster) = Cluster::spawn(3, 0, &[]) else { return };
+    // Who hands over its last slot stays a primary.
+    let own = ["--cluster-allow-replica-migration", "no"];
+    let Some(cluster) = Cluster::spawn_with_spares(3, 0, 1, &own) else { return };
     let backend = Backend::ok();
     let tiers = format!("default_tier: free\ntiers:\n  free: {{ per_hour: {LIMIT} }}\n");
     let tollgate = start(&backend, &cluster.url(&[2, 1]), "", &tiers);
@@ -395,8 +445,8 @@ fn a_slot_is_handed_on_under_traffic_and_every_request_counts_once() {
         wait_until("more requests are decided", || decided() > so_far + 40.0);
     };
     let traffic = Traffic::of(&tollgate, &vec![moved.clone(); 4]);
-    for _ in 0..4 {
-        let to = (at + 1) % 3;
+    // The first goes to a server that nobody has asked for anything yet.
+    for to in [3, 0, 1, 2, 3].into_iter().filter(|to| *to != at).collect::<Vec<_>>() {
         cluster.begin_move(slot, at, to);
         some_more();
         cluster.move_keys(slot, at, to, |_| true);

@@ -49,7 +49,8 @@ pub fn slot(server: &RedisServer, key: &str) -> usize {
     }
 }
 
-/// A cluster: so many primaries, then their replicas, one for each of the first.
+/// A cluster: so many primaries, then their replicas, one for each of the first, then such as keep
+/// nothing.
 pub struct Cluster {
     pub servers: Vec<RedisServer>,
     primaries: usize,
@@ -58,8 +59,18 @@ pub struct Cluster {
 impl Cluster {
     /// Starts it and waits until all agree that it is whole.
     pub fn spawn(primaries: usize, replicas: usize, options: &[&str]) -> Option<Self> {
+        Self::spawn_with_spares(primaries, replicas, 0, options)
+    }
+
+    /// The same, with so many that keep nothing.
+    pub fn spawn_with_spares(
+        primaries: usize,
+        replicas: usize,
+        spares: usize,
+        options: &[&str],
+    ) -> Option<Self> {
         let mut servers = Vec::new();
-        for _ in 0..primaries + replicas {
+        for _ in 0..primaries + replicas + spares {
             let bus = free_port().to_string();
             let mut all = vec!["--cluster-enabled", "yes", "--cluster-port", &bus];
             all.extend(["--cluster-node-timeout", SILENCE_MS, "--repl-diskless-sync-delay", "0"]);
@@ -88,7 +99,7 @@ impl Cluster {
             let replica = &cluster.servers[primaries + index];
             ok(replica, &format!("CLUSTER REPLICATE {}", of_primary(index)));
         }
-        for replica in &cluster.servers[primaries..] {
+        for replica in &cluster.servers[primaries..primaries + replicas] {
             agreed("the replica follows", || {
                 text(replica, "INFO replication").contains("master_link_status:up")
             });
@@ -116,6 +127,29 @@ impl Cluster {
         agreed("the cluster is whole", || {
             text(server, "CLUSTER INFO").contains("cluster_state:ok")
         });
+    }
+
+    /// Has a replica take its primary's place, with the consent of all.
+    pub fn hand_over(&self, place: usize) {
+        let server = &self.servers[place];
+        let is_primary = || text(server, "INFO replication").contains("role:master");
+        let id = text(server, "CLUSTER MYID");
+        agreed("all know it for a replica", || {
+            self.running().all(|other| {
+                let nodes = text(other, "CLUSTER NODES");
+                nodes.lines().any(|line| line.starts_with(&id) && line.contains("slave"))
+            })
+        });
+        // The others may not agree while they still remember the last time.
+        agreed("the replica is a primary", || {
+            server.words("CLUSTER FAILOVER");
+            let asked = monotonic();
+            while !is_primary() && asked.elapsed() < Duration::from_secs(6) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            is_primary()
+        });
+        self.wait_promoted(place);
     }
 
     /// Those that run.
