@@ -151,11 +151,12 @@ impl DenyCache {
     }
 
     /// Remembers what Redis has said, `now`, of a request that was looked for before; nothing of an
-    /// admission.
+    /// admission, nor of a denial for too many at once, which may be over at any moment.
     pub fn note(&self, ticket: &Ticket, plan: &Plan<'_>, decision: &Decision, now: Instant) {
-        let Some(shown) = decision.shown().filter(|_| decision.verdict == Verdict::Deny) else {
+        let Some(shown) = decision.shown() else { return };
+        if decision.verdict == Verdict::Allow || shown.period == Period::Concurrency {
             return;
-        };
+        }
         let told = self.micros(now);
         let life_max = u64::try_from(LIFE_MAX.as_micros()).unwrap_or(u64::MAX);
         // The decision was made after the question was sent, so its wait is not over by then.

@@ -2,6 +2,7 @@
 
 use fred::bytes::Bytes;
 
+use crate::limiter::check::lease::{Leased, Wish};
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::quota::{LimitSet, Mode, Period};
 use crate::limiter::refund::Grant;
@@ -22,6 +23,7 @@ const REFUND_HEAD: usize = 13;
 const REFUND_SCOPE: usize = 21;
 const REPLY_HEAD: usize = 13;
 const REPLY_LIMIT: usize = 20;
+const REPLY_LEASE: usize = 8;
 
 /// One call of the script.
 #[derive(Clone, Debug)]
@@ -32,6 +34,8 @@ pub struct Call {
     pub argument: Bytes,
     /// Whether it only looks.
     pub is_peek: bool,
+    /// The lease that is wished for, packed.
+    pub wish: Option<Bytes>,
     /// What reads the reply.
     pub ticket: Ticket,
 }
@@ -83,12 +87,26 @@ impl Call {
         }
         let keys = keys(names, plan);
         let ticket = Ticket { sequence, scopes: keys.len() };
-        Call { keys, argument: argument.into(), is_peek: false, ticket }
+        Call { keys, argument: argument.into(), is_peek: false, wish: None, ticket }
     }
 
     /// What a check of `plan` would come to now. Charges nothing.
     pub fn peek(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, sequence: u32) -> Self {
         Call { is_peek: true, ..Self::new(names, plan, now, sequence) }
+    }
+
+    /// A check of `plan`, which has one scope, that may come back with a lease.
+    pub fn lease(
+        names: &KeyNames,
+        plan: &Plan<'_>,
+        wish: &Wish,
+        now: Option<Timestamp>,
+        sequence: u32,
+    ) -> Self {
+        let span = u32::try_from(wish.span.as_micros()).unwrap_or(u32::MAX);
+        let words = [wish.tokens, span, wish.divisor.get()];
+        let packed: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+        Call { wish: Some(packed.into()), ..Self::new(names, plan, now, sequence) }
     }
 
     /// Takes back what a check of `plan` charged. The ticket is for no reply: there is nothing in
@@ -106,14 +124,20 @@ impl Call {
             let counted = |is_limited, number| if is_limited { number } else { 0 };
             let minute = charge.map_or(0, |charge| counted(set.minute.is_some(), charge.minute));
             let hour = charge.map_or(0, |charge| counted(set.hour.is_some(), charge.hour));
-            argument.push(u8::from(charge.is_some()));
+            argument.push(match charge {
+                None => 0,
+                Some(charge) => {
+                    let is_leased = set.second.is_some_and(|it| !charge.ahead(it.rate).is_zero());
+                    1 + u8::from(is_leased)
+                }
+            });
             argument.extend_from_slice(&rate.to_le_bytes());
             argument.extend_from_slice(&exact(minute));
             argument.extend_from_slice(&exact(hour));
         }
         let keys = keys(names, plan);
         let ticket = Ticket { sequence, scopes: keys.len() };
-        Call { keys, argument: argument.into(), is_peek: false, ticket }
+        Call { keys, argument: argument.into(), is_peek: false, wish: None, ticket }
     }
 
     /// Writes a value and has it expire at once: shows that Redis can still do what a check needs.
@@ -132,6 +156,7 @@ impl Call {
             keys,
             argument: argument.into(),
             is_peek: false,
+            wish: None,
             ticket: Ticket { sequence, scopes: 1 },
         }
     }
@@ -176,6 +201,18 @@ impl Ticket {
             }
         }
         Ok(decision)
+    }
+
+    /// The same with what has become of the wish for a lease.
+    ///
+    /// # Errors
+    /// A reply that the script does not give to this call.
+    pub fn decode_lease(&self, plan: &Plan<'_>, reply: &[u8]) -> Result<Leased, ReplyError> {
+        let (reply, lease) = reply.split_at(reply.len().saturating_sub(REPLY_LEASE));
+        let decision = self.decode(plan, reply)?;
+        let mut lease = Fields(lease);
+        let tokens = lease.u32();
+        Ok(Leased { decision, tokens, span: Micros::from_micros(u64::from(lease.u32())) })
     }
 
     /// The reply after its length and echo have been checked.

@@ -255,6 +255,9 @@ impl Link {
         if call.is_peek {
             arguments.push(Value::from_static_str("peek"));
         }
+        if let Some(wish) = &call.wish {
+            arguments.extend([Value::from_static_str(""), Value::Bytes(wish.clone())]);
+        }
         Ok(route.send("EVALSHA", arguments).await?)
     }
 

@@ -5,7 +5,8 @@
 --
 -- KEYS     those of the check.
 -- ARGV[1]  packed, little endian: u8 1; f64 the check's now in us; u32 cost; then per scope u8
---          whether it was charged, u32 rate (0 = no bucket), f64 numbers since the epoch of the
+--          whether it was charged (2: and leases may have been granted since, 250000 us ahead of their
+--          time), u32 rate (0 = no bucket), f64 numbers since the epoch of the
 --          sub-buckets that the minute and the hour were counted in (0 = no such limit).
 --          No check's argument is as long.
 -- Reply    how many values there were to take from.
@@ -18,7 +19,7 @@ if #ARGV == 1 and #ARGV[1] == 13 + 21 * #KEYS then
   local found = 0
   for scope = 1, #KEYS do
     local charged, rate, minute, hour = unpack('<BI4dd', ARGV[1], 21 * scope - 7)
-    local raw = charged == 1 and redis.pcall('GET', KEYS[scope])
+    local raw = charged > 0 and redis.pcall('GET', KEYS[scope])
     local ttl = type(raw) == 'string' and redis.call('PTTL', KEYS[scope]) or 0
 
     -- Read: time, debt, and for minute and hour a list of pairs of id and count, oldest first.
@@ -47,6 +48,7 @@ if #ARGV == 1 and #ARGV[1] == 13 + 21 * #KEYS then
       found = found + 1
       if rate > 0 then
         local credit = cost * 1000000 - (last - granted) * rate
+        if charged == 2 then credit = credit - 250000 * rate end
         if credit > debt then debt = 0 elseif credit > 0 then debt = debt - credit end
       end
       local sums = { 0, 0 }
