@@ -127,11 +127,7 @@ impl World {
 
     fn alone(&self) -> Alone {
         let since = self.outage.map_or(0, |it| it.from);
-        Alone {
-            replicas: self.replicas.len() as u32,
-            since: Timestamp::from_micros(since),
-            started: Timestamp::from_micros(START - HOUR),
-        }
+        Alone { replicas: self.replicas.len() as u32, since: Timestamp::from_micros(since) }
     }
 
     /// Replicas that have found the store again tell it what they let pass.

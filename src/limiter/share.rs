@@ -120,11 +120,9 @@ impl Share {
 pub struct Alone {
     /// Replicas, this one among them.
     pub replicas: u32,
-    /// When the store last answered anything at all, by its clock. Until then the others could take
-    /// what was left; from then on they are alone as well.
+    /// When the store was lost, by its clock; rather later than earlier, but not in the future. Until
+    /// then the others could take what was left; from then on they are alone as well.
     pub since: Timestamp,
-    /// Since when this replica has been there: what was used before is nobody's.
-    pub started: Timestamp,
 }
 
 /// What one replica knows of what one identity has used of one scope.
@@ -529,11 +527,7 @@ impl Own {
             let own = u64::from(self.window(period).aged(0).sum());
             let used = self.used_by(since, period);
             if limit.is_some() && used > 0 {
-                // Of what was used before this replica was there, nothing can be its own.
-                let span = length(period).as_micros().max(1);
-                let there = self.state.last.since(alone.started).as_micros().min(span);
-                let used = u128::from(used).saturating_mul(there.into()).div_ceil(span.into());
-                return of(own, u64::try_from(used).unwrap_or(u64::MAX));
+                return of(own, used);
             }
         }
         let even = Share::new(1, replicas);

@@ -464,7 +464,10 @@ impl Link {
     async fn ping(&self, node: &Node) -> Result<(), CheckError> {
         let started = monotonic();
         let answer = match timeout(PONG_MAX, node.client().ping::<()>(None)).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                self.shared.outage.hear_of();
+                Ok(())
+            }
             Ok(Err(error)) => Err(CheckError::from(error)),
             Err(_) => Err(CheckError::new(RedisErrorKind::Timeout, "no PONG")),
         };

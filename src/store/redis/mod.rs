@@ -128,15 +128,12 @@ impl RedisShared {
 
     /// The state of every limit of the plan as this replica may use it alone; nothing is charged.
     pub fn peek_alone(&self, plan: &Plan<'_>, now: Timestamp) -> Decision {
-        self.share.peek(plan, self.outage.there(now), self.alone())
+        let now = self.outage.there(now);
+        self.share.peek(plan, now, self.alone(now))
     }
 
-    fn alone(&self) -> Alone {
-        Alone {
-            replicas: self.replicas.count(),
-            since: self.outage.heard(),
-            started: self.outage.started(),
-        }
+    fn alone(&self, now: Timestamp) -> Alone {
+        Alone { replicas: self.replicas.count(), since: self.outage.lost(now) }
     }
 
     /// Notes that Redis has answered, at `now` by its clock.
@@ -192,7 +189,8 @@ impl RedisShared {
     fn decide_without(&self, plan: &Plan<'_>, now: Timestamp, reason: Reason) -> Checked {
         let mode = self.mode(plan);
         self.stats.count_fallback(mode, reason);
-        decide_without(mode, || self.share.check(plan, self.outage.there(now), self.alone()))
+        let now = self.outage.there(now);
+        decide_without(mode, || self.share.check(plan, now, self.alone(now)))
     }
 
     fn mode(&self, plan: &Plan<'_>) -> FailureMode {
@@ -460,8 +458,8 @@ impl RedisStore {
     ) -> Option<Decision> {
         let shared = self.shared();
         if backend != Backend::Redis {
-            let (now, alone) = (shared.outage.there(now), shared.alone());
-            return Some(shared.share.refund(plan, grant, now, alone));
+            let now = shared.outage.there(now);
+            return Some(shared.share.refund(plan, grant, now, shared.alone(now)));
         }
         if shared.mode(plan) == FailureMode::Local {
             shared.share.refunded(plan, grant);
