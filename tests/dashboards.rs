@@ -498,6 +498,10 @@ const NOT_DRAWN: &[(&str, &str)] = &[
     ("tollgate_admin_changes_total", "a few a day: the status page and the log say who and what"),
     ("tollgate_overrides", "the status page lists them, with who set each"),
     ("tollgate_self_service_total", "callers who look at their own limits take none of the load"),
+    ("tollgate_redis_late_replies_total", "each is made good; slow checks are drawn"),
+    ("tollgate_replicas", "instances that are scraped are drawn"),
+    ("tollgate_outage_admitted_total", "decisions without Redis are drawn, by mode"),
+    ("tollgate_outage_charged_total", "once for an outage, which is drawn"),
     (
         "tollgate_deny_cache_hits_total",
         "`cache` among the times of the limiter: who decides is drawn",

@@ -41,6 +41,8 @@ tests/long.sh NAME [ARGUMENTS]
   compose      starts docker-compose.yml, or the services that are named, and runs each curl of
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
   flood        ten thousand requests a second of one caller: what Redis gets of them (needs redis-server)
+  outage       four processes lose their Redis for a minute, stopped and killed, and get it back: what the
+               backend saw in any minute, and what was lost (needs redis-server; seven minutes)
   overrides    how long it takes until another replica obeys (needs redis-server)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
@@ -70,6 +72,7 @@ flood)
     export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
     exec cargo test --release --locked --test deny_cache ten_thousand -- --ignored --nocapture "$@"
     ;;
+outage) exec cargo test --locked --test outage -- --ignored --nocapture "$@" ;;
 overrides) exec cargo test --locked --test overrides -- --ignored --nocapture "$@" ;;
 spread) exec cargo bench --locked --bench spread -- "$@" ;;
 route-bench) exec cargo bench --locked --bench router -- "$@" ;;

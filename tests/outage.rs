@@ -84,7 +84,11 @@ store: {{ redis: {{ url: '{}', timeout: 50ms, expected_replicas: {} }} }}
         run.weights.len()
     );
     let tiers = format!("default_tier: free\ntiers:\n  free: {{ {} }}\n", run.tier);
-    Start::default().upstream(backend.address).config(&config).tiers(&tiers).run()
+    let start = Start::default().upstream(backend.address).config(&config).tiers(&tiers);
+    match std::env::var_os("TOLLGATE_BIN") {
+        Some(program) => start.program(program.into()).run(),
+        None => start.run(),
+    }
 }
 
 fn mode(tollgate: &Tollgate) -> String {
@@ -150,19 +154,10 @@ fn play(run: Run) -> Option<Outcome> {
         seen.lock().unwrap().iter().map(|at| at.duration_since(began)).collect();
     seen.sort_unstable();
     let by_second = |times: &mut dyn Iterator<Item = Duration>| {
-        let mut seconds = vec![0; run.spans.iter().sum::<u64>() as usize + 1];
-        times.for_each(|at| seconds[at.as_secs() as usize] += 1);
-        seconds
+        let mut seconds = std::collections::BTreeMap::new();
+        times.for_each(|at| *seconds.entry(at.as_secs()).or_insert(0) += 1);
+        seconds.into_values().collect::<Vec<usize>>()
     };
-    println!(
-        "late {:?}",
-        sent.iter()
-            .filter(|(at, status)| *at > lost + Duration::from_secs(2) && *status == 200)
-            .collect::<Vec<_>>()
-    );
-    for it in &processes {
-        println!("{}", it.log());
-    }
     println!("lost at {lost:?}, back at {back:?}");
     println!("sent {:?}", by_second(&mut sent.iter().map(|(at, _)| *at)));
     println!("seen {:?}", by_second(&mut seen.iter().copied()));

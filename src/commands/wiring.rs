@@ -445,6 +445,10 @@ fn redis_figures(redis: &RedisShared) -> RedisFigures {
         queue: stats.in_flight(),
         reconnects: stats.reconnects(),
         denied_from_cache: redis.denials().hits(),
+        late_replies: stats.late_replies(),
+        replicas: redis.replicas(),
+        admitted_alone: redis.share().admitted(),
+        charged: stats.charges(true),
         ..RedisFigures::default()
     };
     for (count, kind) in figures.errors.iter_mut().zip(RedisErrorKind::ALL) {

@@ -139,7 +139,7 @@ declare! {
         "From the plan being made to the decision being there, all limits of a request together, taken around the call on the worker that serves it: with Redis it includes the wait for its answer, with memory it is less than a microsecond or two. Requests without limits are not in it.";
     OVER_ADMISSION: Gauge "tollgate_over_admission_estimate" [] Count
         "Most requests that this process may have let pass beyond limits in the last 60 seconds, because it decided without the store."
-        "0 as long as decisions are exact, so always with the store in memory. While Redis does not answer, each request that the modes `local` and `open` admit counts, for a minute: replicas do not see each other then, and any of these requests may be one too many. A bound, and a wide one: with `local` and few replicas most of them were within the limits. Add it up over replicas. Limits of an hour may be exceeded for longer than it shows.";
+        "0 as long as decisions are exact, so always with the store in memory. While Redis does not answer, each request that the modes `local` and `open` admit counts, for a minute: replicas do not see each other then. A bound, and a wide one: with `local` each keeps to its share, so that next to none of them is one too many. Add it up over replicas. Limits of an hour may be exceeded for longer than it shows.";
     SHED: Counter "tollgate_shed_total" ["reason": ShedReason] Count
         "Requests refused with 503 because there was too much to do."
         "There is no shedding in this version (`shedding.mode: off`), so it stays 0; it is there for the dashboards.";
@@ -290,6 +290,18 @@ declare! {
     REDIS_RECONNECTS: Counter "tollgate_redis_reconnects_total" [] Count
         "Connections to Redis that had to be made anew."
         "Each worker has a connection of its own. The first ones of the start do not count.";
+    LATE_REPLIES: Counter "tollgate_redis_late_replies_total" [] Count
+        "Answers of Redis that came after their request had been decided without them."
+        "Within a second: what comes later is not waited for. Each is made good: what Redis has counted is not charged again, what was refused is given back there. Many of them say that `store.redis.timeout` is too short for this network.";
+    REPLICAS: Gauge "tollgate_replicas" [] Count
+        "Replicas that share this Redis, as this one knows."
+        "Each tells Redis every two seconds that it is there, and counts for ten seconds more; or `store.redis.expected_replicas`, if that is more. While Redis is away the last number holds: of callers that this replica has not seen it lets one part in so many pass. 0 without Redis.";
+    OUTAGE_ADMITTED: Counter "tollgate_outage_admitted_total" [] Count
+        "Requests that were let pass by this replica's share of the limits, without Redis."
+        "Under `on_failure: local`: while Redis is away, for a moment after that, and wherever a single check was not answered in time. Redis is told of all of them: see tollgate_outage_charged_total.";
+    OUTAGE_CHARGED: Counter "tollgate_outage_charged_total" [] Count
+        "Times that Redis was told what one caller was let pass without it."
+        "One for each caller and scope, however many requests that were, shortly after Redis is back. What Redis does not confirm is told again and counts here only once it does.";
     DENY_CACHE_HITS: Counter "tollgate_deny_cache_hits_total" [] Count
         "Requests that were refused by what Redis had said a moment ago, without asking it again."
         "What Redis denies is remembered until the request could pass, for a second at most: a flood of one caller costs Redis a call a second, not one for each request. They are counted like all refusals, and in tollgate_limiter_duration_seconds under `cache`. Against rate_limit_blocks_total it is the share of refusals that Redis was spared.";

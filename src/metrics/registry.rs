@@ -52,6 +52,14 @@ pub struct RedisFigures {
     pub reconnects: u64,
     /// Requests that were denied without asking again.
     pub denied_from_cache: u64,
+    /// Answers that came too late.
+    pub late_replies: u64,
+    /// Replicas, as far as is known.
+    pub replicas: u32,
+    /// Requests that were let pass by this replica's share.
+    pub admitted_alone: u64,
+    /// Charges for them.
+    pub charged: u64,
     /// Changes of the circuit breaker, by the state that it came to.
     pub transitions: [u64; BreakerState::COUNT],
 }
@@ -203,6 +211,10 @@ impl Metrics {
         set_all(&events.fallbacks, figures.fallbacks.as_flattened());
         events.redis_reconnects.absolute(figures.reconnects);
         events.deny_cache_hits.absolute(figures.denied_from_cache);
+        events.late_replies.absolute(figures.late_replies);
+        events.outage_admitted.absolute(figures.admitted_alone);
+        events.outage_charged.absolute(figures.charged);
+        self.handles.gauge(&names::REPLICAS, &[]).set(f64::from(figures.replicas));
         if let Some(timeouts) = events.timeouts.get(QueryType::Redis.index()) {
             let index = RedisErrorKind::Timeout.index();
             timeouts.absolute(figures.errors.get(index).copied().unwrap_or(0));

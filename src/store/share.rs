@@ -15,8 +15,9 @@ use smallvec::SmallVec;
 
 use crate::limiter::check::Limits;
 use crate::limiter::decision::{Decision, SCOPES_USUAL, Verdict};
+use crate::limiter::own::{Debit, Own};
 use crate::limiter::refund::Grant;
-use crate::limiter::share::{self, Alone, Debit, Own, Owns};
+use crate::limiter::share::{self, Alone, Owns};
 use crate::limiter::time::Timestamp;
 use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;

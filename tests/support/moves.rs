@@ -342,6 +342,20 @@ pub const MOVES: &[Move] = &[
         it.rose("tollgate_redis_errors_total{kind=\"timeout\"}") >= 1.0
             && it.rose("tollgate_redis_errors_total{kind=\"readonly\"}") == 0.0
     }),
+    ("tollgate_redis_late_replies_total", "Redis paused for longer than a check waits", |it| {
+        it.start.sum("tollgate_redis_late_replies_total") == 0.0
+            && it.rose("tollgate_redis_late_replies_total") >= 1.0
+    }),
+    ("tollgate_replicas", "one process told Redis that it is there; one has no Redis", |it| {
+        it.outage.sum("tollgate_replicas") == 1.0 && it.alone.sum("tollgate_replicas") == 0.0
+    }),
+    ("tollgate_outage_admitted_total", "requests while Redis stood still", |it| {
+        it.start.sum("tollgate_outage_admitted_total") == 0.0
+            && it.outage.sum("tollgate_outage_admitted_total") >= 8.0
+    }),
+    ("tollgate_outage_charged_total", "Redis was told of them when it was back", |it| {
+        it.rose("tollgate_outage_charged_total") >= 1.0
+    }),
     ("tollgate_redis_reconnects_total", "Redis was killed and started again", |it| {
         it.rose("tollgate_redis_reconnects_total") >= 1.0
     }),

@@ -383,6 +383,10 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
     fn outage(&mut self) -> (Scrape, Scrape) {
         self.redis.words("CLIENT PAUSE 50 ALL");
         assert_eq!(self.get("/ok"), 200);
+        // Longer than a check waits, and not so long that its answer is given up.
+        self.redis.words("CLIENT PAUSE 800 ALL");
+        assert_eq!(self.get("/ok"), 200);
+        self.until("a late answer", |it| it.sum("tollgate_redis_late_replies_total") >= 1.0);
         self.redis.pause();
         let address = self.tollgate.data;
         let stalled = std::thread::scope(|scope| {
@@ -408,7 +412,9 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
         self.redis.kill();
         self.redis.start();
         self.until("Redis is back again", |it| {
-            it.sum("tollgate_redis_reconnects_total") >= 1.0 && is_back(it)
+            it.sum("tollgate_redis_reconnects_total") >= 1.0
+                && it.sum("tollgate_outage_charged_total") >= 1.0
+                && is_back(it)
         });
         (stalled, outage)
     }

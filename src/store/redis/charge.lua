@@ -1,7 +1,7 @@
 -- Charges what a replica let pass while it was alone, whatever room there is. Stands before check.lua
 -- in the same script; a check goes past with one comparison.
 --
--- The twin of charge in src/limiter/share.rs, which is the law.
+-- The twin of charge in src/limiter/own.rs, which is the law.
 --
 -- KEYS[1]  that of one scope.
 -- ARGV[1]  packed, little endian: u32 sequence number, echoed; f64 time in us by this server's clock

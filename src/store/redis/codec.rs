@@ -5,9 +5,9 @@ use fred::bytes::Bytes;
 use crate::limiter::check::Limits;
 use crate::limiter::check::lease::{Leased, Wish};
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
+use crate::limiter::own::Debit;
 use crate::limiter::quota::{LimitSet, Mode, Period};
 use crate::limiter::refund::Grant;
-use crate::limiter::share::Debit;
 use crate::limiter::time::{Micros, Timestamp};
 use crate::policy::plan::Plan;
 
