@@ -302,14 +302,14 @@ fn no_window_holds_more_than_the_limit_and_little_is_lost() {
         for (index, weights) in SPREADS.into_iter().enumerate() {
             for load in LOADS {
                 let forgets = load > 2.0;
-                let outcomes = runs((limits, capacity), weights, load, (130, forgets), 2);
+                let outcomes = runs((limits, capacity), weights, load, (130, forgets), 4);
                 let case = format!("{name}, {weights:?}, load {load}: {outcomes:?}");
-                // Of a hundred, one is a hundredth: what others did between this replica's last
-                // answer and the outage is an estimate.
-                let slack = if capacity < 2.0 { 0.03 } else { 0.002 };
-                // By the second alone, shares are known to a hundredth of the rate, which adds up.
-                let slack = if limits.set.minute.is_none() { 0.5 } else { slack };
-                let slack = if index == 0 { 0.0 } else { slack };
+                let slack = match (index, limits.set.minute) {
+                    (0, _) => 0.0,
+                    // What others did between a replica's last answer and the outage is an estimate.
+                    (_, Some(minute)) => 2.0 / f64::from(minute.get()),
+                    (_, None) => 0.0,
+                };
                 for outcome in &outcomes {
                     assert!(outcome.most.iter().all(|most| *most <= 1.0 + slack), "{case}");
                 }
