@@ -8,6 +8,7 @@ use crate::limiter::refund::Grant;
 use crate::limiter::time::{Micros, Timestamp};
 use crate::policy::plan::Plan;
 
+use super::further::{self, Task};
 use super::names::KeyNames;
 
 /// The script, for checks and refunds; the heads of its two parts have the shapes of what is packed
@@ -26,12 +27,12 @@ const REPLY_LIMIT: usize = 20;
 /// One call of the script.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// One for each scope.
+    /// One for each scope, then one for each of their further limits.
     pub keys: Vec<Bytes>,
     /// The packed argument.
     pub argument: Bytes,
-    /// Whether it only looks.
-    pub is_peek: bool,
+    /// The second one, where there is more to say.
+    pub how: Option<Bytes>,
     /// What reads the reply.
     pub ticket: Ticket,
 }
@@ -42,6 +43,16 @@ pub struct Ticket {
     /// Echoed in the reply.
     pub sequence: u32,
     scopes: usize,
+    further: usize,
+}
+
+/// Who calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// Whose places are counted as one.
+    pub holder: u64,
+    /// The call's number.
+    pub sequence: u32,
 }
 
 /// A reply that the script does not give, or not to this call.
@@ -70,30 +81,31 @@ pub enum ReplyError {
 
 impl Call {
     /// The call for `plan`. `now` is for tests and replays; without it Redis's own clock decides.
-    pub fn new(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, sequence: u32) -> Self {
+    pub fn new(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, asker: Asker) -> Self {
         let scopes = plan.scopes();
         let mut argument = Vec::with_capacity(ARGUMENT_HEAD + 3 * ARGUMENT_SCOPE);
         // 0 asks for Redis's clock, so a given epoch is one microsecond late.
         let now = now.map_or(0, |now| now.as_micros().clamp(1, EXACT_MAX));
-        argument.extend_from_slice(&sequence.to_le_bytes());
+        argument.extend_from_slice(&asker.sequence.to_le_bytes());
         argument.extend_from_slice(&(now as f64).to_le_bytes());
         argument.extend_from_slice(&plan.cost.to_le_bytes());
         for scope in scopes.clone() {
             push_limits(&mut argument, &scope.limits.set, scope.limits.mode);
         }
-        let keys = keys(names, plan);
-        let ticket = Ticket { sequence, scopes: keys.len() };
-        Call { keys, argument: argument.into(), is_peek: false, ticket }
+        let how = further::argument(Task::Check, asker.holder, plan, None);
+        let ticket = Ticket::new(plan, asker.sequence);
+        Call { keys: keys(names, plan), argument: argument.into(), how, ticket }
     }
 
     /// What a check of `plan` would come to now. Charges nothing.
-    pub fn peek(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, sequence: u32) -> Self {
-        Call { is_peek: true, ..Self::new(names, plan, now, sequence) }
+    pub fn peek(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, asker: Asker) -> Self {
+        let how = further::argument(Task::Look, asker.holder, plan, None);
+        Call { how, ..Self::new(names, plan, now, asker) }
     }
 
     /// Takes back what a check of `plan` charged. The ticket is for no reply: there is nothing in
     /// it that matters.
-    pub fn refund(names: &KeyNames, plan: &Plan<'_>, grant: &Grant, sequence: u32) -> Self {
+    pub fn refund(names: &KeyNames, plan: &Plan<'_>, grant: &Grant, asker: Asker) -> Self {
         let mut argument = Vec::with_capacity(REFUND_HEAD + 3 * REFUND_SCOPE);
         let exact = |number: u64| (number.min(EXACT_MAX) as f64).to_le_bytes();
         argument.push(1);
@@ -111,9 +123,9 @@ impl Call {
             argument.extend_from_slice(&exact(minute));
             argument.extend_from_slice(&exact(hour));
         }
-        let keys = keys(names, plan);
-        let ticket = Ticket { sequence, scopes: keys.len() };
-        Call { keys, argument: argument.into(), is_peek: false, ticket }
+        let how = further::argument(Task::GiveBack, asker.holder, plan, Some(grant));
+        let ticket = Ticket::new(plan, asker.sequence);
+        Call { keys: keys(names, plan), argument: argument.into(), how, ticket }
     }
 
     /// Writes a value and has it expire at once: shows that Redis can still do what a check needs.
@@ -131,13 +143,18 @@ impl Call {
         Call {
             keys,
             argument: argument.into(),
-            is_peek: false,
-            ticket: Ticket { sequence, scopes: 1 },
+            how: None,
+            ticket: Ticket { sequence, scopes: 1, further: 0 },
         }
     }
 }
 
 impl Ticket {
+    fn new(plan: &Plan<'_>, sequence: u32) -> Self {
+        let (scopes, further) = (plan.scopes().count(), further::of(plan).count());
+        Ticket { sequence, scopes, further }
+    }
+
     /// Whether the reply to a probe says that it was allowed, hence written.
     ///
     /// # Errors
@@ -155,13 +172,18 @@ impl Ticket {
         let mut fields = self.fields(reply)?;
         let verdict = fields.verdict()?;
         let mut decision = Decision::new(verdict, Timestamp::from_micros(fields.micros()));
-        for (index, scope) in (0_u8..).zip(plan.scopes()) {
-            for period in Period::SLIDING {
+        let sliding = self.scopes.saturating_mul(Period::SLIDING.len() * REPLY_LIMIT);
+        let mut beyond = Fields(fields.0.get(sliding..).unwrap_or_default());
+        let mut further = further::of(plan).peekable();
+        for (index, scope) in plan.scopes().enumerate() {
+            let mut push = |period: Option<Period>, fields: &mut Fields<'_>| {
                 let remaining = fields.u32();
                 let wait = Micros::from_micros(fields.micros());
                 let whole_at = Timestamp::from_micros(fields.micros());
-                if let Some((quota, limit)) = scope.limits.set.quota_and_limit(period) {
-                    let (scope, mode) = (index, scope.limits.mode);
+                let of_scope = period
+                    .and_then(|period| Some((period, scope.limits.set.quota_and_limit(period)?)));
+                if let Some((period, (quota, limit))) = of_scope {
+                    let (scope, mode) = (u8::try_from(index).unwrap_or(u8::MAX), scope.limits.mode);
                     decision.push(LimitStatus {
                         scope,
                         period,
@@ -173,6 +195,14 @@ impl Ticket {
                         whole_at,
                     });
                 }
+            };
+            for period in Period::SLIDING {
+                push(Some(period), &mut fields);
+            }
+            while let Some((_, _, kind)) = further.next_if(|(scope, ..)| *scope == index) {
+                for period in kind.periods() {
+                    push(period, &mut beyond);
+                }
             }
         }
         Ok(decision)
@@ -180,7 +210,8 @@ impl Ticket {
 
     /// The reply after its length and echo have been checked.
     fn fields<'r>(&self, reply: &'r [u8]) -> Result<Fields<'r>, ReplyError> {
-        let expected = REPLY_HEAD + self.scopes * Period::SLIDING.len() * REPLY_LIMIT;
+        let limits = self.scopes * Period::SLIDING.len() + self.further * 2;
+        let expected = REPLY_HEAD + limits * REPLY_LIMIT;
         if reply.len() != expected {
             return Err(ReplyError::Length { found: reply.len(), expected });
         }
@@ -195,7 +226,8 @@ impl Ticket {
 
 fn keys(names: &KeyNames, plan: &Plan<'_>) -> Vec<Bytes> {
     let hash = names.identity_hash(&plan.identity);
-    plan.scopes().map(|scope| names.scope(&hash, scope.key)).collect()
+    let own = plan.scopes().map(|scope| names.scope(&hash, scope.key));
+    own.chain(further::keys(names, &hash, plan)).collect()
 }
 
 fn push_limits(argument: &mut Vec<u8>, set: &LimitSet, mode: Mode) {
@@ -242,6 +274,7 @@ impl Fields<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    const ASKER: Asker = Asker { holder: 1, sequence: 7 };
     use crate::limiter::check::Limits;
     use crate::limiter::quota::Bucket;
     use crate::policy::identity::Identity;
@@ -282,7 +315,7 @@ mod tests {
 
     #[test]
     fn each_scope_has_a_key() {
-        let call = Call::new(&names(), &plan(), None, 1);
+        let call = Call::new(&names(), &plan(), None, ASKER);
         let hash = names().identity_hash(&Identity::User("42".into()));
         assert_eq!(call.keys, [format!("tg:{{{hash}}}:i"), format!("tg:{{{hash}}}:e:reports")]);
     }
@@ -290,7 +323,7 @@ mod tests {
     #[test]
     fn the_argument_is_packed_as_the_script_reads_it() {
         let now = Timestamp::from_micros(1_700_000_000_123_456);
-        let call = Call::new(&names(), &plan(), Some(now), 7);
+        let call = Call::new(&names(), &plan(), Some(now), ASKER);
         let mut expected = vec![7, 0, 0, 0];
         expected.extend(1_700_000_000_123_456_f64.to_le_bytes());
         expected.extend([3, 0, 0, 0]);
@@ -301,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_reply_becomes_the_limits_that_the_plan_has() {
-        let call = Call::new(&names(), &plan(), None, 7);
+        let call = Call::new(&names(), &plan(), None, ASKER);
         let limits = [
             (2, 0.0, 6e6),
             (97, 0.0, 66e6),
@@ -330,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_reply_to_another_call_is_no_decision() {
-        let call = Call::new(&names(), &plan(), None, 7);
+        let call = Call::new(&names(), &plan(), None, ASKER);
         let limits = [(1, 0.0, 0.0); 6];
         let decode = |reply: &[u8]| call.ticket.decode(&plan(), reply).unwrap_err();
         let other = ReplyError::Sequence { found: 8, expected: 7 };

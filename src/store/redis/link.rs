@@ -4,6 +4,7 @@
 //! watcher is needed because a connection over which nothing comes back is not noticed by the
 //! client while requests keep writing to it.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ use crate::health::tasks::watched;
 use crate::metrics::labels::{CheckResult, RedisErrorKind, TaskType};
 
 use super::RedisShared;
-use super::codec::{Call, ReplyError, SCRIPT};
+use super::codec::{Asker, Call, ReplyError, SCRIPT};
 use super::error::CheckError;
 use super::settings::CONNECT_MAX;
 
@@ -59,6 +60,8 @@ pub struct Link {
     up: watch::Sender<bool>,
     in_flight: AtomicUsize,
     sequence: AtomicU32,
+    /// Stands for this worker of this process among all that hold places.
+    holder: u64,
     /// Loads of the script so far, and the right to load it.
     loads: AtomicU64,
     loading: Mutex<()>,
@@ -77,6 +80,7 @@ impl Link {
             up,
             in_flight: AtomicUsize::new(0),
             sequence: AtomicU32::new(0),
+            holder: RandomState::new().hash_one(std::process::id()),
             loads: AtomicU64::new(0),
             loading: Mutex::new(()),
             distrusted: AtomicBool::new(false),
@@ -122,9 +126,10 @@ impl Link {
         &self.shared
     }
 
-    /// A number for the next call; comes again after 2^32 others.
-    pub fn next_sequence(&self) -> u32 {
-        self.sequence.fetch_add(1, Ordering::Relaxed)
+    /// A number for the next call, which comes again after 2^32 others, and who makes it.
+    pub fn asker(&self) -> Asker {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        Asker { holder: self.holder, sequence }
     }
 
     /// Waits for a connection, at most so long. Returns whether there is one.
@@ -188,9 +193,9 @@ impl Link {
     async fn run(&self, hash: Str, call: &Call) -> Result<Value, CheckError> {
         let argument = Value::Bytes(call.argument.clone());
         let keys = call.keys.clone();
-        if call.is_peek {
-            let look = Value::from_static_str("peek");
-            return Ok(self.client.evalsha(hash, keys, vec![argument, look]).await?);
+        if let Some(how) = &call.how {
+            let arguments = vec![argument, Value::Bytes(how.clone())];
+            return Ok(self.client.evalsha(hash, keys, arguments).await?);
         }
         Ok(self.client.evalsha(hash, keys, argument).await?)
     }
@@ -347,7 +352,7 @@ impl Link {
 
     async fn write(self: &Arc<Self>) -> Result<(), CheckError> {
         let settings = &self.shared.settings;
-        let call = Call::probe(&settings.names, self.next_sequence());
+        let call = Call::probe(&settings.names, self.asker().sequence);
         let ticket = call.ticket;
         let reply = self.call(call, settings.timeout).await?;
         match ticket.decode_probe(reply.as_bytes().unwrap_or_default()) {

@@ -7,6 +7,7 @@
 pub mod board;
 pub mod codec;
 pub mod error;
+pub mod further;
 mod link;
 pub mod names;
 pub mod settings;
@@ -253,7 +254,7 @@ impl RedisStore {
     ) -> Result<Decision, CheckError> {
         let shared = self.shared();
         let settings = &shared.settings;
-        let call = Call::new(&settings.names, plan, now, self.link.next_sequence());
+        let call = Call::new(&settings.names, plan, now, self.link.asker());
         let ticket = call.ticket;
         let result = match self.link.call(call, settings.timeout).await {
             Ok(reply) => {
@@ -281,7 +282,7 @@ impl RedisStore {
         budget: Duration,
     ) -> Result<Decision, CheckError> {
         let names = &self.shared().settings.names;
-        let call = Call::peek(names, plan, now, self.link.next_sequence());
+        let call = Call::peek(names, plan, now, self.link.asker());
         let ticket = call.ticket;
         let reply = self.link.call(call, budget).await?;
         let reply = reply.as_bytes().unwrap_or_default();
@@ -321,7 +322,7 @@ impl RedisStore {
         let link = Arc::clone(&self.link);
         let settings = &self.shared().settings;
         let budget = settings.timeout;
-        let call = Call::refund(&settings.names, plan, grant, link.next_sequence());
+        let call = Call::refund(&settings.names, plan, grant, link.asker());
         let identity = plan.identity.clone();
         async move {
             let result = link.call(call, budget).await.map(|_| ());

@@ -61,6 +61,11 @@ impl KeyNames {
         [&self.prefix, ":{", identity_hash, "}:", scope].concat().into()
     }
 
+    /// The key of one kind of a scope's further limits. No scope's own name begins as these do.
+    pub fn further(&self, identity_hash: &str, kind: &str, scope: &str) -> Bytes {
+        [&self.prefix, ":{", identity_hash, "}:", kind, ":", scope].concat().into()
+    }
+
     /// The two keys of what all replicas are told: a table and a log.
     pub fn board(&self) -> [Bytes; 2] {
         ["table", "log"].map(|name| [&self.prefix, ":{overrides}:", name].concat().into())
