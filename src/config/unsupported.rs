@@ -45,7 +45,7 @@ only_default!(REDIS, in_redis, RedisConfig, "store.redis.";
 only_default!(IDENTITY, in_identity, IdentityEntry, "identity[]."; mtls);
 only_default!(TLS, in_tls, ListenerTls, "server.listeners[].tls."; sni, client_ca);
 only_default!(ENDPOINT, in_endpoint, Endpoint, "endpoints[]."; enforce_percent);
-only_default!(LIMITS, in_limits, LimitSpec, ""; per_day, per_month, concurrency, priority);
+only_default!(LIMITS, in_limits, LimitSpec, ""; priority);
 
 /// The keys of `tollgate.yaml` that nothing obeys yet, `[]` in place of an index.
 pub fn in_config() -> impl Iterator<Item = &'static str> {

@@ -156,6 +156,10 @@ impl DenyCache {
         let Some(shown) = decision.shown().filter(|_| decision.verdict == Verdict::Deny) else {
             return;
         };
+        // A place may be free in the next moment.
+        if shown.period == Period::Concurrency {
+            return;
+        }
         let told = self.micros(now);
         let life_max = u64::try_from(LIFE_MAX.as_micros()).unwrap_or(u64::MAX);
         // The decision was made after the question was sent, so its wait is not over by then.

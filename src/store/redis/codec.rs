@@ -11,9 +11,10 @@ use crate::policy::plan::Plan;
 use super::further::{self, Task};
 use super::names::KeyNames;
 
-/// The script, for checks and refunds; the heads of its two parts have the shapes of what is packed
-/// here.
-pub const SCRIPT: &str = concat!(include_str!("refund.lua"), include_str!("check.lua"));
+/// The script, for checks, refunds and places; the heads of its parts have the shapes of what is
+/// packed here.
+pub const SCRIPT: &str =
+    concat!(include_str!("places.lua"), include_str!("refund.lua"), include_str!("check.lua"));
 
 /// Above this a double skips integers.
 const EXACT_MAX: u64 = (1 << 53) - 1;
@@ -126,6 +127,13 @@ impl Call {
         let how = further::argument(Task::GiveBack, asker.holder, plan, Some(grant));
         let ticket = Ticket::new(plan, asker.sequence);
         Call { keys: keys(names, plan), argument: argument.into(), how, ticket }
+    }
+
+    /// Says how many places of this key its holder holds. The ticket is for no reply.
+    pub fn places(key: Bytes, count: u32, asker: Asker) -> Self {
+        let how = further::places(asker.holder, count);
+        let ticket = Ticket { sequence: asker.sequence, scopes: 1, further: 0 };
+        Call { keys: vec![key], argument: Bytes::new(), how: Some(how), ticket }
     }
 
     /// Writes a value and has it expire at once: shows that Redis can still do what a check needs.

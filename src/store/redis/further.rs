@@ -29,6 +29,8 @@ pub enum Task {
     Look = 1,
     /// Take a charge back.
     GiveBack = 2,
+    /// Note how many places somebody holds.
+    Hold = 3,
 }
 
 /// What is kept under one key.
@@ -93,11 +95,7 @@ pub fn argument(task: Task, holder: u64, plan: &Plan<'_>, grant: Option<&Grant>)
     if task == Task::Check && count == 0 {
         return None;
     }
-    let mut argument = Vec::with_capacity(HEAD.saturating_add(EACH.saturating_mul(count)));
-    argument.push(task as u8);
-    argument.extend_from_slice(&holder.to_le_bytes());
-    let lease = u32::try_from(PLACE_LEASE.as_millis()).unwrap_or(u32::MAX);
-    argument.extend_from_slice(&lease.to_le_bytes());
+    let mut argument = head(task, holder, EACH.saturating_mul(count));
     for (index, set, kind) in of(plan) {
         let counted_at = grant.and_then(|grant| grant.charge(index)).map(|charge| charge.at);
         let number = |period: Option<Period>| {
@@ -121,4 +119,21 @@ pub fn argument(task: Task, holder: u64, plan: &Plan<'_>, grant: Option<&Grant>)
         }
     }
     Some(argument.into())
+}
+
+/// The same for a word on how many places `holder` holds.
+pub fn places(holder: u64, count: u32) -> Bytes {
+    let mut argument = head(Task::Hold, holder, size_of::<u32>());
+    argument.extend_from_slice(&count.to_le_bytes());
+    argument.into()
+}
+
+/// Room for so many bytes behind it.
+fn head(task: Task, holder: u64, room: usize) -> Vec<u8> {
+    let mut argument = Vec::with_capacity(HEAD.saturating_add(room));
+    argument.push(task as u8);
+    argument.extend_from_slice(&holder.to_le_bytes());
+    let lease = u32::try_from(PLACE_LEASE.as_millis()).unwrap_or(u32::MAX);
+    argument.extend_from_slice(&lease.to_le_bytes());
+    argument
 }

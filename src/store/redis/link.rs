@@ -28,6 +28,7 @@ use crate::metrics::labels::{CheckResult, RedisErrorKind, TaskType};
 use super::RedisShared;
 use super::codec::{Asker, Call, ReplyError, SCRIPT};
 use super::error::CheckError;
+use super::places::Places;
 use super::settings::CONNECT_MAX;
 
 /// Checks of one worker that may wait for Redis, late ones included; more are decided without it.
@@ -59,6 +60,7 @@ pub struct Link {
     /// Whether there is a connection, as far as is known.
     up: watch::Sender<bool>,
     in_flight: AtomicUsize,
+    places: Places,
     sequence: AtomicU32,
     /// Stands for this worker of this process among all that hold places.
     holder: u64,
@@ -71,7 +73,7 @@ pub struct Link {
 
 impl Link {
     /// Starts to connect.
-    pub fn open(shared: Arc<RedisShared>) -> (Arc<Self>, [AbortOnDrop; 3]) {
+    pub fn open(shared: Arc<RedisShared>) -> (Arc<Self>, [AbortOnDrop; 4]) {
         let client = client(&shared);
         let (up, _) = watch::channel(false);
         let link = Arc::new(Link {
@@ -79,6 +81,7 @@ impl Link {
             client,
             up,
             in_flight: AtomicUsize::new(0),
+            places: Places::default(),
             sequence: AtomicU32::new(0),
             holder: RandomState::new().hash_one(std::process::id()),
             loads: AtomicU64::new(0),
@@ -89,7 +92,8 @@ impl Link {
         let follow = tokio::spawn(watched(TaskType::Redis, Arc::clone(&link).follow()));
         let drive = tokio::spawn(watched(TaskType::Redis, drive(link.client.clone())));
         let watch = tokio::spawn(watched(TaskType::Redis, Arc::clone(&link).watch()));
-        (link, [AbortOnDrop(follow), AbortOnDrop(drive), AbortOnDrop(watch)])
+        let keep = tokio::spawn(watched(TaskType::Redis, Places::keep(Arc::clone(&link))));
+        (link, [follow, drive, watch, keep].map(AbortOnDrop))
     }
 
     /// Runs a script of another kind, which is rare, and ends within `budget`.
@@ -124,6 +128,16 @@ impl Link {
     /// What the links of all workers share.
     pub fn shared(&self) -> &Arc<RedisShared> {
         &self.shared
+    }
+
+    /// The places that this worker's requests hold.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// Whether it is worth a call to tell Redis something.
+    pub fn can_be_told(&self) -> bool {
+        *self.up.borrow() && self.shared.breaker.is_closed()
     }
 
     /// A number for the next call, which comes again after 2^32 others, and who makes it.

@@ -10,6 +10,7 @@ pub mod error;
 pub mod further;
 mod link;
 pub mod names;
+pub mod places;
 pub mod settings;
 pub mod stats;
 
@@ -25,6 +26,7 @@ use crate::health::breaker::{BreakerSettings, Outcome, jitter};
 use crate::health::shared_breaker::SharedBreaker;
 use crate::health::tasks::watched;
 use crate::limiter::decision::{Decision, Verdict};
+use crate::limiter::quota::LimitSet;
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
@@ -36,7 +38,9 @@ use super::memory::MemoryStore;
 use super::{Backend, Checked};
 use codec::Call;
 use error::CheckError;
+use further::Kind;
 use link::{AbortOnDrop, Link};
+use places::HeldPlaces;
 use settings::RedisSettings;
 use stats::{Reason, RedisStats};
 
@@ -184,7 +188,7 @@ impl RedisShared {
 #[derive(Debug)]
 pub struct RedisStore {
     link: Arc<Link>,
-    _tasks: [AbortOnDrop; 3],
+    _tasks: [AbortOnDrop; 4],
 }
 
 impl RedisStore {
@@ -240,6 +244,22 @@ impl RedisStore {
             }
             Err(error) => shared.decide_without(plan, now, Reason::Failed(error.kind)),
         }
+    }
+
+    /// Counts a request that is about to be checked among those that hold places, if its plan has
+    /// any. To be called right before the check, and told what has come of it.
+    pub fn expect_places(&self, plan: &Plan<'_>) -> Option<HeldPlaces> {
+        let holds = |(_, _, kind): &(usize, &LimitSet, Kind)| *kind == Kind::Places;
+        if !further::of(plan).any(|it| holds(&it)) {
+            return None;
+        }
+        let names = &self.shared().settings.names;
+        let hash = names.identity_hash(&plan.identity);
+        let keys = further::of(plan).filter(holds).filter_map(|(index, _, kind)| {
+            let scope = plan.scope(u8::try_from(index).ok()?)?;
+            Some((index, names.further(&hash, kind.letter(), scope.key)))
+        });
+        Some(HeldPlaces::expect(&self.link, keys))
     }
 
     /// Asks Redis, whatever the breaker says, within the settings' timeout. With `now` the script
