@@ -806,10 +806,6 @@ fn what_is_not_built_yet_is_refused_at_any_other_value() {
         "endpoints: [{ name: a, path: /a, enforce_percent: 25 }]",
         &["tiers.yaml:1:51: endpoints[0].enforce_percent: not supported yet"],
     );
-    check_tiers(
-        "endpoints: [{ name: a, path: /a, limits: { any: { priority: 2 } } }]",
-        &["tiers.yaml:1:61: endpoints[0].limits.any.priority: not supported yet"],
-    );
 }
 
 #[test]
