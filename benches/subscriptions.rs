@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tollgate::clock::monotonic;
+use tollgate::config::url;
 use tollgate::metrics::cells::use_shard;
-use tollgate::subscriptions::settings::{
-    HashKey, RedisPlace, RedisSettings, RedisTarget, Settings, SourceSettings,
-};
+use tollgate::subscriptions::settings::{HashKey, RedisSettings, Settings, SourceSettings};
 use tollgate::subscriptions::{Bought, Subscriptions};
 
 use redis::RedisServer;
@@ -25,12 +24,7 @@ fn main() {
     let Some(server) = RedisServer::spawn_tcp() else { return };
     let settings = Settings {
         source: SourceSettings::Redis(RedisSettings {
-            target: RedisTarget {
-                place: RedisPlace::Tcp("127.0.0.1".into(), server.port()),
-                username: None,
-                password: None,
-                database: 0,
-            },
+            target: url::redis(&server.tcp_url()).expect("a URL").target(),
             hash: HashKey::parse("user:{id}").expect("a key with a place for the user"),
             field: "subscription".into(),
         }),

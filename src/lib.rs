@@ -14,6 +14,7 @@ pub mod otlp;
 pub mod overrides;
 pub mod policy;
 pub mod proxy;
+pub mod redis;
 pub mod store;
 pub mod subscriptions;
 pub mod sys;

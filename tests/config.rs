@@ -10,10 +10,11 @@ use tollgate::config::compile::{ResetForm, Settings};
 use tollgate::config::compile_upstream::UpstreamNeed;
 use tollgate::config::load::{LoadRequest, Loaded, Overrides, load};
 use tollgate::config::report::ConfigErrors;
+use tollgate::config::url;
 use tollgate::config::value::Redacted;
 use tollgate::limiter::quota::Mode;
 use tollgate::policy::compiled::FailureMode;
-use tollgate::store::redis::settings::RedisAddress;
+use tollgate::redis::target::{Form, RedisAddress};
 
 /// Loads two texts, or the defaults in their place, with some overrides.
 fn load_texts(
@@ -201,6 +202,22 @@ fn the_shipped_files_load_cleanly_and_hold_the_defaults() {
     assert_eq!(loaded.settings, minimal.settings, "tollgate.yaml shows another default");
     let replicas = files("config/replicas.yaml", None);
     assert!(replicas.settings.redis.is_some());
+    // Each of the forms that are shown can be read.
+    let text = std::fs::read_to_string(repository("config/redis-forms.yaml")).unwrap();
+    let urls = text
+        .lines()
+        .filter_map(|line| line.trim_start_matches([' ', '#']).strip_prefix("url: redis"));
+    let forms: Vec<bool> = urls
+        .map(|rest| {
+            let url = format!("redis{rest}")
+                .replace("${REDIS_PASSWORD:-}", "pw")
+                .replace("${REDIS_PASSWORD}", "pw");
+            let read = url::redis_without_trust(&url)
+                .unwrap_or_else(|it| panic!("{url}: {}", it.message()));
+            matches!(read.form, Form::Single(_))
+        })
+        .collect();
+    assert_eq!(forms, [true, true, true, false, false]);
     // What the shipped file shows commented out is written as it would be read.
     let text = std::fs::read_to_string(repository("config/tollgate.yaml")).unwrap();
     let shown: String = text
@@ -328,7 +345,10 @@ log: { level: debug, format: human }
     assert_eq!(upstream.idle_timeout, Duration::from_secs(5400));
     assert!(!upstream.preserve_host);
     let redis = settings.redis.unwrap();
-    assert_eq!(redis.url.address, RedisAddress::Tcp { host: "cache".into(), port: 6379 });
+    assert_eq!(
+        redis.url.form,
+        Form::Single(RedisAddress::Tcp { host: "cache".into(), port: 6379 })
+    );
     assert_eq!((redis.url.database, redis.on_failure), (3, FailureMode::Closed));
     assert!(!format!("{redis:?}").contains("pw"));
     assert_eq!(settings.max_identities, 5);
@@ -431,7 +451,7 @@ admin:
     );
     let settings = loaded.unwrap().settings;
     assert_eq!((settings.server.listeners[0].address.port(), settings.server.workers), (8085, 2));
-    assert_eq!(settings.redis.unwrap().url.password.unwrap().expose(), "hunter2");
+    assert_eq!(settings.redis.unwrap().url.account.password.as_deref(), Some("hunter2"));
 }
 
 #[test]
@@ -472,7 +492,7 @@ fn a_secret_comes_from_its_file() {
     assert!(missing[0].contains("cannot be read: No such file"), "{missing:?}");
     std::fs::write(&path, "redis://:hunter2@host/0\n").unwrap();
     let redis = config(&text).unwrap().settings.redis.unwrap();
-    assert_eq!(redis.url.password.unwrap().expose(), "hunter2");
+    assert_eq!(redis.url.account.password.as_deref(), Some("hunter2"));
     std::fs::write(&path, "redis://:hunter2@host/x\n").unwrap();
     let errors = config(&text).unwrap_err();
     assert!(errors.to_string().contains("database \"x\""), "{errors}");
@@ -537,7 +557,7 @@ store: { redis: { timeout: 7ms } }
     assert_eq!(settings.upstream.unwrap().url.authority(), "other:1");
     let redis = settings.redis.unwrap();
     assert_eq!(redis.timeout, Duration::from_millis(7), "--redis is the URL only");
-    assert_eq!(redis.url.address, RedisAddress::Tcp { host: "host".into(), port: 7 });
+    assert_eq!(redis.url.form, Form::Single(RedisAddress::Tcp { host: "host".into(), port: 7 }));
 }
 
 #[test]

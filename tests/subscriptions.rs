@@ -19,10 +19,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tollgate::clock::monotonic;
 use tollgate::config::postgres_url;
+use tollgate::config::url;
 use tollgate::health::dependency::DependencyStatus;
 use tollgate::metrics::labels::{BreakerState, LookupResult};
 use tollgate::subscriptions::settings::{
-    HashKey, PostgresSettings, RedisPlace, RedisSettings, RedisTarget, Settings, SourceSettings,
+    HashKey, PostgresSettings, RedisSettings, Settings, SourceSettings,
 };
 use tollgate::subscriptions::{Bought, StartError, Subscriptions};
 
@@ -529,12 +530,7 @@ async fn a_server_without_tls_is_refused_where_tls_is_required() {
 fn redis_settings(server: &RedisServer) -> Settings {
     Settings {
         source: SourceSettings::Redis(RedisSettings {
-            target: RedisTarget {
-                place: RedisPlace::Tcp("127.0.0.1".into(), server.port()),
-                username: None,
-                password: None,
-                database: 0,
-            },
+            target: url::redis(&server.tcp_url()).unwrap().target(),
             hash: HashKey::parse("user:{id}").unwrap(),
             field: "subscription".into(),
         }),
@@ -590,7 +586,7 @@ async fn a_redis_that_is_slow_holds_nobody_up() {
     let relay = Relay::spawn(server.port()).await;
     let mut settings = redis_settings(&server);
     if let SourceSettings::Redis(redis) = &mut settings.source {
-        redis.target.place = RedisPlace::Tcp("127.0.0.1".into(), relay.address().port());
+        redis.target = url::redis(&format!("redis://{}", relay.address())).unwrap().target();
     }
     let subscriptions = tokio::task::spawn_blocking(|| start(settings)).await.unwrap();
     assert_eq!(of(&subscriptions, "1").await, plan("pro"));

@@ -25,6 +25,7 @@ const RANKS: &[(&str, u8)] = &[
     ("tls", 1),
     ("trace", 1),
     ("metrics", 2),
+    ("redis", 2),
     ("health", 3),
     ("log", 3),
     ("otlp", 3),
@@ -157,7 +158,7 @@ fn limiter_and_policy_are_pure() {
 fn libraries_stay_in_their_modules() {
     // The upstream's probe speaks HTTP, and the demo brings its own small backend.
     let homes: [(&str, &[&str]); 3] = [
-        ("fred", &["src/store/redis", "src/subscriptions/redis", "src/usage/redis"]),
+        ("fred", &["src/redis", "src/store/redis", "src/subscriptions/redis", "src/usage/redis"]),
         ("hyper", &["src/proxy", "src/admin", "src/health", "src/commands/example_backend"]),
         ("metrics_exporter_prometheus", &["src/metrics"]),
     ];

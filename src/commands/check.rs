@@ -7,10 +7,12 @@ use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Loaded, Overrides, examine};
 use crate::config::report::ConfigError;
 use crate::config::schema_tiers::DispositionSpec;
+use crate::config::url::RedisUrl;
 use crate::policy::caller::Caller;
 use crate::policy::compiled::Policy;
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::Disposition;
+use crate::redis::target::Form;
 
 use super::{CheckArgs, Failure, Format, print};
 
@@ -35,19 +37,48 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
         upstream: UpstreamNeed::Optional,
         env: &|name| std::env::var(name).ok(),
     });
+    let mut notes = Vec::new();
     let (errors, warnings, tests) = match &examined {
-        Ok(Loaded { policy, warnings, tests, .. }) => {
+        Ok(Loaded { policy, warnings, tests, settings, .. }) => {
             let results: Vec<TestResult> = tests.iter().map(|it| run_test(policy, it)).collect();
+            notes.extend(settings.redis.as_ref().into_iter().flat_map(|it| redis_notes(&it.url)));
             (&[][..], warnings.as_slice(), results)
         }
         Err(rejected) => (rejected.errors.0.as_slice(), rejected.warnings.as_slice(), Vec::new()),
     };
     match args.format {
-        Format::Human => print_human(errors, warnings, &tests),
-        Format::Json => print(as_json(errors, warnings, &tests)),
+        Format::Human => {
+            for note in &notes {
+                print(format_args!("note: {note}\n"));
+            }
+            print_human(errors, warnings, &tests);
+        }
+        Format::Json => {
+            let mut found = as_json(errors, warnings, &tests);
+            if let Some(found) = found.as_object_mut().filter(|_| !notes.is_empty()) {
+                found.insert("notes".to_owned(), json!(notes));
+            }
+            print(found);
+        }
     }
     let is_fine = errors.is_empty() && tests.iter().all(|test| test.differences.is_empty());
     if is_fine { Ok(()) } else { Err(Failure::Reported) }
+}
+
+/// What differs from one server, and is nobody's fault.
+fn redis_notes(url: &RedisUrl) -> Vec<&'static str> {
+    const LOST: &str = "store.redis.url: replication is asynchronous, so that what was counted in \
+        the last moments before a failover may be lost";
+    match url.form {
+        Form::Single(_) => Vec::new(),
+        Form::Sentinel { .. } => vec![LOST],
+        Form::Cluster { .. } => vec![
+            "store.redis.url: of a cluster, all limits of a request are decided as one, for they \
+             are of one identity, which has one slot; overrides and usage records have each a \
+             slot of their own, and are never changed in one with a limit",
+            LOST,
+        ],
+    }
 }
 
 fn run_test(policy: &Policy, test: &PolicyTest) -> TestResult {

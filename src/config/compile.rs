@@ -15,14 +15,13 @@ use crate::policy::compiled::FailureMode;
 use super::compile_identity::{IdentitySettings, identity};
 use super::compile_listeners::{ListenerSettings, listeners};
 use super::compile_lookup::{LookupSettings, lookup};
+use super::compile_redis::redis_url;
 use super::compile_secret::{admin_token, identity_secret};
 use super::compile_signals::{LogSettings, TracingSettings, log, self_service, tracing};
 use super::compile_upstream::{UpstreamNeed, UpstreamSettings, upstream};
 use super::compile_usage::usage;
 use super::report::{Path, Problem, Report, nearest};
-use super::schema::{
-    Config, Exposed, OnFailure, REDIS_DEFAULT, RedisConfig, Reset, Server, StoreConfig,
-};
+use super::schema::{Config, Exposed, OnFailure, Reset, Server, StoreConfig};
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
 use super::value::{DURATION_MAX, HumanDuration, Redacted};
@@ -272,36 +271,6 @@ fn redis(
         key_prefix: prefix.clone(),
         identity_secret: None,
     })
-}
-
-fn redis_url(
-    redis: &RedisConfig,
-    read_secret: ReadSecret<'_>,
-    report: &mut Report<'_>,
-) -> Option<RedisUrl> {
-    let at = |key: &str| config_path!["store", "redis", key];
-    let (path, text) = match (&redis.url, &redis.url_file) {
-        (Some(_), Some(_)) => {
-            let problem = Problem::new("given beside store.redis.url").expected("one of the two");
-            report.key(at("url_file"), problem);
-            return None;
-        }
-        (Some(url), None) => (at("url"), url.expose().to_owned()),
-        (None, Some(file)) => match read_secret(file) {
-            Ok(text) => (at("url_file"), text),
-            Err(reason) => {
-                report.value(at("url_file"), Problem::new(format!("{file}: {reason}")));
-                return None;
-            }
-        },
-        (None, None) => (at("url"), REDIS_DEFAULT.to_owned()),
-    };
-    redis_url_of(&text, path, report)
-}
-
-/// Reads a Redis's URL; what is wrong with it is reported at `path`.
-pub fn redis_url_of(text: &str, path: Path, report: &mut Report<'_>) -> Option<RedisUrl> {
-    url::redis(text).map_err(|problem| report.value(path, problem)).ok()
 }
 
 fn trusted_proxies(texts: &[String], report: &mut Report<'_>) -> Vec<IpNet> {

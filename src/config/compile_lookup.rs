@@ -4,16 +4,15 @@ use std::io::Read;
 use std::time::Duration;
 
 use crate::config_path;
-use crate::store::redis::settings::RedisAddress;
 use crate::subscriptions::settings::{
-    HashKey, PostgresSettings, PostgresTarget, RedisPlace, RedisSettings, RedisTarget, Settings,
-    SourceSettings,
+    HashKey, PostgresSettings, PostgresTarget, RedisSettings, Settings, SourceSettings,
 };
 
-use super::compile::{ReadSecret, positive, redis_url_of};
+use super::compile::{ReadSecret, positive};
+use super::compile_redis::redis_url_of;
 use super::postgres_url;
 use super::report::{ConfigError, Path, Problem, Report};
-use super::schema::{PostgresLookup, RedisLookup, TierLookup};
+use super::schema::{PostgresLookup, RedisLookup, RedisTls, TierLookup};
 use super::url::{RedisUrl, quoted};
 use super::value::Redacted;
 
@@ -153,8 +152,17 @@ fn redis(
     }
     let (path, url) = given_url("redis", &redis.url, &redis.url_file, read_secret, report)?;
     let url = match (url, store) {
-        (Some(url), _) => redis_url_of(&url, path, report)?,
-        (None, Some(store)) => store.clone(),
+        (Some(url), _) => {
+            let at = |key: &str| config_path!["tier_lookup", "redis", "tls", key];
+            redis_url_of(&url, path, &redis.tls, "tier_lookup.redis.tls", &at, report)?
+        }
+        (None, Some(store)) => {
+            if redis.tls != RedisTls::default() {
+                let problem = Problem::new("of no use: store.redis.tls goes with its URL");
+                report.warn(at("tls"), problem);
+            }
+            store.clone()
+        }
         (None, None) => {
             let problem = Problem::new("no url here, and no store.redis whose URL would do");
             let path = config_path!["tier_lookup", "redis"];
@@ -165,17 +173,8 @@ fn redis(
             return None;
         }
     };
-    let place = match &url.address {
-        RedisAddress::Tcp { host, port } => RedisPlace::Tcp(host.as_str().into(), *port),
-        RedisAddress::Unix { path } => RedisPlace::Unix(path.as_str().into()),
-    };
     Some(SourceSettings::Redis(RedisSettings {
-        target: RedisTarget {
-            place,
-            username: url.username.as_deref().map(Into::into),
-            password: url.password.as_ref().map(|it| it.expose().into()),
-            database: url.database,
-        },
+        target: url.target(),
         hash: hash?,
         field: redis.field.as_str().into(),
     }))

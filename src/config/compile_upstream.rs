@@ -5,11 +5,10 @@ use std::time::Duration;
 use http::uri::PathAndQuery;
 
 use crate::config_path;
-use crate::tls::client::{ClientIdentity, ClientSettings, server_name};
-use crate::tls::roots::Roots;
+use crate::tls::client::{ClientSettings, server_name};
 
 use super::compile::positive;
-use super::load::read_pem;
+use super::compile_tls::{identity, roots};
 use super::report::{Path, Problem, Report};
 use super::schema::{HealthCheck, Upstream, UpstreamTls};
 use super::url::{self, UpstreamPlace, UpstreamScheme, UpstreamUrl, quoted};
@@ -137,13 +136,7 @@ fn tls(
     url: Option<&UpstreamUrl>,
     report: &mut Report<'_>,
 ) -> Option<ClientSettings> {
-    let roots = match &tls.ca {
-        None => Roots::System,
-        Some(file) => {
-            let read = read_pem(file).and_then(|pem| Roots::from_pem(&pem));
-            wanted(file, read, at("ca"), "certificates of authorities, in PEM", report)?
-        }
-    };
+    let roots = roots(tls.ca.as_deref(), at("ca"), report)?;
     let given = tls.server_name.as_ref().map(|name| {
         let parsed = server_name(name);
         if parsed.is_none() {
@@ -152,7 +145,8 @@ fn tls(
         }
         parsed
     });
-    let identity = identity(tls, report);
+    let (cert, key) = (tls.client_cert.as_deref(), tls.client_key.as_deref());
+    let identity = identity(cert, key, "upstream.tls", &at, report);
     let url = url?;
     if url.scheme != UpstreamScheme::Https {
         if let Some(key) = first_key(tls) {
@@ -180,31 +174,6 @@ fn tls(
     Some(ClientSettings { roots, server_name, identity })
 }
 
-/// What tollgate shows of itself.
-fn identity(tls: &UpstreamTls, report: &mut Report<'_>) -> Option<ClientIdentity> {
-    let (cert, key) = match (&tls.client_cert, &tls.client_key) {
-        (Some(cert), Some(key)) => (cert, key),
-        (Some(_), None) => {
-            let problem = Problem::new("given without client_key").expected("both or neither");
-            report.key(at("client_cert"), problem);
-            return None;
-        }
-        (None, Some(_)) => {
-            let problem = Problem::new("given without client_cert").expected("both or neither");
-            report.key(at("client_key"), problem);
-            return None;
-        }
-        (None, None) => return None,
-    };
-    let chain = read_pem(cert).and_then(|pem| ClientIdentity::chain(&pem));
-    let chain = wanted(cert, chain, at("client_cert"), "a certificate, in PEM", report);
-    let expected = "the private key of upstream.tls.client_cert, in PEM";
-    let key_bytes = wanted(key, read_pem(key), at("client_key"), expected, report);
-    let identity = ClientIdentity::new(chain?, &key_bytes?)
-        .and_then(|identity| identity.check().map(|()| identity));
-    wanted(key, identity, at("client_key"), expected, report)
-}
-
 fn at(key: &str) -> Path {
     config_path!["upstream", "tls", key]
 }
@@ -218,18 +187,4 @@ fn first_key(tls: &UpstreamTls) -> Option<&'static str> {
         ("client_key", client_key),
     ];
     keys.into_iter().find_map(|(key, value)| value.is_some().then_some(key))
-}
-
-/// What was read of a file; what is wrong with it is reported, by the file's name.
-fn wanted<T>(
-    file: &str,
-    read: Result<T, String>,
-    path: Path,
-    expected: &'static str,
-    report: &mut Report<'_>,
-) -> Option<T> {
-    read.map_err(|reason| {
-        report.value(path, Problem::new(format!("{file}: {reason}")).expected(expected));
-    })
-    .ok()
 }

@@ -314,8 +314,12 @@ pub struct StoreConfig {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisConfig {
-    /// `redis://[USER:PASSWORD@]HOST:PORT/DATABASE` or `redis+unix:///PATH`; other schemes are not
-    /// built yet.
+    /// `redis://[USER:PASSWORD@]HOST:PORT/DATABASE`, or with `rediss` over TLS;
+    /// `redis+unix:///PATH`;
+    /// `redis-sentinel://[USER:PASSWORD@]HOST:PORT/DATABASE?sentinelServiceName=NAME&node=HOST:PORT`,
+    /// which names sentinels, with `sentinelUsername` and `sentinelPassword` for those;
+    /// `redis-cluster://[USER:PASSWORD@]HOST:PORT?node=HOST:PORT`; `rediss-sentinel` and
+    /// `rediss-cluster` over TLS.
     #[schemars(extend("default" = REDIS_DEFAULT))]
     pub url: Option<Redacted>,
     /// A file that holds the URL.
@@ -330,7 +334,7 @@ pub struct RedisConfig {
     pub leases: Leases,
     /// A floor for `local` enforcement.
     pub expected_replicas: Option<u32>,
-    /// Certificates towards Redis.
+    /// Certificates towards Redis, its sentinels, and all servers of a cluster.
     pub tls: RedisTls,
 }
 
@@ -349,11 +353,11 @@ impl Default for RedisConfig {
     }
 }
 
-/// `store.redis.tls:`
+/// `store.redis.tls:`, `tier_lookup.redis.tls:`
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisTls {
-    /// File of the authorities that are trusted.
+    /// File of the authorities that are trusted; null: this machine's.
     pub ca: Option<String>,
     /// File of the certificate that tollgate shows.
     pub client_cert: Option<String>,
@@ -608,6 +612,8 @@ pub struct RedisLookup {
     pub url: Option<Redacted>,
     /// A file that holds the URL.
     pub url_file: Option<String>,
+    /// Certificates towards it, where it has a URL of its own.
+    pub tls: RedisTls,
     /// The hash's key; `{id}` is the user.
     pub hash: String,
     /// Its field.
@@ -621,6 +627,7 @@ impl Default for RedisLookup {
         RedisLookup {
             url: None,
             url_file: None,
+            tls: RedisTls::default(),
             hash: "user:{id}".to_owned(),
             field: "subscription".to_owned(),
             timeout: HumanDuration::millis(100),

@@ -38,9 +38,6 @@ only_default!(CONFIG, in_whole, Config, "";
 );
 only_default!(REDIS, in_redis, RedisConfig, "store.redis.";
     expected_replicas,
-    tls.ca,
-    tls.client_cert,
-    tls.client_key,
 );
 only_default!(IDENTITY, in_identity, IdentityEntry, "identity[]."; mtls);
 only_default!(TLS, in_tls, ListenerTls, "server.listeners[].tls."; sni, client_ca);

@@ -8,11 +8,12 @@ use ipnet::IpNet;
 
 use super::report::{Problem, shortened};
 use super::value::Redacted;
-use crate::store::redis::settings::{RedisAddress, RedisTarget};
+use crate::redis::target::{Account, Form, RedisAddress, RedisTarget, Trust};
+use crate::tls::roots::Roots;
 
 /// Schemes of an upstream.
 const UPSTREAM_SCHEMES: [&str; 4] = ["http", "https", "h2c", "unix"];
-/// Schemes of a Redis, the first two of which are built.
+/// Schemes of a Redis.
 const REDIS_SCHEMES: [&str; 7] = [
     "redis",
     "redis+unix",
@@ -94,23 +95,25 @@ impl UpstreamScheme {
 }
 
 /// A Redis, by its URL.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RedisUrl {
-    /// Where it listens.
-    pub address: RedisAddress,
-    /// The user of its ACL.
-    pub username: Option<String>,
-    /// The password.
-    pub password: Option<Redacted>,
+    /// Of how many servers it is made, and where they are.
+    pub form: Form,
+    /// Whether it is reached over TLS.
+    pub is_tls: bool,
+    /// Who to be there.
+    pub account: Account,
     /// The number of its database.
     pub database: u8,
+    /// Whom TLS believes; there wherever TLS is used.
+    pub trust: Option<Trust>,
 }
 
 impl RedisUrl {
-    /// What the store connects to.
+    /// What is connected to.
     pub fn target(&self) -> RedisTarget {
-        let password = self.password.as_ref().map(Redacted::expose);
-        RedisTarget::new(&self.address, self.username.as_deref(), password, self.database)
+        let trust = self.trust.clone();
+        RedisTarget::new(self.form.clone(), self.account.clone(), self.database, trust)
     }
 }
 
@@ -178,11 +181,23 @@ fn unix_path(text: &str) -> Option<Result<String, Problem>> {
     Some(Ok(path.to_owned()))
 }
 
-/// Reads a Redis's URL.
+/// Reads a Redis's URL, in the forms of the fred client. TLS believes this machine's authorities.
 ///
 /// # Errors
 /// The part that is wrong; never the password.
 pub fn redis(text: &str) -> Result<RedisUrl, Problem> {
+    let mut url = redis_without_trust(text)?;
+    if url.is_tls {
+        url.trust = Some(Trust::new(Roots::System, None).map_err(Problem::new)?);
+    }
+    Ok(url)
+}
+
+/// The same, of which TLS believes nobody yet.
+///
+/// # Errors
+/// The part that is wrong; never the password.
+pub fn redis_without_trust(text: &str) -> Result<RedisUrl, Problem> {
     const FORM: &str = "redis://[USER:PASSWORD@]HOST:PORT/DATABASE or redis+unix:///PATH";
     let parts = split(text, FORM, "redis")?;
     let scheme = parts.scheme.to_ascii_lowercase();
@@ -190,35 +205,125 @@ pub fn redis(text: &str) -> Result<RedisUrl, Problem> {
         return Err(bad_scheme(text, parts.scheme, &REDIS_SCHEMES));
     }
     let (username, password) = credentials(parts.userinfo)?;
-    let (address, database) = match scheme.as_str() {
-        "redis" => {
+    let password = password.map(|it| it.expose().to_owned());
+    // A user without a password is one whom any password lets in, not nobody.
+    let password = password.or_else(|| username.as_ref().map(|_| String::new()));
+    let account = Account { username, password };
+    let (kind, is_tls) = match scheme.strip_prefix("rediss") {
+        Some(kind) => (kind, true),
+        None => (scheme.strip_prefix("redis").unwrap_or_default(), false),
+    };
+    let path = parts.path.trim_start_matches('/');
+    let path = if path.is_empty() { "0" } else { path };
+    let (form, database) = match kind {
+        "+unix" => unix_redis(&parts)?,
+        "-sentinel" => (sentinels(&parts)?, path),
+        "-cluster" => {
+            let (seeds, others) = nodes(&parts, 6379)?;
+            if let Some((name, _)) = others.first() {
+                return Err(bad_parameter(name).expected("node=HOST:PORT"));
+            }
+            if path != "0" {
+                let problem = Problem::new(format!("database \"{}\"", shortened(path)));
+                return Err(problem.expected("0, as a cluster has no other"));
+            }
+            (Form::Cluster { seeds }, path)
+        }
+        _ => {
             if parts.query.is_some() {
                 return Err(Problem::new("a query or fragment").expected(FORM));
             }
             let host = host(parts.host)?;
             let port = port(parts.port)?.unwrap_or(6379);
-            let database = parts.path.trim_start_matches('/');
-            (RedisAddress::Tcp { host, port }, if database.is_empty() { "0" } else { database })
+            (Form::Single(RedisAddress::Tcp { host, port }), path)
         }
-        "redis+unix" => {
-            if !parts.host.is_empty() || parts.path.len() < 2 {
-                let found = format!("socket path \"{}{}\"", parts.host, parts.path);
-                return Err(Problem::new(found).expected("redis+unix:///PATH, an absolute path"));
-            }
-            let database = match parts.query {
-                None => "0",
-                Some(query) => query.strip_prefix("db=").ok_or_else(|| {
-                    Problem::new(format!("query \"{}\"", shortened(query))).expected("db=NUMBER")
-                })?,
-            };
-            (RedisAddress::Unix { path: parts.path.to_owned() }, database)
-        }
-        _ => return Err(not_yet()),
     };
     let database = database.parse().map_err(|_| {
         Problem::new(format!("database \"{}\"", shortened(database))).expected("a number up to 255")
     })?;
-    Ok(RedisUrl { address, username, password, database })
+    Ok(RedisUrl { form, is_tls, account, database, trust: None })
+}
+
+fn unix_redis<'a>(parts: &Parts<'a>) -> Result<(Form, &'a str), Problem> {
+    if !parts.host.is_empty() || parts.path.len() < 2 {
+        let found = format!("socket path \"{}{}\"", parts.host, parts.path);
+        return Err(Problem::new(found).expected("redis+unix:///PATH, an absolute path"));
+    }
+    let database = match parts.query {
+        None => "0",
+        Some(query) => query.strip_prefix("db=").ok_or_else(|| {
+            Problem::new(format!("query \"{}\"", shortened(query))).expected("db=NUMBER")
+        })?,
+    };
+    Ok((Form::Single(RedisAddress::Unix { path: parts.path.to_owned() }), database))
+}
+
+fn sentinels(parts: &Parts<'_>) -> Result<Form, Problem> {
+    let (sentinels, others) = nodes(parts, 26_379)?;
+    let (mut service, mut account) = (String::new(), Account::default());
+    for (name, value) in others {
+        match name {
+            "sentinelServiceName" => service = value,
+            "sentinelUsername" => account.username = Some(value),
+            "sentinelPassword" => account.password = Some(value),
+            _ => {
+                let known = "node, sentinelServiceName, sentinelUsername or sentinelPassword";
+                return Err(bad_parameter(name).expected(known));
+            }
+        }
+    }
+    if service.is_empty() {
+        let problem = Problem::new("no name of what the sentinels watch");
+        return Err(problem.expected("?sentinelServiceName=NAME"));
+    }
+    Ok(Form::Sentinel { sentinels, service, account })
+}
+
+/// A name and a value of a query.
+type Parameter<'a> = (&'a str, String);
+
+/// The servers that a URL names: that in front, and those of its query; and what else is in that.
+fn nodes<'a>(
+    parts: &Parts<'a>,
+    port_else: u16,
+) -> Result<(Vec<RedisAddress>, Vec<Parameter<'a>>), Problem> {
+    let at = |of_host: &str, of_port: Option<&str>| {
+        let port = port(of_port)?.unwrap_or(port_else);
+        Ok(RedisAddress::Tcp { host: host(of_host)?, port })
+    };
+    let mut servers = vec![at(parts.host, parts.port)?];
+    let mut others = Vec::new();
+    for pair in parts.query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = percent_decoded(value)
+            .filter(|value| !value.is_empty() && !value.contains('#'))
+            .ok_or_else(|| bad_parameter(name).expected("NAME=VALUE, and %25 for %"))?;
+        if name == "node" {
+            let (host, port) = host_and_port(&value);
+            let node = at(host, port)?;
+            if !servers.contains(&node) {
+                servers.push(node);
+            }
+        } else {
+            others.push((name, value));
+        }
+    }
+    Ok((servers, others))
+}
+
+fn host_and_port(text: &str) -> (&str, Option<&str>) {
+    let host_end = text.rfind(']').map_or(0, |bracket| bracket + 1);
+    match text.get(host_end..).and_then(|rest| rest.find(':')) {
+        Some(colon) => {
+            let (host, port) = text.split_at(host_end + colon);
+            (host, port.strip_prefix(':'))
+        }
+        None => (text, None),
+    }
+}
+
+fn bad_parameter(name: &str) -> Problem {
+    Problem::new(format!("query \"{}\"", shortened(name)))
 }
 
 /// Reads an address to listen on.
@@ -265,8 +370,14 @@ fn unmapped(network: IpNet) -> IpNet {
     }
 }
 
-/// A value in quotes, its password aside.
+/// A value in quotes, its passwords aside.
 pub fn quoted(text: &str) -> String {
+    let lower = text.to_ascii_lowercase();
+    if let Some(at) = lower.find("password=")
+        && let Some(before) = text.get(..at + "password=".len())
+    {
+        return quoted(&format!("{}***", before.trim_end_matches('=')));
+    }
     let Some((scheme, rest)) = text.split_once("://") else {
         return format!("\"{}\"", shortened(text));
     };
@@ -287,7 +398,10 @@ fn split<'a>(text: &'a str, form: &str, scheme: &str) -> Result<Parts<'a>, Probl
         let problem = Problem::new(format!("{} has no scheme", quoted_bare(text))).expected(form);
         return Err(match text.contains(['@', ':']) && text.contains('@') {
             true => problem,
-            false => problem.hint(format!("did you mean \"{scheme}://{}\"?", shortened(text))),
+            false => {
+                let shown = quoted(text);
+                problem.hint(format!("did you mean \"{scheme}://{}\"?", shown.trim_matches('"')))
+            }
         });
     };
     let end = rest.find(['?', '#']).unwrap_or(rest.len());
@@ -321,7 +435,7 @@ fn split<'a>(text: &'a str, form: &str, scheme: &str) -> Result<Parts<'a>, Probl
 fn quoted_bare(text: &str) -> String {
     match text.rsplit_once('@') {
         Some((_, rest)) => format!("\"***@{}\"", shortened(rest)),
-        None => format!("\"{}\"", shortened(text)),
+        None => quoted(text),
     }
 }
 
@@ -491,16 +605,58 @@ mod tests {
 
     #[test]
     fn redis_urls() {
+        let tcp = |host: &str, port| RedisAddress::Tcp { host: host.into(), port };
         let url = redis("redis://me:p%40ss@[::1]:7/3").unwrap();
-        assert_eq!(url.address, RedisAddress::Tcp { host: "::1".into(), port: 7 });
-        assert_eq!((url.username.as_deref(), url.database), (Some("me"), 3));
-        assert_eq!(url.password.unwrap().expose(), "p@ss");
+        assert_eq!(url.form, Form::Single(tcp("::1", 7)));
+        assert_eq!((url.account.username.as_deref(), url.database), (Some("me"), 3));
+        assert_eq!(url.account.password.as_deref(), Some("p@ss"));
         let url = redis("redis+unix:///run/redis.sock?db=2").unwrap();
-        assert_eq!(url.address, RedisAddress::Unix { path: "/run/redis.sock".into() });
+        assert_eq!(url.form, Form::Single(RedisAddress::Unix { path: "/run/redis.sock".into() }));
         assert_eq!(url.database, 2);
         let url = redis("redis://:a/b@host").unwrap();
-        assert_eq!(url.address, RedisAddress::Tcp { host: "host".into(), port: 6379 });
-        assert_eq!((url.username, url.password.unwrap().expose()), (None, "a/b"));
+        assert_eq!(url.form, Form::Single(tcp("host", 6379)));
+        assert_eq!((url.account.username, url.account.password.as_deref()), (None, Some("a/b")));
+        assert!(!url.is_tls && redis_without_trust("rediss://host").unwrap().is_tls);
+        let url = redis("redis://me@host").unwrap();
+        assert_eq!(
+            (url.account.username.as_deref(), url.account.password.as_deref()),
+            (Some("me"), Some(""))
+        );
+        let url =
+            redis_without_trust("rediss-cluster://:pw@a:1?node=[::1]:2&node=b&node=a:1").unwrap();
+        let seeds = vec![tcp("a", 1), tcp("::1", 2), tcp("b", 6379)];
+        assert_eq!((url.form, url.is_tls), (Form::Cluster { seeds }, true));
+        let url = "redis-sentinel://me:pw@a/4?sentinelServiceName=main&node=b:2\
+            &sentinelUsername=it&sentinelPassword=s%26t";
+        let url = redis(url).unwrap();
+        let account = Account { username: Some("it".into()), password: Some("s&t".into()) };
+        let sentinels = vec![tcp("a", 26_379), tcp("b", 2)];
+        let service = "main".to_owned();
+        assert_eq!(url.form, Form::Sentinel { sentinels, service, account });
+        assert_eq!((url.account.password.as_deref(), url.database), (Some("pw"), 4));
+    }
+
+    #[test]
+    fn wrong_redis_urls_say_which_part() {
+        let error = |text| redis(text).unwrap_err().message();
+        for (text, message) in [
+            ("redis-cluster://a/3", "database \"3\", expected 0, as a cluster has no other"),
+            ("redis-cluster://a?nodes=b", "query \"nodes\", expected node=HOST:PORT"),
+            ("redis-cluster://a?node=b:x", "port \"x\", expected 1 to 65535"),
+            ("redis-cluster://a?node", "query \"node\", expected NAME=VALUE, and %25 for %"),
+            (
+                "redis-sentinel://a?node=b",
+                "no name of what the sentinels watch, expected ?sentinelServiceName=NAME",
+            ),
+            (
+                "redis-sentinel://a?sentinelServicename=b",
+                "query \"sentinelServicename\", expected node, sentinelServiceName, \
+                 sentinelUsername or sentinelPassword",
+            ),
+            ("rediss://a:0", "port \"0\", expected 1 to 65535"),
+        ] {
+            assert_eq!(error(text), message, "{text}");
+        }
     }
 
     #[test]
@@ -515,8 +671,14 @@ mod tests {
             "me:hunter2@host:6379",
             "redis://me:hun?ter2@host",
             "redis://me:hunter2#hunter@host",
-            "rediss://me:hunter2@host",
+            "rediss://me:hunter2@host/x",
             "redis+unix://me:hunter2@run/x",
+            "redis-sentinel://host?sentinelPassword=hunter2",
+            "redis-sentinel://host?sentinelPassword=hun ter2&sentinelServiceName=a",
+            "sentinel://host?sentinelPassword=hunter2",
+            "host?sentinelPassword=hunter2",
+            "redis-cluster://host?sentinelPassword=hunter2",
+            "redis-sentinel://host?sentinelPassword=hunter2%",
         ] {
             let problem = redis(wrong).unwrap_err();
             assert!(!format!("{problem:?}").contains("hun"), "{problem:?}");

@@ -337,7 +337,8 @@ fn holds_password(literal: &str) -> bool {
         .map(|(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or(rest))
         .and_then(|authority| authority.rsplit_once('@'))
         .and_then(|(user_info, _)| user_info.split_once(':'));
-    let parameters = literal.match_indices("password").filter_map(|(at, key)| {
+    let lower = literal.to_ascii_lowercase();
+    let parameters = lower.match_indices("password").filter_map(|(at, key)| {
         let value = literal.get(at + key.len()..)?.trim_start().strip_prefix('=')?.trim_start();
         value.split(['&', ' ', '#']).next()
     });

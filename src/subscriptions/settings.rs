@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::redis::target::RedisTarget;
+
 use super::tls::{ServerCheck, connector};
 
 /// For the connection to one address; the next one is tried then.
@@ -153,47 +155,6 @@ pub struct RedisSettings {
     pub field: Box<str>,
 }
 
-/// Where a Redis listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RedisPlace {
-    /// A host, without brackets, and a port.
-    Tcp(Box<str>, u16),
-    /// A socket of this machine.
-    Unix(Box<str>),
-}
-
-/// A Redis, and who to be there. Written out, user and password are left out.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RedisTarget {
-    /// Where it listens.
-    pub place: RedisPlace,
-    /// The user of its ACL.
-    pub username: Option<Box<str>>,
-    /// The password.
-    pub password: Option<Box<str>>,
-    /// The number of its database.
-    pub database: u8,
-}
-
-impl fmt::Display for RedisTarget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let database = self.database;
-        match &self.place {
-            RedisPlace::Tcp(host, port) if host.contains(':') => {
-                write!(f, "redis://[{host}]:{port}/{database}")
-            }
-            RedisPlace::Tcp(host, port) => write!(f, "redis://{host}:{port}/{database}"),
-            RedisPlace::Unix(path) => write!(f, "redis+unix://{path}?db={database}"),
-        }
-    }
-}
-
-impl fmt::Debug for RedisTarget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{self}\"")
-    }
-}
-
 /// The key of a user's hash: a text with a place for the user in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HashKey {
@@ -232,13 +193,6 @@ mod tests {
         let target = target.unwrap();
         assert_eq!(target.to_string(), "postgres://db:5433,[::1]:5432/plans");
         assert!(!format!("{target:?}").contains("s3cret"));
-        let target = RedisTarget {
-            place: RedisPlace::Tcp("::1".into(), 6379),
-            username: Some("me".into()),
-            password: Some("s3cret".into()),
-            database: 2,
-        };
-        assert_eq!(format!("{target:?}"), "\"redis://[::1]:6379/2\"");
     }
 
     #[test]

@@ -107,7 +107,18 @@ impl ClientTls {
 /// # Errors
 /// There are no authorities to trust.
 pub fn plain_client(roots: &Roots) -> Result<ClientConfig, String> {
-    with_identity(builder(roots)?, None)
+    client_config(roots, None)
+}
+
+/// TLS with this certificate, if a server asks for one, and without ALPN.
+///
+/// # Errors
+/// There are no authorities to trust, or key and certificate do not fit.
+pub fn client_config(
+    roots: &Roots,
+    identity: Option<&ClientIdentity>,
+) -> Result<ClientConfig, String> {
+    with_identity(builder(roots)?, identity)
 }
 
 type WantsIdentity = ConfigBuilder<ClientConfig, WantsClientCert>;

@@ -3,17 +3,17 @@
 //! A batch is taken in parts, each by one call of a script that first looks whether it has come
 //! before: parts are small because Redis does nothing else meanwhile, a check of a limit neither.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use fred::clients::Client;
-use fred::interfaces::{ClientLike, LuaInterface};
-use fred::types::{ClusterHash, CustomCommand, Value};
+use fred::types::Value;
 use tokio::time::timeout;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, monotonic};
 use crate::health::tasks::watched;
 use crate::metrics::labels::TaskType;
-use crate::store::redis::settings::{CONNECT_MAX, RedisTarget};
+use crate::redis::servers::{Nobody, Servers};
+use crate::redis::target::{CONNECT_MAX, RedisTarget};
 
 use super::file::MINUTES_KEPT;
 use super::page::{Collector, Page};
@@ -39,7 +39,7 @@ const DAY_SECONDS: u64 = 86_400;
 
 /// The sink in Redis.
 pub struct RedisSink {
-    client: Client,
+    servers: Arc<Servers>,
     prefix: Box<str>,
     retention: Duration,
     is_started: bool,
@@ -48,8 +48,8 @@ pub struct RedisSink {
 impl RedisSink {
     /// Connects to nothing yet. `prefix`: what every key begins with.
     pub fn new(target: &RedisTarget, prefix: &str, retention: Duration) -> Self {
-        let client = target.client(ANSWER_MAX, COMMANDS_MAX);
-        RedisSink { client, prefix: prefix.into(), retention, is_started: false }
+        let servers = Arc::new(Servers::new(target.clone(), ANSWER_MAX, COMMANDS_MAX));
+        RedisSink { servers, prefix: prefix.into(), retention, is_started: false }
     }
 
     /// See [`Sink::take`](super::sink::Sink::take).
@@ -98,7 +98,9 @@ impl RedisSink {
         let minute_end = minute.saturating_add(MINUTES_KEPT).saturating_add(2 * HOUR);
         let hour_end = seconds(hour.saturating_add(HOUR)).saturating_add(retention);
         let upto = offset.saturating_add(rows.len());
-        let mut arguments = vec![
+        let mut arguments = vec![SCRIPT.to_owned(), keys.len().to_string()];
+        arguments.extend(keys);
+        arguments.extend([
             id.sequence.to_string(),
             offset.to_string(),
             upto.to_string(),
@@ -107,14 +109,14 @@ impl RedisSink {
             seconds(now).saturating_add(retention).saturating_add(DAY_SECONDS).to_string(),
             if is_kept && minute_end > now { seconds(minute_end) } else { 0 }.to_string(),
             if is_kept { hour_end } else { 0 }.to_string(),
-        ];
+        ]);
         for row in rows {
             let Row { identity, tier, endpoint, .. } = row;
             arguments.push(format!("{tier}{SEPARATOR}{endpoint}{SEPARATOR}{identity}"));
             arguments.push((*tier).to_owned());
             arguments.extend(row.counts.to_array().iter().map(ToString::to_string));
         }
-        let reply: Value = self.answered(self.client.eval(SCRIPT, keys, arguments)).await?;
+        let reply = self.answered("EVAL", arguments).await?;
         reply.as_i64().ok_or_else(|| SinkError("Redis's answer is no number".to_owned()))
     }
 
@@ -226,21 +228,28 @@ impl RedisSink {
         command: &'static str,
         arguments: Vec<String>,
     ) -> Result<(String, Vec<String>), SinkError> {
-        let command = CustomCommand::new_static(command, ClusterHash::FirstKey, false);
-        let reply: Value = self.answered(self.client.custom(command, arguments)).await?;
+        let reply = self.answered(command, arguments).await?;
         let (cursor, found): (String, Vec<String>) = reply.convert().map_err(|it| error(&it))?;
         Ok((cursor, found))
     }
 
-    async fn answered<T>(
+    /// Asks whoever keeps the records.
+    async fn answered(
         &self,
-        asking: impl Future<Output = Result<T, fred::error::Error>>,
-    ) -> Result<T, SinkError> {
+        command: &'static str,
+        arguments: Vec<String>,
+    ) -> Result<Value, SinkError> {
+        let key = self.key("");
+        let arguments = arguments.into_iter().map(Value::from).collect();
+        let deadline = monotonic() + ANSWER_MAX;
+        let asking = self.servers.run(key.as_bytes(), command, arguments, deadline);
         match timeout(ANSWER_MAX, asking).await {
             Ok(answer) => answer.map_err(|it| error(&it)),
             Err(_) => {
                 // A connection over which nothing comes back is not noticed by the client.
-                let _ = timeout(CONNECT_MAX, self.client.force_reconnection()).await;
+                if let Some(route) = self.servers.route(key.as_bytes()) {
+                    self.servers.give_up(route.node()).await;
+                }
                 Err(SinkError("Redis does not answer in time".to_owned()))
             }
         }
@@ -249,15 +258,13 @@ impl RedisSink {
     async fn connected(&mut self) -> Result<(), SinkError> {
         if !self.is_started {
             self.is_started = true;
-            tokio::spawn(watched(TaskType::UsageFlush, drive(self.client.clone())));
+            let servers = Arc::clone(&self.servers);
+            let drive = async move { servers.drive(&Nobody).await };
+            tokio::spawn(watched(TaskType::UsageFlush, drive));
         }
-        if self.client.is_connected() {
-            return Ok(());
-        }
-        match timeout(CONNECT_MAX, self.client.wait_for_connect()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(it)) => Err(error(&it)),
-            Err(_) => Err(SinkError("no connection to Redis".to_owned())),
+        match self.servers.wait_for(self.key("").as_bytes(), CONNECT_MAX).await {
+            true => Ok(()),
+            false => Err(SinkError("no connection to Redis".to_owned())),
         }
     }
 
@@ -290,14 +297,6 @@ fn counts_of(numbers: &str) -> Option<Counts> {
         *number = words.next()?.parse().ok()?;
     }
     Some(Counts::from_array(array))
-}
-
-/// Keeps the connection, for ever.
-async fn drive(client: Client) {
-    loop {
-        let _ = client.connect().await;
-        tokio::time::sleep(CONNECT_MAX).await;
-    }
 }
 
 fn error(error: &fred::error::Error) -> SinkError {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::limiter::time::Timestamp;
-use crate::store::redis::settings::RedisTarget;
+use crate::redis::target::RedisTarget;
 use crate::subscriptions::settings::PostgresTarget;
 
 use super::file::FileSink;

@@ -54,8 +54,7 @@ impl RedisServer {
     /// Like `spawn_tcp`, with more options.
     pub fn spawn_tcp_with(options: &[&str]) -> Option<Self> {
         let mut server = Self::prepare(options)?;
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-        server.port = Some(port.port());
+        server.port = Some(free_port());
         server.start();
         Some(server)
     }
@@ -107,6 +106,11 @@ impl RedisServer {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// Whether it was started and not killed.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Stops its process where it stands: connections stay open, nothing answers.
@@ -187,6 +191,12 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A port of the loopback interface that nobody listens on.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 fn binary() -> PathBuf {

@@ -39,7 +39,8 @@ impl Source {
         let scheme = source.split_once(':').map_or("", |(scheme, _)| scheme);
         let place = match scheme {
             "http" => return Ok(Self::admin(source, token_file)?),
-            "redis" | "redis+unix" | "unix" => {
+            "redis+unix" | "unix" | "redis" | "redis-sentinel" | "redis-cluster" | "rediss"
+            | "rediss-sentinel" | "rediss-cluster" => {
                 let url = url::redis(source).map_err(|it| wrong(&it))?;
                 Place::Redis(url.target(), "tg".into())
             }

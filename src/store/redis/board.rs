@@ -140,7 +140,8 @@ impl RedisStore {
 
     async fn board_call(&self, arguments: Vec<Bytes>) -> Result<Value, CheckError> {
         let keys = self.shared().settings().names.board().to_vec();
-        self.wait_connected(BUDGET).await;
+        let [table, _] = self.shared().settings().names.board();
+        self.link().wait_for(&table, BUDGET).await;
         self.link().eval(SCRIPT, keys, arguments, BUDGET).await
     }
 }

@@ -12,12 +12,14 @@ pub struct CheckError {
     pub kind: RedisErrorKind,
     /// What the server or the client says of it. Never holds a password.
     pub detail: Box<str>,
+    /// Whether it is one of several servers that this says something of.
+    pub of_part: bool,
 }
 
 impl CheckError {
     /// An error of this kind.
     pub fn new(kind: RedisErrorKind, detail: &str) -> Self {
-        CheckError { kind, detail: detail.into() }
+        CheckError { kind, detail: detail.into(), of_part: false }
     }
 }
 

@@ -1,35 +1,34 @@
-//! One worker's connection: keeps it, loads the script over it, and bounds every call.
+//! One worker's connections: keeps them, loads the script over them, and bounds every call.
 //!
-//! Three tasks beside the calls: one drives the client, one follows its events, one watches. The
-//! watcher is needed because a connection over which nothing comes back is not noticed by the
-//! client while requests keep writing to it.
+//! Two tasks beside the calls: one drives the connections, one watches. The watcher is needed
+//! because a connection over which nothing comes back is not noticed by the client while requests
+//! keep writing to it.
 
 use std::hash::{BuildHasher, RandomState};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fred::bytes::Bytes;
 use fred::bytes_utils::Str;
-use fred::clients::Client;
-use fred::interfaces::{ClientLike, EventInterface, KeysInterface, LuaInterface};
+use fred::interfaces::{ClientLike, LuaInterface};
 use fred::types::Value;
 use fred::util::static_str;
-use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Mutex, watch};
-use tokio::task::JoinHandle;
+use futures_util::future::join_all;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::clock::monotonic;
 use crate::health::breaker::{Outcome, jitter};
 use crate::health::tasks::watched;
 use crate::metrics::labels::{CheckResult, RedisErrorKind, TaskType};
+use crate::redis::servers::{AbortOnDrop, Attendant, Node, PONG_MAX, Route, Servers};
 
 use super::RedisShared;
 use super::codec::{Asker, Call, ReplyError, SCRIPT};
 use super::error::CheckError;
 use super::places::Places;
-use super::settings::CONNECT_MAX;
 
 /// Checks of one worker that may wait for Redis, late ones included; more are decided without it.
 const IN_FLIGHT_MAX: usize = 1_024;
@@ -39,61 +38,55 @@ const COMMANDS_MAX: usize = 2 * IN_FLIGHT_MAX;
 const LATE_MAX: Duration = Duration::from_secs(1);
 /// Between two looks of the watcher, before jitter.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-/// Unanswered looks after which the connection is given up.
-const MISSES_MAX: u32 = 3;
-
-/// A task that ends with its owner.
-#[derive(Debug)]
-pub struct AbortOnDrop<T = ()>(JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+/// Between two looks for the connections to all of several servers.
+const WHOLE_PAUSE: Duration = Duration::from_millis(5);
 
 /// The connection and what is waiting on it.
 #[derive(Debug)]
 pub struct Link {
     shared: Arc<RedisShared>,
-    client: Client,
+    servers: Servers,
     /// Whether there is a connection, as far as is known.
     up: watch::Sender<bool>,
+    /// Whether there is one to every server that is needed.
+    is_whole: AtomicBool,
     in_flight: AtomicUsize,
     places: Places,
     sequence: AtomicU32,
     /// Stands for this worker of this process among all that hold places.
     holder: u64,
-    /// Loads of the script so far, and the right to load it.
-    loads: AtomicU64,
-    loading: Mutex<()>,
     /// Set when an answer was not one to its call: the next look gives the connection up.
     distrusted: AtomicBool,
 }
 
 impl Link {
     /// Starts to connect.
-    pub fn open(shared: Arc<RedisShared>) -> (Arc<Self>, [AbortOnDrop; 4]) {
-        let client = client(&shared);
+    pub fn open(shared: Arc<RedisShared>) -> (Arc<Self>, [AbortOnDrop; 3]) {
+        let settings = &shared.settings;
+        // Not the budget: answers up to here are counted.
+        let answer_max = LATE_MAX.max(settings.timeout);
+        let servers = Servers::new(settings.target.clone(), answer_max, COMMANDS_MAX);
         let (up, _) = watch::channel(false);
+        if servers.are_parts() {
+            shared.parted.fetch_add(1, Ordering::Relaxed);
+        }
         let link = Arc::new(Link {
             shared,
-            client,
+            servers,
             up,
+            is_whole: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             places: Places::default(),
             sequence: AtomicU32::new(0),
             holder: RandomState::new().hash_one(std::process::id()),
-            loads: AtomicU64::new(0),
-            loading: Mutex::new(()),
             distrusted: AtomicBool::new(false),
         });
-        // Subscribed before the client starts, so that no event is missed.
-        let follow = tokio::spawn(watched(TaskType::Redis, Arc::clone(&link).follow()));
-        let drive = tokio::spawn(watched(TaskType::Redis, drive(link.client.clone())));
+        let driven = Arc::clone(&link);
+        let drive = async move { driven.servers.drive(&*driven).await };
+        let drive = tokio::spawn(watched(TaskType::Redis, drive));
         let watch = tokio::spawn(watched(TaskType::Redis, Arc::clone(&link).watch()));
         let keep = tokio::spawn(watched(TaskType::Redis, Places::keep(Arc::clone(&link))));
-        (link, [follow, drive, watch, keep].map(AbortOnDrop))
+        (link, [drive, watch, keep].map(AbortOnDrop))
     }
 
     /// Runs a script of another kind, which is rare, and ends within `budget`.
@@ -104,23 +97,30 @@ impl Link {
         arguments: Vec<Bytes>,
         budget: Duration,
     ) -> Result<Value, CheckError> {
-        if !*self.up.borrow() {
-            return Err(CheckError::new(RedisErrorKind::Io, "not connected"));
-        }
-        let arguments: Vec<Value> = arguments.into_iter().map(Value::Bytes).collect();
-        match timeout(budget, self.client.eval(static_str(script), keys, arguments)).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(CheckError::new(RedisErrorKind::Timeout, "no answer within the budget")),
-        }
+        let first = keys.first().cloned().unwrap_or_default();
+        let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
+        let mut all = vec![Value::from_static_str(script), count.into()];
+        all.extend(keys.into_iter().chain(arguments).map(Value::Bytes));
+        self.rare(&first, "EVAL", all, budget).await
     }
 
     /// Deletes keys, all of one slot, and ends within `budget`.
     pub async fn delete(&self, keys: Vec<Bytes>, budget: Duration) -> Result<(), CheckError> {
-        if !*self.up.borrow() {
-            return Err(CheckError::new(RedisErrorKind::Io, "not connected"));
-        }
-        match timeout(budget, self.client.unlink::<i64, _>(keys)).await {
-            Ok(result) => Ok(result.map(|_| ())?),
+        let first = keys.first().cloned().unwrap_or_default();
+        let keys = keys.into_iter().map(Value::Bytes).collect();
+        self.rare(&first, "UNLINK", keys, budget).await.map(drop)
+    }
+
+    async fn rare(
+        &self,
+        key: &[u8],
+        command: &'static str,
+        arguments: Vec<Value>,
+        budget: Duration,
+    ) -> Result<Value, CheckError> {
+        let deadline = monotonic() + budget;
+        match timeout(budget, self.servers.run(key, command, arguments, deadline)).await {
+            Ok(result) => Ok(result?),
             Err(_) => Err(CheckError::new(RedisErrorKind::Timeout, "no answer within the budget")),
         }
     }
@@ -146,22 +146,35 @@ impl Link {
         Asker { holder: self.holder, sequence }
     }
 
-    /// Waits for a connection, at most so long. Returns whether there is one.
+    /// Waits for a connection, of several servers for all of them, at most so long. Returns whether
+    /// there is any.
     pub async fn wait_connected(&self, at_most: Duration) -> bool {
         let mut up = self.up.subscribe();
-        timeout(at_most, up.wait_for(|up| *up)).await.is_ok_and(|waited| waited.is_ok())
+        let whole = async {
+            while up.wait_for(|up| *up).await.is_ok() && !self.servers.is_whole() {
+                tokio::time::sleep(WHOLE_PAUSE).await;
+            }
+        };
+        let _ = timeout(at_most, whole).await;
+        *self.up.borrow()
+    }
+
+    /// Waits for a connection to whoever keeps `key`, at most so long.
+    pub async fn wait_for(&self, key: &[u8], at_most: Duration) -> bool {
+        self.servers.wait_for(key, at_most).await
     }
 
     /// Runs the script, and ends within `budget`. What is answered later is only counted.
     pub async fn call(self: &Arc<Self>, call: Call, budget: Duration) -> Result<Value, CheckError> {
-        if !*self.up.borrow() {
+        let Some(route) = self.servers.route(call.keys.first().map_or(&[], |key| &**key)) else {
             return Err(CheckError::new(RedisErrorKind::Io, "not connected"));
-        }
+        };
         let place = Place::take(self)?;
         let deadline = monotonic() + budget;
+        let asked = route.clone();
         let mut attempt = Box::pin(async move {
             let link = &place.0;
-            link.run_known(&call, deadline).await
+            link.run_routed(route, &call, deadline).await
         });
         match timeout(budget, attempt.as_mut()).await {
             Ok(result) => result,
@@ -173,7 +186,50 @@ impl Link {
                         shared.stats.count_late_reply();
                     }
                 }));
-                Err(CheckError::new(RedisErrorKind::Timeout, "no answer within the budget"))
+                let why = "no answer within the budget";
+                Err(self.judged(&asked, CheckError::new(RedisErrorKind::Timeout, why)))
+            }
+        }
+    }
+
+    /// A failure of one of several servers says nothing of the others.
+    fn judged(&self, asked: &Route, error: CheckError) -> CheckError {
+        if self.servers.judge(asked.node(), false) {
+            self.changed();
+        }
+        CheckError { of_part: self.servers.are_parts(), ..error }
+    }
+
+    /// Follows redirections. Safe to repeat then: it did not run.
+    async fn run_routed(
+        &self,
+        mut route: Route,
+        call: &Call,
+        deadline: Instant,
+    ) -> Result<Value, CheckError> {
+        loop {
+            let error = match self.run_known(&route, call, deadline).await {
+                Ok(reply) => {
+                    self.servers.judge(route.node(), true);
+                    return Ok(reply);
+                }
+                Err(error) => error,
+            };
+            match error.kind {
+                RedisErrorKind::Io | RedisErrorKind::Timeout => {
+                    return Err(self.judged(&route, error));
+                }
+                // Who was demoted is not the one that sentinels name.
+                RedisErrorKind::Readonly => self.servers.seek(),
+                _ => {}
+            }
+            match self.servers.next(&route, &error.detail, deadline).await {
+                Some(next) if monotonic() < deadline => {
+                    // That it sends others on is an answer.
+                    self.servers.judge(route.node(), true);
+                    route = next;
+                }
+                _ => return Err(CheckError { of_part: self.servers.are_parts(), ..error }),
             }
         }
     }
@@ -186,55 +242,70 @@ impl Link {
 
     /// Runs the script, and loads it first where Redis does not know it. Safe to repeat then:
     /// it did not run.
-    async fn run_known(&self, call: &Call, deadline: Instant) -> Result<Value, CheckError> {
-        let seen = self.loads.load(Ordering::Acquire);
+    async fn run_known(
+        &self,
+        route: &Route,
+        call: &Call,
+        deadline: Instant,
+    ) -> Result<Value, CheckError> {
+        let seen = route.node().loads.load(Ordering::Acquire);
         if let Some(hash) = self.shared.script.get() {
-            match self.run(hash.clone(), call).await {
+            match self.run(route, hash.clone(), call).await {
                 Err(error) if error.kind == RedisErrorKind::Noscript => {
                     self.shared.stats.count_error(RedisErrorKind::Noscript);
                 }
                 result => return result,
             }
         }
-        let hash = self.load(seen).await?;
+        let hash = self.load(route.node(), seen).await?;
         // Past the deadline the request has been decided without Redis: it must not spend now.
         if monotonic() >= deadline {
             return Err(CheckError::new(RedisErrorKind::Timeout, "no answer within the budget"));
         }
-        self.run(hash, call).await
+        self.run(route, hash, call).await
     }
 
-    async fn run(&self, hash: Str, call: &Call) -> Result<Value, CheckError> {
-        let argument = Value::Bytes(call.argument.clone());
-        let keys = call.keys.clone();
+    async fn run(&self, route: &Route, hash: Str, call: &Call) -> Result<Value, CheckError> {
+        let count = i64::try_from(call.keys.len()).unwrap_or(i64::MAX);
+        let mut arguments = Vec::with_capacity(call.keys.len() + 4);
+        arguments.extend([Value::String(hash), count.into()]);
+        arguments.extend(call.keys.iter().cloned().map(Value::Bytes));
+        arguments.push(Value::Bytes(call.argument.clone()));
         if let Some(how) = &call.how {
-            let arguments = vec![argument, Value::Bytes(how.clone())];
-            return Ok(self.client.evalsha(hash, keys, arguments).await?);
+            arguments.push(Value::Bytes(how.clone()));
         }
-        Ok(self.client.evalsha(hash, keys, argument).await?)
+        Ok(route.send("EVALSHA", arguments).await?)
     }
 
     /// Loads the script unless somebody did since `seen`.
-    async fn load(&self, seen: u64) -> Result<Str, CheckError> {
-        let _right = self.loading.lock().await;
-        if self.loads.load(Ordering::Acquire) != seen
+    async fn load(&self, node: &Node, seen: u64) -> Result<Str, CheckError> {
+        let _right = node.loading.lock().await;
+        if node.loads.load(Ordering::Acquire) != seen
             && let Some(hash) = self.shared.script.get()
         {
             return Ok(hash.clone());
         }
-        let hash: Str = self.client.script_load(static_str(SCRIPT)).await?;
+        let hash: Str = node.client().script_load(static_str(SCRIPT)).await?;
         if hash.len() != 40 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(CheckError::new(
                 RedisErrorKind::Protocol,
                 "SCRIPT LOAD did not give a hash",
             ));
         }
-        self.loads.fetch_add(1, Ordering::Release);
+        node.loads.fetch_add(1, Ordering::Release);
         Ok(self.shared.script.get_or_init(|| hash).clone())
     }
 
+    /// It has no connections any more.
+    pub fn close(&self) {
+        self.set_up(false);
+        if self.servers.are_parts() && !self.is_whole.swap(true, Ordering::Relaxed) {
+            self.shared.parted.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// Notes whether there is a connection.
-    pub fn set_up(&self, is_up: bool) {
+    fn set_up(&self, is_up: bool) {
         if !self.up.send_if_modified(|up| std::mem::replace(up, is_up) != is_up) {
             return;
         }
@@ -245,67 +316,81 @@ impl Link {
         }
     }
 
-    /// Follows the client's events: a lost connection is known before a call has to find out.
-    async fn follow(self: Arc<Self>) {
-        let mut errors = self.client.error_rx();
-        let mut connections = self.client.reconnect_rx();
-        let mut is_first = true;
+    /// Whether there is a connection to every server that is needed changes.
+    fn set_whole(&self, is_whole: bool) {
+        if self.is_whole.swap(is_whole, Ordering::Relaxed) == is_whole {
+            return;
+        }
+        if self.servers.are_parts() {
+            self.shared.note_parted(!is_whole);
+        }
+    }
+
+    /// Looks after the connections several times a second, and probes while the breaker is open.
+    async fn watch(self: Arc<Self>) {
         loop {
-            tokio::select! {
-                biased;
-                event = errors.recv() => match event {
-                    Ok(_) | Err(RecvError::Lagged(_)) => self.set_up(false),
-                    Err(RecvError::Closed) => return,
-                },
-                event = connections.recv() => {
-                    if let Err(RecvError::Closed) = event {
-                        return;
-                    }
-                    if !is_first {
-                        self.shared.stats.count_reconnect();
-                    }
-                    is_first = false;
-                    // Another server, or the same one restarted: it may not know the script. If
-                    // this does not succeed, the first check will try again.
-                    let _ = self.load(self.loads.load(Ordering::Acquire)).await;
-                    self.set_up(true);
-                }
+            tokio::time::sleep(WATCH_INTERVAL + watch_jitter()).await;
+            if self.servers.are_parts() {
+                self.look_at_parts().await;
+            } else if let Some(node) = self.servers.nodes().first() {
+                self.look_at(node).await;
+            } else {
+                self.shared.count_against(&CheckError::new(RedisErrorKind::Io, "not connected"));
             }
         }
     }
 
-    /// Looks after the connection several times a second, and probes while the breaker is open.
-    async fn watch(self: Arc<Self>) {
-        let mut misses = 0;
-        loop {
-            tokio::time::sleep(WATCH_INTERVAL + watch_jitter()).await;
-            if !self.client.is_connected() {
-                self.set_up(false);
-                misses = 0;
-                self.shared.count_against(&CheckError::new(RedisErrorKind::Io, "not connected"));
-                continue;
+    /// Looks after the one server that there is.
+    async fn look_at(self: &Arc<Self>, node: &Node) {
+        if !node.client().is_connected() {
+            self.mark(node, false);
+            node.looked(true);
+            self.shared.count_against(&CheckError::new(RedisErrorKind::Io, "not connected"));
+            return;
+        }
+        let is_over = node.looked(self.look(node).await);
+        if is_over || self.distrusted.swap(false, Ordering::Relaxed) {
+            self.give_up(node).await;
+        }
+    }
+
+    /// Looks after each of several servers, all at once: one that stands still is not waited for
+    /// on behalf of the others.
+    async fn look_at_parts(self: &Arc<Self>) {
+        let shared = &self.shared;
+        let nodes = self.servers.nodes();
+        let is_distrusted = self.distrusted.swap(false, Ordering::Relaxed);
+        let looks = join_all(nodes.iter().map(async |node| {
+            let is_well = node.client().is_connected() && self.ping(node).await.is_ok();
+            self.mark(node, is_well);
+            if is_distrusted || (node.client().is_connected() && node.looked(is_well)) {
+                self.give_up(node).await;
             }
-            if self.look().await {
-                misses = 0;
-            } else {
-                misses += 1;
-            }
-            if misses >= MISSES_MAX || self.distrusted.swap(false, Ordering::Relaxed) {
-                misses = 0;
-                self.set_up(false);
-                self.shared.stats.count_forced_reconnect();
-                let _ = timeout(CONNECT_MAX, self.client.force_reconnection()).await;
+            is_well
+        }))
+        .await;
+        let is_any_well = looks.contains(&true);
+        let opened_at = shared.breaker.opened_at();
+        if let Some(probe) = shared.breaker.try_probe(monotonic(), jitter()) {
+            let outcome = if is_any_well { Outcome::Good } else { Outcome::Bad };
+            shared.note_probe(probe.end(outcome, monotonic(), jitter()), opened_at);
+        } else if !is_any_well {
+            shared.count_against(&CheckError::new(RedisErrorKind::Io, "not connected"));
+        } else if shared.breaker.is_closed() && shared.takes_write_check(monotonic()) {
+            match self.probe().await {
+                Ok(()) => shared.note_good(),
+                Err(error) => shared.note_bad(&error),
             }
         }
     }
 
     /// Probes if that is due, else pings. Returns whether all was well: a server that answers but
     /// cannot be written to is worth another connection too, as its name may lead elsewhere now.
-    async fn look(self: &Arc<Self>) -> bool {
+    async fn look(self: &Arc<Self>, node: &Node) -> bool {
         let shared = &self.shared;
         let opened_at = shared.breaker.opened_at();
         if let Some(probe) = shared.breaker.try_probe(monotonic(), jitter()) {
-            self.set_up(true);
+            self.mark(node, true);
             let outcome = match self.probe().await {
                 Ok(()) => Outcome::Good,
                 Err(error) => {
@@ -328,21 +413,36 @@ impl Link {
                 }
             };
         }
-        let started = monotonic();
-        let answer = match timeout(WATCH_INTERVAL, self.client.ping::<()>(None)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(CheckError::from(error)),
-            Err(_) => Err(CheckError::new(RedisErrorKind::Timeout, "no PONG")),
-        };
-        self.count_check(&answer, started);
-        match answer {
-            Ok(()) => self.set_up(true),
+        match self.ping(node).await {
+            Ok(()) => self.mark(node, true),
             Err(error) => {
                 shared.count_against(&error);
                 return false;
             }
         }
         true
+    }
+
+    async fn ping(&self, node: &Node) -> Result<(), CheckError> {
+        let started = monotonic();
+        let answer = match timeout(PONG_MAX, node.client().ping::<()>(None)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(CheckError::from(error)),
+            Err(_) => Err(CheckError::new(RedisErrorKind::Timeout, "no PONG")),
+        };
+        self.count_check(&answer, started);
+        answer
+    }
+
+    fn mark(&self, node: &Node, is_up: bool) {
+        self.servers.set_up(node, is_up);
+        self.changed();
+    }
+
+    async fn give_up(&self, node: &Node) {
+        self.mark(node, false);
+        self.shared.stats.count_forced_reconnect();
+        self.servers.give_up(node).await;
     }
 
     fn count_check(&self, answer: &Result<(), CheckError>, started: Instant) {
@@ -398,20 +498,26 @@ impl Drop for Place {
     }
 }
 
-/// Drives the client for ever. It ends by itself only on what no reconnection mends, as a server
-/// that is no plain one; that too may change.
-async fn drive(client: Client) {
-    loop {
-        let mut driver = AbortOnDrop(client.connect());
-        let _ = (&mut driver.0).await;
-        tokio::time::sleep(CONNECT_MAX + watch_jitter()).await;
+impl Attendant for Link {
+    fn greet<'a>(
+        &'a self,
+        node: &'a Node,
+        is_first: bool,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        if !is_first {
+            self.shared.stats.count_reconnect();
+        }
+        // Another server, or the same one restarted: it may not know the script. If this does not
+        // succeed, the first check will try again.
+        Box::pin(async move {
+            let _ = self.load(node, node.loads.load(Ordering::Acquire)).await;
+        })
     }
-}
 
-fn client(shared: &RedisShared) -> Client {
-    let settings = &shared.settings;
-    // Not the budget: answers up to here are counted.
-    settings.target.client(LATE_MAX.max(settings.timeout), COMMANDS_MAX)
+    fn changed(&self) {
+        self.set_up(self.servers.is_up());
+        self.set_whole(self.servers.is_whole());
+    }
 }
 
 /// Up to a fifth of the watcher's interval, so that workers and replicas do not keep step.

@@ -31,6 +31,7 @@ use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
 use crate::policy::plan::Plan;
+use crate::redis::servers::AbortOnDrop;
 
 use super::deny::{DenyCache, Known};
 use super::failover::decide_without;
@@ -39,7 +40,7 @@ use super::{Backend, Checked};
 use codec::Call;
 use error::CheckError;
 use further::Kind;
-use link::{AbortOnDrop, Link};
+use link::Link;
 use places::HeldPlaces;
 use settings::RedisSettings;
 use stats::{Reason, RedisStats};
@@ -61,6 +62,9 @@ pub struct RedisShared {
     stores: AtomicUsize,
     /// Those of them that have a connection.
     connected: AtomicUsize,
+    /// Those that lack one to some of several servers.
+    parted: AtomicUsize,
+    is_parted_told: AtomicBool,
     /// When it was last tried whether it can be written to, and whether it could.
     write_check: Mutex<Option<Instant>>,
     is_writable: AtomicBool,
@@ -78,6 +82,8 @@ impl RedisShared {
             script: OnceLock::new(),
             stores: AtomicUsize::new(0),
             connected: AtomicUsize::new(0),
+            parted: AtomicUsize::new(0),
+            is_parted_told: AtomicBool::new(false),
             write_check: Mutex::default(),
             is_writable: AtomicBool::new(true),
         }
@@ -113,10 +119,12 @@ impl RedisShared {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Whether every worker has one. One without decides by the failure mode.
+    /// Whether every worker has one, to every server that is needed. One without decides by the
+    /// failure mode.
     pub fn is_connected(&self) -> bool {
         let connected = self.connected();
-        connected > 0 && connected >= self.stores.load(Ordering::Relaxed)
+        let is_parted = self.parted.load(Ordering::Relaxed) > 0;
+        connected > 0 && connected >= self.stores.load(Ordering::Relaxed) && !is_parted
     }
 
     /// Whether the last check of whether it can be written to was good, or none was made yet: a
@@ -152,9 +160,10 @@ impl RedisShared {
     }
 
     /// Counts a failure towards the breaker. A full queue is not one: it follows from those that
-    /// are. Nor is the missing connection of one worker while others have theirs.
+    /// are. Nor is the missing connection of one worker while others have theirs, or what one of
+    /// several servers does.
     fn count_against(&self, error: &CheckError) {
-        let is_own = error.kind == RedisErrorKind::Io && self.connected() > 0;
+        let is_own = (error.kind == RedisErrorKind::Io || error.of_part) && self.connected() > 0;
         if error.kind == RedisErrorKind::Overload || is_own {
             return;
         }
@@ -166,6 +175,25 @@ impl RedisShared {
                 error = %error,
                 "redis is unavailable, requests are decided without it"
             );
+        }
+    }
+
+    /// One more worker, or one less, lacks the connection to one of several servers.
+    fn note_parted(&self, is_parted: bool) {
+        let server = &self.settings.target;
+        if is_parted {
+            // All were there before: until then there is nothing to tell of.
+            if self.parted.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.is_parted_told.store(true, Ordering::Relaxed);
+                tracing::warn!(
+                    %server,
+                    "a server of the redis cluster is away, its identities are decided without it"
+                );
+            }
+        } else if self.parted.fetch_sub(1, Ordering::Relaxed) == 1
+            && self.is_parted_told.swap(false, Ordering::Relaxed)
+        {
+            tracing::info!(%server, "all servers of the redis cluster are there");
         }
     }
 
@@ -188,7 +216,7 @@ impl RedisShared {
 #[derive(Debug)]
 pub struct RedisStore {
     link: Arc<Link>,
-    _tasks: [AbortOnDrop; 4],
+    _tasks: [AbortOnDrop; 3],
 }
 
 impl RedisStore {
@@ -358,7 +386,7 @@ impl RedisStore {
 
 impl Drop for RedisStore {
     fn drop(&mut self) {
-        self.link.set_up(false);
+        self.link.close();
         self.shared().stores.fetch_sub(1, Ordering::Relaxed);
     }
 }

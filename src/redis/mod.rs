@@ -1,0 +1,10 @@
+//! How a Redis is reached, in every form that it may have: one server, with TLS or without, on a
+//! socket of this machine, found through sentinels, or a cluster of several.
+//!
+//! [`servers::Servers`] holds a connection to each server that has to be asked and knows which of
+//! them to ask for a key. What is asked is not known here, nor what becomes of a request meanwhile.
+
+mod sentinels;
+pub mod servers;
+mod slots;
+pub mod target;

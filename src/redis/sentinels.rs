@@ -1,0 +1,99 @@
+//! Asks sentinels where the primary is (Redis documentation, "Guidelines for Redis clients with
+//! support for Redis Sentinel"). All of them at once: one that stands still must not be what the
+//! others are waited for.
+
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::interfaces::ClientLike;
+use fred::types::{ClusterHash, CustomCommand, Value};
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+use super::servers::drive;
+use super::target::{Form, RedisAddress, RedisTarget};
+
+/// For the answers of all.
+const ANSWER_MAX: Duration = Duration::from_millis(250);
+
+/// The sentinels of a target.
+pub struct Sentinels {
+    clients: Vec<(RedisAddress, Client)>,
+    service: String,
+}
+
+impl Sentinels {
+    /// Connects to nothing yet; `None` where there are none.
+    pub fn of(target: &RedisTarget) -> Option<Self> {
+        let Form::Sentinel { sentinels, service, .. } = target.form() else { return None };
+        let client = |at: &RedisAddress| (at.clone(), target.sentinel_client(at, ANSWER_MAX));
+        let clients = sentinels.iter().map(client).collect();
+        Some(Sentinels { clients, service: service.clone() })
+    }
+
+    /// Keeps the connections, for ever.
+    pub async fn drive(&self) {
+        join_all(self.clients.iter().map(|(_, client)| drive(client))).await;
+    }
+
+    /// Whom they name: what was named most often first, and `known` before others as often.
+    pub async fn named(&self, known: Option<&RedisAddress>) -> Vec<RedisAddress> {
+        let answers = join_all(self.clients.iter().map(|(at, client)| self.ask(at, client))).await;
+        ranked(answers.into_iter().flatten(), known)
+    }
+
+    async fn ask(&self, at: &RedisAddress, client: &Client) -> Option<RedisAddress> {
+        if !client.is_connected() {
+            return None;
+        }
+        let command = CustomCommand::new_static("SENTINEL", ClusterHash::FirstKey, false);
+        let arguments = vec!["GET-MASTER-ADDR-BY-NAME".to_owned(), self.service.clone()];
+        match timeout(ANSWER_MAX, client.custom::<Value, _>(command, arguments)).await {
+            Ok(Ok(reply)) => {
+                let (host, port): (String, u16) = reply.convert().ok()?;
+                Some(RedisAddress::Tcp { host, port })
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(sentinel = %at, error = error.details(), "a sentinel does not say");
+                None
+            }
+            Err(_) => {
+                // A connection over which nothing comes back is not noticed by the client.
+                let _ = timeout(ANSWER_MAX, client.force_reconnection()).await;
+                None
+            }
+        }
+    }
+}
+
+fn ranked(
+    answers: impl Iterator<Item = RedisAddress>,
+    known: Option<&RedisAddress>,
+) -> Vec<RedisAddress> {
+    let mut votes: Vec<(usize, RedisAddress)> = Vec::new();
+    for answer in answers {
+        match votes.iter_mut().find(|(_, address)| *address == answer) {
+            Some((count, _)) => *count = count.saturating_add(1),
+            None => votes.push((1, answer)),
+        }
+    }
+    votes.sort_by_key(|(count, address)| (std::cmp::Reverse(*count), Some(address) != known));
+    votes.into_iter().map(|(_, address)| address).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_are_believed() {
+        let at = |port| RedisAddress::Tcp { host: "a".into(), port };
+        let ranked = |ports: &[u16], known: u16| -> Vec<RedisAddress> {
+            super::ranked(ports.iter().map(|port| at(*port)), Some(&at(known)))
+        };
+        assert_eq!(ranked(&[1, 2, 2], 1), [at(2), at(1)]);
+        assert_eq!(ranked(&[1, 2], 2), [at(2), at(1)]);
+        assert_eq!(ranked(&[1, 2], 9), [at(1), at(2)]);
+        assert_eq!(ranked(&[], 1), []);
+    }
+}
