@@ -289,6 +289,20 @@ fn what_is_void_is_not_known_nor_noted_by_who_asked_before() {
 }
 
 #[test]
+fn who_is_one_too_many_at_once_may_pass_at_any_moment() {
+    let now = monotonic();
+    let cache = DenyCache::new(now);
+    let two = LimitSet { concurrency: NonZeroU32::new(2), ..set(None, 10, 0) };
+    let (plan, mut states) = (plan("a", 1, &[enforced(two)]), Pure::default());
+    let mut check = || check(&mut states, &[enforced(two)], 1, Timestamp::from_micros(START_US));
+    let Known::Nothing(ticket) = cache.look(&plan, now) else { panic!() };
+    let [.., decision] = [(); 3].map(|()| check());
+    assert_eq!(decision.verdict, Verdict::Deny);
+    cache.note(&ticket, &plan, &decision, now);
+    assert!(!is_known(&cache, &plan, now));
+}
+
+#[test]
 fn the_cache_is_bounded_and_what_is_over_is_swept() {
     let now = monotonic();
     let cache = DenyCache::new(now);

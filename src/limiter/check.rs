@@ -1,5 +1,7 @@
 //! Several limits of one request, all or nothing.
 
+pub mod lease;
+
 use std::num::NonZeroU32;
 
 use smallvec::SmallVec;
@@ -336,7 +338,8 @@ impl State {
             return;
         }
         if let Some(bucket) = set.second {
-            let earned = self.last.since(charge.at);
+            let ahead = charge.ahead(bucket.rate);
+            let earned = self.last.plus(ahead).since(charge.at);
             let credit = bucket::refilled(bucket::units(cost), bucket, earned);
             self.debt = self.debt.saturating_sub(credit);
         }

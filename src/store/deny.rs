@@ -151,13 +151,10 @@ impl DenyCache {
     }
 
     /// Remembers what Redis has said, `now`, of a request that was looked for before; nothing of an
-    /// admission.
+    /// admission, nor of a denial for too many at once, which may be over at any moment.
     pub fn note(&self, ticket: &Ticket, plan: &Plan<'_>, decision: &Decision, now: Instant) {
-        let Some(shown) = decision.shown().filter(|_| decision.verdict == Verdict::Deny) else {
-            return;
-        };
-        // A place may be free in the next moment.
-        if shown.period == Period::Concurrency {
+        let Some(shown) = decision.shown() else { return };
+        if decision.verdict == Verdict::Allow || shown.period == Period::Concurrency {
             return;
         }
         let told = self.micros(now);

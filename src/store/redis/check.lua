@@ -10,15 +10,20 @@
 -- ARGV[1]  packed, little endian: u32 sequence number, echoed; f64 now in us, 0 = this server's
 --          TIME; u32 cost; then per scope u8 mode (0 enforce, 1 shadow), u32 rate, burst, minute,
 --          hour (0 = no such limit).
--- ARGV[2]  if there is one, packed: u8 what to do (0 check, 1 only look: what the request would
---          meet is reported and nothing written, 2 give back); u64 who asks; u32 for how many ms a
---          place is held; then for each further limit u8 its scope, from 1 on; u8 kind; two u32:
---          kind 1, by the calendar of UTC: limit of the day, of the month (0 = no such limit);
+-- ARGV[2]  if there is one that is not empty, packed: u8 what to do (0 check, 1 only look: what the
+--          request would meet is reported and nothing written, 2 give back); u64 who asks; u32 for how
+--          many ms a place is held; then for each further limit u8 its scope, from 1 on; u8 kind; two
+--          u32: kind 1, by the calendar of UTC: limit of the day, of the month (0 = no such limit);
 --          kind 2, requests at once: the limit, and 0.
+-- ARGV[3]  if there is one: a lease is asked for, packed: u32 tokens; u32 span in us, 250000 at most;
+--          u32 divisor. For one scope, enforced: where a divisor-th of what is left, and what is wished
+--          for, are enough for two such requests, so many tokens are charged at once, to the bucket as
+--          if at the end of the span, which ends with the second at the latest.
 -- Reply    packed: u32 sequence number; u8 verdict (0 allow, 1 deny); f64 now in us; then per scope
 --          and for second, minute, hour: u32 remaining, f64 wait in us (0 = had room, 4e15 = never),
 --          f64 whole_at in us. What has no limit is 0. Then the same for each further limit, twice:
---          for day and month, or for requests at once and zeros.
+--          for day and month, or for requests at once and zeros. Where a lease was asked for, then: u32
+--          tokens (0 = an ordinary check), u32 span in us.
 -- Value    packed: u8 version; u56 time of the last charge in us; u56 debt; then
 --          light, 25 bytes: for minute and hour, u8 id and u32 count of their only sub-bucket; or
 --          full, 34 + 5 * older bytes: for minute and hour, u32 sum, u8 id and u32 count of the
@@ -38,9 +43,11 @@
 -- Straight-line code, no closures, few strings: each call of a function costs more than arithmetic.
 
 local arg, how = ARGV[1], ARGV[2]
+if how == '' then how = nil end
 local scopes = (#(arg or '') - 16) / 17
 local further = #KEYS - scopes
-if #ARGV < 1 or #ARGV > 2 or scopes < 1 or further < 0 or (how and #how ~= 13 + 10 * further) then
+if #ARGV < 1 or #ARGV > 3 or scopes < 1 or further < 0 or (how and #how ~= 13 + 10 * further)
+  or #ARGV == 3 and (scopes > 1 or #ARGV[3] ~= 12) then
   return redis.error_reply('ERR tollgate check: keys and packed arguments for them expected')
 end
 
@@ -143,6 +150,7 @@ end
 -- The first round charges as it goes. A denial by a later scope takes that back: a second round
 -- then charges nothing. With one scope there is never a second round.
 local again = true
+local lease, span = 0, 0
 local raws, values, expiries, reports = {}, {}, {}, ''
 while again do
   again, values, expiries, reports = false, {}, {}, ''
@@ -281,6 +289,35 @@ while again do
       verdict, charging = 1, false
     end
 
+    -- Of a lease, all is charged at once.
+    if charging and not blocked and #ARGV == 3 and mode == 0 then
+      local wished, most, divisor = unpack('<I4I4I4', ARGV[3])
+      span = 1000000 - now % 1000000
+      if most < span then span = most end
+      if span > 250000 then span = 250000 end
+      local left, ahead = 4294967295, debt
+      if rate > 0 then
+        if span * rate > ahead then ahead = span * rate end
+        left = burst * 1000000 - ahead
+        if left < 0 then left = 0 end
+        left = (left - left % 1000000) / 1000000
+      end
+      if minute > 0 and minute - m_sum < left then left = minute - m_sum end
+      if hour > 0 and hour - h_sum < left then left = hour - h_sum end
+      for index = 1, further do
+        for which, spent in ipairs(noted[index].spent or {}) do
+          local limit = noted[index].limits[which]
+          local room = limit - math.max(spent[1], spent[2])
+          if limit > 0 and room < left then left = room end
+        end
+      end
+      if divisor > 0 then left = (left - left % divisor) / divisor end
+      if wished < left then left = wished end
+      if span >= 20000 and left >= 2 * cost and left >= 2 then
+        lease, cost, debt = left, left, ahead
+      end
+    end
+
     -- Charge.
     local m_pushed, h_pushed = '', ''
     if charged then charged[scope] = charging and not blocked end
@@ -417,4 +454,5 @@ for index = 1, further do
     reports = reports .. pack('<I4ddI4dd', left, waits[1], whole_at, 0, 0, 0)
   end
 end
+if #ARGV == 3 then reports = reports .. pack('<I4I4', lease, lease > 0 and span or 0) end
 return pack('<I4Bd', seq, verdict, now) .. reports

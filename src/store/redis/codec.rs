@@ -2,6 +2,7 @@
 
 use fred::bytes::Bytes;
 
+use crate::limiter::check::lease::{Leased, Wish};
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::quota::{LimitSet, Mode, Period};
 use crate::limiter::refund::Grant;
@@ -24,6 +25,7 @@ const REFUND_HEAD: usize = 13;
 const REFUND_SCOPE: usize = 21;
 const REPLY_HEAD: usize = 13;
 const REPLY_LIMIT: usize = 20;
+const REPLY_LEASE: usize = 8;
 
 /// One call of the script.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub struct Call {
     pub argument: Bytes,
     /// The second one, where there is more to say.
     pub how: Option<Bytes>,
+    /// The lease that is wished for, packed.
+    pub wish: Option<Bytes>,
     /// What reads the reply.
     pub ticket: Ticket,
 }
@@ -95,13 +99,27 @@ impl Call {
         }
         let how = further::argument(Task::Check, asker.holder, plan, None);
         let ticket = Ticket::new(plan, asker.sequence);
-        Call { keys: keys(names, plan), argument: argument.into(), how, ticket }
+        Call { keys: keys(names, plan), argument: argument.into(), how, wish: None, ticket }
     }
 
     /// What a check of `plan` would come to now. Charges nothing.
     pub fn peek(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, asker: Asker) -> Self {
         let how = further::argument(Task::Look, asker.holder, plan, None);
         Call { how, ..Self::new(names, plan, now, asker) }
+    }
+
+    /// A check of `plan`, which has one scope, that may come back with a lease.
+    pub fn lease(
+        names: &KeyNames,
+        plan: &Plan<'_>,
+        wish: &Wish,
+        now: Option<Timestamp>,
+        asker: Asker,
+    ) -> Self {
+        let span = u32::try_from(wish.span.as_micros()).unwrap_or(u32::MAX);
+        let words = [wish.tokens, span, wish.divisor.get()];
+        let packed: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+        Call { wish: Some(packed.into()), ..Self::new(names, plan, now, asker) }
     }
 
     /// Takes back what a check of `plan` charged. The ticket is for no reply: there is nothing in
@@ -119,21 +137,27 @@ impl Call {
             let counted = |is_limited, number| if is_limited { number } else { 0 };
             let minute = charge.map_or(0, |charge| counted(set.minute.is_some(), charge.minute));
             let hour = charge.map_or(0, |charge| counted(set.hour.is_some(), charge.hour));
-            argument.push(u8::from(charge.is_some()));
+            argument.push(match charge {
+                None => 0,
+                Some(charge) => {
+                    let is_leased = set.second.is_some_and(|it| !charge.ahead(it.rate).is_zero());
+                    1 + u8::from(is_leased)
+                }
+            });
             argument.extend_from_slice(&rate.to_le_bytes());
             argument.extend_from_slice(&exact(minute));
             argument.extend_from_slice(&exact(hour));
         }
         let how = further::argument(Task::GiveBack, asker.holder, plan, Some(grant));
         let ticket = Ticket::new(plan, asker.sequence);
-        Call { keys: keys(names, plan), argument: argument.into(), how, ticket }
+        Call { keys: keys(names, plan), argument: argument.into(), how, wish: None, ticket }
     }
 
     /// Says how many places of this key its holder holds. The ticket is for no reply.
     pub fn places(key: Bytes, count: u32, asker: Asker) -> Self {
         let how = further::places(asker.holder, count);
         let ticket = Ticket { sequence: asker.sequence, scopes: 1, further: 0 };
-        Call { keys: vec![key], argument: Bytes::new(), how: Some(how), ticket }
+        Call { keys: vec![key], argument: Bytes::new(), how: Some(how), wish: None, ticket }
     }
 
     /// Writes a value and has it expire at once: shows that Redis can still do what a check needs.
@@ -152,6 +176,7 @@ impl Call {
             keys,
             argument: argument.into(),
             how: None,
+            wish: None,
             ticket: Ticket { sequence, scopes: 1, further: 0 },
         }
     }
@@ -214,6 +239,18 @@ impl Ticket {
             }
         }
         Ok(decision)
+    }
+
+    /// The same with what has become of the wish for a lease.
+    ///
+    /// # Errors
+    /// A reply that the script does not give to this call.
+    pub fn decode_lease(&self, plan: &Plan<'_>, reply: &[u8]) -> Result<Leased, ReplyError> {
+        let (reply, lease) = reply.split_at(reply.len().saturating_sub(REPLY_LEASE));
+        let decision = self.decode(plan, reply)?;
+        let mut lease = Fields(lease);
+        let tokens = lease.u32();
+        Ok(Leased { decision, tokens, span: Micros::from_micros(u64::from(lease.u32())) })
     }
 
     /// The reply after its length and echo have been checked.

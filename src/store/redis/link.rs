@@ -271,8 +271,13 @@ impl Link {
         arguments.extend([Value::String(hash), count.into()]);
         arguments.extend(call.keys.iter().cloned().map(Value::Bytes));
         arguments.push(Value::Bytes(call.argument.clone()));
-        if let Some(how) = &call.how {
-            arguments.push(Value::Bytes(how.clone()));
+        // The third is where it is whether there is a second or not.
+        let how = call.how.clone().or_else(|| call.wish.as_ref().map(|_| Bytes::new()));
+        if let Some(how) = how {
+            arguments.push(Value::Bytes(how));
+        }
+        if let Some(wish) = &call.wish {
+            arguments.push(Value::Bytes(wish.clone()));
         }
         Ok(route.send("EVALSHA", arguments).await?)
     }
@@ -376,7 +381,9 @@ impl Link {
             shared.note_probe(probe.end(outcome, monotonic(), jitter()), opened_at);
         } else if !is_any_well {
             shared.count_against(&CheckError::new(RedisErrorKind::Io, "not connected"));
-        } else if shared.breaker.is_closed() && shared.takes_write_check(monotonic()) {
+        } else if shared.breaker.is_closed()
+            && (shared.takes_write_check(monotonic()) || !shared.is_writable())
+        {
             match self.probe().await {
                 Ok(()) => shared.note_good(),
                 Err(error) => shared.note_bad(&error),

@@ -25,6 +25,7 @@ use crate::clock::monotonic;
 use crate::health::breaker::{BreakerSettings, Outcome, jitter};
 use crate::health::shared_breaker::SharedBreaker;
 use crate::health::tasks::watched;
+use crate::limiter::check::lease::{Leased, Wish};
 use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::quota::LimitSet;
 use crate::limiter::refund::Grant;
@@ -37,7 +38,7 @@ use super::deny::{DenyCache, Known};
 use super::failover::decide_without;
 use super::memory::MemoryStore;
 use super::{Backend, Checked};
-use codec::Call;
+use codec::{Call, ReplyError, Ticket};
 use error::CheckError;
 use further::Kind;
 use link::Link;
@@ -300,15 +301,37 @@ impl RedisStore {
         plan: &Plan<'_>,
         now: Option<Timestamp>,
     ) -> Result<Decision, CheckError> {
+        let names = &self.shared().settings.names;
+        let call = Call::new(names, plan, now, self.link.asker());
+        self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await
+    }
+
+    /// The same, and for a lease of the plan's one scope.
+    ///
+    /// # Errors
+    /// No decision, and why. After a timeout or a lost connection it may have been charged, with the
+    /// lease.
+    pub async fn lease(
+        &self,
+        plan: &Plan<'_>,
+        wish: &Wish,
+        now: Option<Timestamp>,
+    ) -> Result<Leased, CheckError> {
+        let names = &self.shared().settings.names;
+        let call = Call::lease(names, plan, wish, now, self.link.asker());
+        self.ask(call, |ticket, reply| ticket.decode_lease(plan, reply)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        call: Call,
+        decode: impl FnOnce(&Ticket, &[u8]) -> Result<T, ReplyError>,
+    ) -> Result<T, CheckError> {
         let shared = self.shared();
-        let settings = &shared.settings;
-        let call = Call::new(&settings.names, plan, now, self.link.asker());
         let ticket = call.ticket;
-        let result = match self.link.call(call, settings.timeout).await {
-            Ok(reply) => {
-                let reply = reply.as_bytes().unwrap_or_default();
-                ticket.decode(plan, reply).map_err(|error| self.link.distrust(&error))
-            }
+        let result = match self.link.call(call, shared.settings.timeout).await {
+            Ok(reply) => decode(&ticket, reply.as_bytes().unwrap_or_default())
+                .map_err(|error| self.link.distrust(&error)),
             Err(error) => Err(error),
         };
         match &result {
@@ -355,7 +378,8 @@ impl RedisStore {
         }
         // What decides meanwhile knows nothing of this charge.
         if shared.breaker.is_closed() && plan.scopes().next().is_some() {
-            tokio::spawn(watched(TaskType::Redis, self.refund_in_redis(plan, grant)));
+            let grant = grant.clone().beside_leases();
+            tokio::spawn(watched(TaskType::Redis, self.refund_in_redis(plan, &grant)));
         }
         None
     }

@@ -5,7 +5,8 @@
 --
 -- KEYS     those of the check.
 -- ARGV[1]  packed, little endian: u8 1; f64 the check's now in us; u32 cost; then per scope u8
---          whether it was charged, u32 rate (0 = no bucket), f64 numbers since the epoch of the
+--          whether it was charged (2: and leases may have been granted since, 250000 us ahead of their
+--          time), u32 rate (0 = no bucket), f64 numbers since the epoch of the
 --          sub-buckets that the minute and the hour were counted in (0 = no such limit).
 -- ARGV[2]  packed as the check's, of what the calendar limits, with the numbers of the day and month
 --          in which it was counted in place of limits.
@@ -22,7 +23,7 @@ if #ARGV == 2 and ARGV[2]:byte() == 2 then
   local _, granted, cost = unpack('<BdI4', ARGV[1])
   for scope = 1, scopes do
     local charged, rate, minute, hour = unpack('<BI4dd', ARGV[1], 21 * scope - 7)
-    local raw = charged == 1 and redis.pcall('GET', KEYS[scope])
+    local raw = charged > 0 and redis.pcall('GET', KEYS[scope])
     local ttl = type(raw) == 'string' and redis.call('PTTL', KEYS[scope]) or 0
 
     -- Read: time, debt, and for minute and hour a list of pairs of id and count, oldest first.
@@ -51,6 +52,7 @@ if #ARGV == 2 and ARGV[2]:byte() == 2 then
       found = found + 1
       if rate > 0 then
         local credit = cost * 1000000 - (last - granted) * rate
+        if charged == 2 then credit = credit - 250000 * rate end
         if credit > debt then debt = 0 elseif credit > 0 then debt = debt - credit end
       end
       local sums = { 0, 0 }
