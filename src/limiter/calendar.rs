@@ -97,9 +97,11 @@ impl Pair {
         } else if second.number == number {
             second
         } else {
-            // In place of the older one; but first of one beyond the next, where a clock that was
-            // ahead has left it.
-            let worth = |count: &Count| (count.number <= number.saturating_add(1), count.number);
+            // In place of one that holds nothing; then of one beyond the next, where a clock that
+            // was ahead has left it; then of the older one.
+            let worth = |count: &Count| {
+                (count.spent > 0, count.number <= number.saturating_add(1), count.number)
+            };
             let place = if worth(first) <= worth(second) { first } else { second };
             *place = Count { number, spent: 0 };
             place

@@ -196,6 +196,7 @@ impl Scope {
             let counts = if is_day { &mut self.days } else { &mut self.months };
             let number = date(came, is_day).0;
             if !counts.iter().any(|(it, _)| *it == number) {
+                counts.retain(|(_, spent)| *spent > 0);
                 // Beside the present one the next is kept, else the latest of those before.
                 counts.sort_unstable_by_key(|(it, _)| (*it <= number + 1, *it));
                 if counts.len() == 2 {

@@ -412,11 +412,13 @@ for index = 1, further do
       if limit > 0 then
         if pays then
           local at = period[1]
-          -- In place of the older one; but first of one beyond the next.
-          local far, other_far = counts[at] > period[2] + 1, counts[at + 2] > period[2] + 1
-          if far ~= other_far then
-            if other_far then at = at + 2 end
-          elseif counts[at] > counts[at + 2] then
+          -- In place of one that holds nothing, then of one beyond the next, then of the older.
+          local worth = { 0, 0 }
+          for place = 1, 2 do
+            local number, spent = counts[at + 2 * place - 2], counts[at + 2 * place - 1]
+            if spent > 0 then worth[place] = number <= period[2] + 1 and 2 or 1 end
+          end
+          if worth[2] < worth[1] or worth[2] == worth[1] and counts[at] > counts[at + 2] then
             at = at + 2
           end
           if counts[period[1]] == period[2] then at = period[1] end
