@@ -2,20 +2,26 @@
 
 use fred::bytes::Bytes;
 
+use crate::limiter::check::Limits;
 use crate::limiter::check::lease::{Leased, Wish};
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::quota::{LimitSet, Mode, Period};
 use crate::limiter::refund::Grant;
+use crate::limiter::share::Debit;
 use crate::limiter::time::{Micros, Timestamp};
 use crate::policy::plan::Plan;
 
-use super::further::{self, Task};
+use super::further::{self, KINDS, Task};
 use super::names::KeyNames;
 
-/// The script, for checks, refunds and places; the heads of its parts have the shapes of what is
-/// packed here.
-pub const SCRIPT: &str =
-    concat!(include_str!("places.lua"), include_str!("refund.lua"), include_str!("check.lua"));
+/// The script, for places, charges, refunds and checks; the heads of its parts have the shapes of
+/// what is packed here.
+pub const SCRIPT: &str = concat!(
+    include_str!("places.lua"),
+    include_str!("charge.lua"),
+    include_str!("refund.lua"),
+    include_str!("check.lua")
+);
 
 /// Above this a double skips integers.
 const EXACT_MAX: u64 = (1 << 53) - 1;
@@ -23,6 +29,7 @@ const ARGUMENT_HEAD: usize = 16;
 const ARGUMENT_SCOPE: usize = 17;
 const REFUND_HEAD: usize = 13;
 const REFUND_SCOPE: usize = 21;
+const CHARGE: usize = 33;
 const REPLY_HEAD: usize = 13;
 const REPLY_LIMIT: usize = 20;
 const REPLY_LEASE: usize = 8;
@@ -36,6 +43,8 @@ pub struct Call {
     pub argument: Bytes,
     /// The second one, where there is more to say.
     pub how: Option<Bytes>,
+    /// Of a charge: the counts.
+    pub counts: Option<Bytes>,
     /// The lease that is wished for, packed.
     pub wish: Option<Bytes>,
     /// What reads the reply.
@@ -82,6 +91,9 @@ pub enum ReplyError {
     /// Neither allowed nor denied.
     #[error("verdict {0}, expected 0 or 1")]
     Verdict(u8),
+    /// It came to be done only after the time at which nobody waited for it any more, and was not.
+    #[error("done too late, by the clock of redis")]
+    TooLate(Timestamp),
 }
 
 impl Call {
@@ -97,14 +109,66 @@ impl Call {
         for scope in scopes.clone() {
             push_limits(&mut argument, &scope.limits.set, scope.limits.mode);
         }
-        let how = further::argument(Task::Check, asker.holder, plan, None);
+        let how = further::argument(Task::Check, asker.holder, sets(plan), None);
         let ticket = Ticket::new(plan, asker.sequence);
-        Call { keys: keys(names, plan), argument: argument.into(), how, wish: None, ticket }
+        Call {
+            keys: keys(names, plan),
+            argument: argument.into(),
+            how,
+            wish: None,
+            counts: None,
+            ticket,
+        }
+    }
+
+    /// The same call, which is not to be done once Redis's clock is past `before`.
+    pub fn before(mut self, before: Option<Timestamp>) -> Self {
+        if let Some(before) = before {
+            let mut argument = self.argument.to_vec();
+            if let Some(now) = argument.get_mut(4..12) {
+                now.copy_from_slice(&(-(before.as_micros().min(EXACT_MAX) as f64)).to_le_bytes());
+            }
+            self.argument = argument.into();
+        }
+        self
+    }
+
+    /// Charges what was let pass alone to one scope, unless Redis's clock is past `before`. `now` is
+    /// that clock, as far as it is known.
+    pub fn charge(
+        key: Bytes,
+        debit: &Debit,
+        now: Timestamp,
+        before: Option<Timestamp>,
+        asker: Asker,
+    ) -> Self {
+        let exact = |number: u64| (number.min(EXACT_MAX) as f64).to_le_bytes();
+        let [minute, hour] = debit.ages(now);
+        let mut argument = Vec::with_capacity(CHARGE);
+        argument.extend_from_slice(&asker.sequence.to_le_bytes());
+        argument.extend_from_slice(&exact(before.map_or(0, Timestamp::as_micros)));
+        argument.extend_from_slice(&debit.rate.to_le_bytes());
+        argument.extend_from_slice(&exact(debit.tokens));
+        argument.extend_from_slice(&exact(debit.level));
+        argument.push(u8::try_from(minute.len()).unwrap_or(u8::MAX));
+        let mut counts = Vec::with_capacity((minute.len() + hour.len()) * 5);
+        for (age, count) in minute.into_iter().chain(hour) {
+            counts.push(age);
+            counts.extend_from_slice(&count.to_le_bytes());
+        }
+        Call {
+            keys: vec![key],
+            argument: argument.into(),
+            how: None,
+            wish: None,
+            counts: Some(counts.into()),
+            ticket: Ticket { sequence: asker.sequence, scopes: 0, further: 0 },
+        }
     }
 
     /// What a check of `plan` would come to now. Charges nothing.
     pub fn peek(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, asker: Asker) -> Self {
-        let how = further::argument(Task::Look, asker.holder, plan, None);
+        let how = further::argument(Task::Look, asker.holder, sets(plan), None);
         Call { how, ..Self::new(names, plan, now, asker) }
     }
 
@@ -125,14 +189,26 @@ impl Call {
     /// Takes back what a check of `plan` charged. The ticket is for no reply: there is nothing in
     /// it that matters.
     pub fn refund(names: &KeyNames, plan: &Plan<'_>, grant: &Grant, asker: Asker) -> Self {
+        let limits = plan.scopes().map(|scope| scope.limits);
+        Self::refund_of(keys(names, plan), plan.cost, limits, grant, asker)
+    }
+
+    /// The same for the keys and limits of a plan that is gone.
+    pub fn refund_of(
+        keys: Vec<Bytes>,
+        cost: u32,
+        limits: impl Iterator<Item = Limits> + Clone,
+        grant: &Grant,
+        asker: Asker,
+    ) -> Self {
         let mut argument = Vec::with_capacity(REFUND_HEAD + 3 * REFUND_SCOPE);
         let exact = |number: u64| (number.min(EXACT_MAX) as f64).to_le_bytes();
         argument.push(1);
         argument.extend_from_slice(&exact(grant.at().as_micros()));
-        argument.extend_from_slice(&plan.cost.to_le_bytes());
-        for (index, scope) in plan.scopes().enumerate() {
+        argument.extend_from_slice(&cost.to_le_bytes());
+        for (index, limits) in limits.clone().enumerate() {
             let charge = grant.charge(index);
-            let set = &scope.limits.set;
+            let set = &limits.set;
             let rate = set.second.map_or(0, |bucket| bucket.rate.get());
             let counted = |is_limited, number| if is_limited { number } else { 0 };
             let minute = charge.map_or(0, |charge| counted(set.minute.is_some(), charge.minute));
@@ -148,16 +224,18 @@ impl Call {
             argument.extend_from_slice(&exact(minute));
             argument.extend_from_slice(&exact(hour));
         }
-        let how = further::argument(Task::GiveBack, asker.holder, plan, Some(grant));
-        let ticket = Ticket::new(plan, asker.sequence);
-        Call { keys: keys(names, plan), argument: argument.into(), how, wish: None, ticket }
+        let sets = limits.map(|limits| limits.set);
+        let how = further::argument(Task::GiveBack, asker.holder, sets, Some(grant));
+        let ticket = Ticket { sequence: asker.sequence, scopes: 1, further: 0 };
+        Call { keys, argument: argument.into(), how, wish: None, counts: None, ticket }
     }
 
     /// Says how many places of this key its holder holds. The ticket is for no reply.
     pub fn places(key: Bytes, count: u32, asker: Asker) -> Self {
         let how = further::places(asker.holder, count);
         let ticket = Ticket { sequence: asker.sequence, scopes: 1, further: 0 };
-        Call { keys: vec![key], argument: Bytes::new(), how: Some(how), wish: None, ticket }
+        let (how, argument) = (Some(how), Bytes::new());
+        Call { keys: vec![key], argument, how, wish: None, counts: None, ticket }
     }
 
     /// Writes a value and has it expire at once: shows that Redis can still do what a check needs.
@@ -176,6 +254,7 @@ impl Call {
             keys,
             argument: argument.into(),
             how: None,
+            counts: None,
             wish: None,
             ticket: Ticket { sequence, scopes: 1, further: 0 },
         }
@@ -184,7 +263,7 @@ impl Call {
 
 impl Ticket {
     fn new(plan: &Plan<'_>, sequence: u32) -> Self {
-        let (scopes, further) = (plan.scopes().count(), further::of(plan).count());
+        let (scopes, further) = (plan.scopes().count(), further::of(sets(plan)).count());
         Ticket { sequence, scopes, further }
     }
 
@@ -202,21 +281,42 @@ impl Ticket {
     /// # Errors
     /// A reply that the script does not give to this call.
     pub fn decode(&self, plan: &Plan<'_>, reply: &[u8]) -> Result<Decision, ReplyError> {
+        self.decode_of(plan.scopes().map(|scope| scope.limits), reply)
+    }
+
+    /// When a charge was made, by Redis's clock.
+    ///
+    /// # Errors
+    /// It was not, or the reply is not one to this call.
+    pub fn decode_charge(&self, reply: &[u8]) -> Result<Timestamp, ReplyError> {
+        let mut fields = self.fields(reply)?;
+        fields.verdict()?;
+        Ok(Timestamp::from_micros(fields.micros()))
+    }
+
+    /// The same for the limits of a plan that is gone.
+    ///
+    /// # Errors
+    /// A reply that the script does not give to this call.
+    pub fn decode_of(
+        &self,
+        limits: impl Iterator<Item = Limits>,
+        reply: &[u8],
+    ) -> Result<Decision, ReplyError> {
         let mut fields = self.fields(reply)?;
         let verdict = fields.verdict()?;
         let mut decision = Decision::new(verdict, Timestamp::from_micros(fields.micros()));
         let sliding = self.scopes.saturating_mul(Period::SLIDING.len() * REPLY_LIMIT);
         let mut beyond = Fields(fields.0.get(sliding..).unwrap_or_default());
-        let mut further = further::of(plan).peekable();
-        for (index, scope) in plan.scopes().enumerate() {
+        for (index, limits) in (0_u8..).zip(limits) {
             let mut push = |period: Option<Period>, fields: &mut Fields<'_>| {
                 let remaining = fields.u32();
                 let wait = Micros::from_micros(fields.micros());
                 let whole_at = Timestamp::from_micros(fields.micros());
-                let of_scope = period
-                    .and_then(|period| Some((period, scope.limits.set.quota_and_limit(period)?)));
-                if let Some((period, (quota, limit))) = of_scope {
-                    let (scope, mode) = (u8::try_from(index).unwrap_or(u8::MAX), scope.limits.mode);
+                let found =
+                    period.and_then(|period| Some((period, limits.set.quota_and_limit(period)?)));
+                if let Some((period, (quota, limit))) = found {
+                    let (scope, mode) = (index, limits.mode);
                     decision.push(LimitStatus {
                         scope,
                         period,
@@ -232,7 +332,7 @@ impl Ticket {
             for period in Period::SLIDING {
                 push(Some(period), &mut fields);
             }
-            while let Some((_, _, kind)) = further.next_if(|(scope, ..)| *scope == index) {
+            for kind in KINDS.into_iter().filter(|kind| kind.is_in(&limits.set)) {
                 for period in kind.periods() {
                     push(period, &mut beyond);
                 }
@@ -246,6 +346,9 @@ impl Ticket {
     /// # Errors
     /// A reply that the script does not give to this call.
     pub fn decode_lease(&self, plan: &Plan<'_>, reply: &[u8]) -> Result<Leased, ReplyError> {
+        if reply.len() == REPLY_HEAD {
+            self.fields(reply)?;
+        }
         let (reply, lease) = reply.split_at(reply.len().saturating_sub(REPLY_LEASE));
         let decision = self.decode(plan, reply)?;
         let mut lease = Fields(lease);
@@ -255,6 +358,15 @@ impl Ticket {
 
     /// The reply after its length and echo have been checked.
     fn fields<'r>(&self, reply: &'r [u8]) -> Result<Fields<'r>, ReplyError> {
+        if let [_, _, _, _, 2, now @ ..] = reply
+            && now.len() == 8
+        {
+            let mut fields = Fields(reply);
+            let (found, _) = (fields.u32(), fields.take::<1>());
+            if found == self.sequence {
+                return Err(ReplyError::TooLate(Timestamp::from_micros(fields.micros())));
+            }
+        }
         let limits = self.scopes * Period::SLIDING.len() + self.further * 2;
         let expected = REPLY_HEAD + limits * REPLY_LIMIT;
         if reply.len() != expected {
@@ -267,6 +379,10 @@ impl Ticket {
         }
         Ok(fields)
     }
+}
+
+fn sets<'a>(plan: &'a Plan<'_>) -> impl Iterator<Item = LimitSet> + Clone + 'a {
+    plan.scopes().map(|scope| scope.limits.set)
 }
 
 fn keys(names: &KeyNames, plan: &Plan<'_>) -> Vec<Bytes> {
@@ -320,7 +436,6 @@ impl Fields<'_> {
 mod tests {
     use super::*;
     const ASKER: Asker = Asker { holder: 1, sequence: 7 };
-    use crate::limiter::check::Limits;
     use crate::limiter::quota::Bucket;
     use crate::policy::identity::Identity;
     use crate::policy::plan::{RuleId, Scope, TierId, TierSource};

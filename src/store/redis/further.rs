@@ -72,31 +72,42 @@ impl Kind {
 /// Every kind, in the order of keys.
 pub const KINDS: [Kind; 2] = [Kind::Calendar, Kind::Places];
 
-/// The scopes of a plan, by index, that have further limits, and of which kind.
-pub fn of<'a>(plan: &'a Plan<'_>) -> impl Iterator<Item = (usize, &'a LimitSet, Kind)> + Clone {
-    plan.scopes().enumerate().flat_map(|(index, scope)| {
-        let set = &scope.limits.set;
-        let has = move |kind: &Kind| kind.is_in(set);
+/// The further limits of scopes, by index, of which these are the limits.
+pub fn of(
+    sets: impl Iterator<Item = LimitSet> + Clone,
+) -> impl Iterator<Item = (usize, LimitSet, Kind)> + Clone {
+    sets.enumerate().flat_map(|(index, set)| {
+        let has = move |kind: &Kind| kind.is_in(&set);
         KINDS.into_iter().filter(has).map(move |kind| (index, set, kind))
     })
 }
 
 /// Their keys.
-pub fn keys(names: &KeyNames, hash: &str, plan: &Plan<'_>) -> impl Iterator<Item = Bytes> {
-    of(plan).filter_map(move |(index, _, kind)| {
-        let scope = plan.scope(u8::try_from(index).ok()?)?;
-        Some(names.further(hash, kind.letter(), scope.key))
+pub fn keys<'a>(
+    names: &'a KeyNames,
+    hash: &'a str,
+    plan: &'a Plan<'_>,
+) -> impl Iterator<Item = Bytes> + 'a {
+    plan.scopes().flat_map(move |scope| {
+        let has = move |kind: &Kind| kind.is_in(&scope.limits.set);
+        let key = move |kind: Kind| names.further(hash, kind.letter(), scope.key);
+        KINDS.into_iter().filter(has).map(key)
     })
 }
 
 /// The script's second argument. `None`: an ordinary check, which needs none.
-pub fn argument(task: Task, holder: u64, plan: &Plan<'_>, grant: Option<&Grant>) -> Option<Bytes> {
-    let count = of(plan).count();
+pub fn argument(
+    task: Task,
+    holder: u64,
+    sets: impl Iterator<Item = LimitSet> + Clone,
+    grant: Option<&Grant>,
+) -> Option<Bytes> {
+    let count = of(sets.clone()).count();
     if task == Task::Check && count == 0 {
         return None;
     }
     let mut argument = head(task, holder, EACH.saturating_mul(count));
-    for (index, set, kind) in of(plan) {
+    for (index, set, kind) in of(sets) {
         let counted_at = grant.and_then(|grant| grant.charge(index)).map(|charge| charge.at);
         let number = |period: Option<Period>| {
             let Some((_, limit)) = period.and_then(|period| set.quota_and_limit(period)) else {
