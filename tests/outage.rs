@@ -258,19 +258,20 @@ fn a_bucket_holds_through_a_pause_of_redis() {
 #[test]
 #[ignore = "minutes of four processes"]
 fn a_minute_without_redis() {
+    let mut results = Vec::new();
     for loss in [Loss::Pause, Loss::Kill] {
         let run = Run {
             weights: &[50, 25, 15, 10],
-            per_second: 50.0,
-            tier: "per_second: 40, burst: 80, per_minute: 2000, per_hour: 100000",
-            limits: limits(Some((40, 80)), 2_000),
+            per_second: 150.0,
+            tier: "per_second: 120, burst: 240, per_minute: 6000, per_hour: 1000000",
+            limits: limits(Some((120, 240)), 6_000),
             loss,
             spans: [75, 60, 75],
         };
         let Some(outcome) = play(run) else { return };
         expect_decided(&outcome);
-        let minute = outcome.most_in_a_minute() as f64 / 2_000.0;
-        let bucket = outcome.most_debt(40.0) / 80.0;
+        let minute = outcome.most_in_a_minute() as f64 / 6_000.0;
+        let bucket = outcome.most_debt(120.0) / 240.0;
         let passed = outcome.passed(run.limits);
         println!(
             "{loss:?}: sent {}, the backend saw {}; most in a minute {:.2} %, in the bucket {:.2} %; \
@@ -281,7 +282,11 @@ fn a_minute_without_redis() {
             bucket * 100.0,
             passed * 100.0
         );
-        assert!(minute <= 1.0 && bucket <= 1.0 + 40.0 * JITTER.as_secs_f64() / 80.0);
+        results.push((minute, bucket, passed));
+    }
+    for (minute, bucket, passed) in results {
+        assert!(minute <= 1.0, "{minute}");
+        assert!(bucket <= 1.0 + JITTER.as_secs_f64() / 2.0, "{bucket}");
         assert!(passed >= 0.985, "{passed}");
     }
 }

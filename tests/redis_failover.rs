@@ -339,6 +339,36 @@ async fn a_late_answer_counts_once_and_no_answer_counts_too() {
 }
 
 #[tokio::test]
+async fn days_and_months_go_on_alone_and_redis_is_told() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let store = connected(&server.url(), FailureMode::Local).await;
+    recovered(&store).await;
+    let mut plan = Plan::new(Identity::User("42".into()), TierId(0), TierSource::Default);
+    let set =
+        LimitSet { day: NonZeroU32::new(6), month: NonZeroU32::new(50), ..LimitSet::default() };
+    let limits = Limits { set, mode: Mode::Enforce };
+    plan.push(Scope { rule: None, key: "i", key_hash: 0, limits });
+    let left = async || {
+        let Checked::Decided { decision, .. } = check(&store, &plan).await else { panic!() };
+        let left = decision.statuses().iter().map(|it| it.remaining).collect::<Vec<_>>();
+        (decision.verdict == Verdict::Allow, left)
+    };
+    assert_eq!(left().await, (true, vec![5, 49]));
+    assert_eq!(left().await, (true, vec![4, 48]));
+    server.pause();
+    opened(&store, FailureMode::Local).await;
+    assert_eq!(left().await, (true, vec![3, 47]));
+    assert_eq!(left().await, (true, vec![2, 46]));
+    server.resume();
+    recovered(&store).await;
+    // Of the day and of the month.
+    counts(&store, &plan, 4 + 4).await;
+    assert_eq!(left().await, (true, vec![1, 45]));
+    assert_eq!(left().await, (true, vec![0, 44]));
+    assert!(!left().await.0);
+}
+
+#[tokio::test]
 async fn what_was_refused_here_and_granted_late_is_given_back() {
     let Some(server) = RedisServer::spawn_tcp() else { return };
     let relay = Relay::spawn(server.port()).await;

@@ -17,7 +17,7 @@ use tollgate::limiter::share::{self, Alone, Owns};
 use tollgate::limiter::time::Timestamp;
 use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
-use tollgate::store::redis::codec::{Call, ReplyError, SCRIPT};
+use tollgate::store::redis::codec::{Asker, Call, ReplyError, SCRIPT};
 use tollgate::store::redis::names::KeyNames;
 
 use redis::{RedisServer, Reply};
@@ -382,7 +382,7 @@ fn the_script_charges_as_the_law_does() {
                         .push((number - random.below(66), random.below(9) as u32 + 1));
                 }
             }
-            let call = Call::charge(key.clone(), &debit, now, None, step);
+            let call = Call::charge(vec![key.clone()], &debit, now, None, asker(step));
             let at = call.ticket.decode_charge(&eval(&server, &call)).unwrap();
             // The very ages that were sent, at the time that it was done.
             let ages = debit.ages(now);
@@ -398,11 +398,11 @@ fn the_script_charges_as_the_law_does() {
         assert!(ttl != -1, "it stays for ever");
     }
     let late = Call::charge(
-        "tg:{late}:i".into(),
+        vec!["tg:{late}:i".into()],
         &own::Debit::default(),
         Timestamp::EPOCH,
         Some(Timestamp::from_micros(1)),
-        7,
+        asker(7),
     );
     assert!(matches!(
         late.ticket.decode_charge(&eval(&server, &late)),
@@ -420,11 +420,15 @@ fn server_time(server: &RedisServer) -> Timestamp {
     Timestamp::from_micros(number(&parts[0]) * SECOND + number(&parts[1]))
 }
 
+fn asker(sequence: u32) -> Asker {
+    Asker { holder: 1, sequence }
+}
+
 fn check_call(key: &Bytes, limits: Limits, cost: u32, sequence: u32) -> Call {
     let mut plan = Plan::new(Identity::User("42".into()), TierId(0), TierSource::Default);
     plan.cost = cost;
     plan.push(Scope { rule: None, key: "i", key_hash: 1, limits });
-    let call = Call::new(&KeyNames::new("tg"), &plan, None, sequence);
+    let call = Call::new(&KeyNames::new("tg"), &plan, None, asker(sequence));
     Call { keys: vec![key.clone()], ..call }
 }
 

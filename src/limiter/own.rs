@@ -6,16 +6,21 @@
 use std::num::NonZeroU32;
 
 use super::bucket;
+use super::calendar::{DAY, number};
 use super::check::{State, steps};
 use super::decision::LimitStatus;
 use super::quota::{Bucket, LimitSet, Period};
 use super::refund;
 use super::share::{Alone, Share};
 use super::time::{Micros, Timestamp};
-use super::window::{SUB_BUCKETS, Window};
+use super::window::SUB_BUCKETS;
 
-/// Periods whose windows are counted.
-const WINDOWS: [Period; 2] = [Period::Minute, Period::Hour];
+/// Periods that are counted, the shortest first: windows, then days and months.
+const COUNTED: [Period; 4] = [Period::Minute, Period::Hour, Period::Day, Period::Month];
+/// Those that are windows.
+const WINDOWS: usize = 2;
+/// Those that are not.
+const QUOTAS: [Period; 2] = [Period::Day, Period::Month];
 /// Requests that each replica is taken to have had before any that were counted: a few say little
 /// of how many there will be, and of those that are new to all each replica gets as much.
 const PRIOR: u64 = 2;
@@ -29,10 +34,10 @@ const STRICT: Micros = Micros::from_micros(50_000);
 pub struct Own {
     /// Windows: what this replica let pass. Debt: of all replicas, as far as is known.
     state: State,
-    /// What all had used of each window, when the state was last brought to the present.
-    used: [u32; WINDOWS.len()],
+    /// What all had used of each period, when the state was last brought to the present.
+    used: [u32; COUNTED.len()],
     /// Which of the windows are limited. That of a minute counts in any case, for the bucket.
-    limited: [bool; WINDOWS.len()],
+    limited: [bool; WINDOWS],
     /// The bucket, if there is one.
     bucket: Option<Bucket>,
     /// While the replica is alone with it, and until all is charged that it then let pass.
@@ -45,8 +50,8 @@ struct Apart {
     /// Whether it is still alone: no answer has come since.
     is_alone: bool,
     share: Share,
-    /// The most that the replica may hold in each window.
-    caps: [u32; WINDOWS.len()],
+    /// The most that the replica may hold in each period.
+    caps: [u32; COUNTED.len()],
     /// What the store has not been told of: windows, and tokens in the bucket's units.
     uncharged: State,
     tokens: u64,
@@ -63,13 +68,15 @@ pub struct Debit {
     pub level: u64,
     /// For the windows of a minute and an hour: numbers of sub-buckets since the epoch, by the
     /// store's clock as this replica has it, and counts.
-    pub windows: [Vec<(u64, u32)>; WINDOWS.len()],
+    pub windows: [Vec<(u64, u32)>; WINDOWS],
+    /// For days and for months: their numbers since the epoch, two at most, and counts.
+    pub quotas: [Vec<(u32, u32)>; 2],
 }
 
 impl Debit {
     /// The ages of the counts in sub-buckets at `now`, for windows of a minute and an hour; rather
     /// too young than too old, as sub-buckets may begin a little later elsewhere.
-    pub fn ages(&self, now: Timestamp) -> [Vec<(u8, u32)>; WINDOWS.len()] {
+    pub fn ages(&self, now: Timestamp) -> [Vec<(u8, u32)>; WINDOWS] {
         let [minute, hour] = &self.windows;
         [(minute, Period::Minute), (hour, Period::Hour)].map(|(window, period)| {
             let length = period.sub_bucket().as_micros().max(1);
@@ -83,7 +90,13 @@ impl Debit {
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.tokens == 0 && self.windows.iter().all(Vec::is_empty)
+        let is_counted = self.windows.iter().any(|it| !it.is_empty());
+        self.tokens == 0 && !is_counted && !self.has_quotas()
+    }
+
+    /// Whether there is anything of days and months in it.
+    pub fn has_quotas(&self) -> bool {
+        self.quotas.iter().any(|it| !it.is_empty())
     }
 }
 
@@ -99,6 +112,9 @@ pub fn charge(state: &mut State, set: &LimitSet, debit: &Debit, now: Timestamp) 
     let [minute, hour] = debit.ages(present.now);
     minute.iter().for_each(|(age, count)| state.minute.add_at((*age).into(), *count));
     hour.iter().for_each(|(age, count)| state.hour.add_at((*age).into(), *count));
+    for (counts, period) in debit.quotas.iter().zip(QUOTAS) {
+        counts.iter().for_each(|(number, count)| state.add_quota(period, *number, *count));
+    }
 }
 
 impl Own {
@@ -117,14 +133,14 @@ impl Own {
             self.state.spend(&windows_of(set), cost, Share::WHOLE, now);
             self.count_for_bucket(set, cost);
         }
-        self.limited = windows(set).map(|(_, limit)| limit.is_some());
+        self.limited = [set.minute.is_some(), set.hour.is_some()];
         self.bucket = set.second;
         for status in statuses {
             let used = status.limit.saturating_sub(status.remaining);
             if status.period == Period::Second {
                 self.state.debt = bucket::units(used);
             }
-            for (place, period) in self.used.iter_mut().zip(WINDOWS) {
+            for (place, period) in self.used.iter_mut().zip(COUNTED) {
                 if period == status.period {
                     *place = used;
                 }
@@ -137,7 +153,7 @@ impl Own {
     fn note_answer(&mut self) {
         if let Some(apart) = &mut self.apart {
             apart.is_alone = false;
-            if apart.uncharged.is_whole() && apart.tokens == 0 {
+            if !self.has_debit(false) {
                 self.apart = None;
             }
         }
@@ -156,8 +172,13 @@ impl Own {
     /// Whether there is anything to tell the store of. With `all`, for a store that has lost what
     /// it was told: of all that this replica let pass.
     pub fn has_debit(&self, all: bool) -> bool {
-        let is_due = |apart: &Apart| apart.tokens > 0 || !apart.uncharged.is_whole();
-        self.apart.as_deref().is_some_and(is_due) || (all && !self.state.is_whole())
+        let has_quotas =
+            |state: &State| QUOTAS.iter().any(|period| !state.quota_counts(*period).is_empty());
+        let is_due = |apart: &Apart| {
+            apart.tokens > 0 || !apart.uncharged.is_whole() || has_quotas(&apart.uncharged)
+        };
+        self.apart.as_deref().is_some_and(is_due)
+            || (all && (!self.state.is_whole() || has_quotas(&self.state)))
     }
 
     /// Takes out what the store is to be told of, at `now`.
@@ -177,11 +198,13 @@ impl Own {
             // The others tell of theirs: of the whole debt only this share is ours.
             debit.tokens = std::mem::take(&mut apart.tokens).min(apart.share.of_units(of_all));
             debit.windows = entries(&uncharged, now);
+            debit.quotas = QUOTAS.map(|period| uncharged.quota_counts(period));
             debit.level = level;
         }
         if all {
             debit.level = level;
             debit.windows = entries(&self.state, now);
+            debit.quotas = QUOTAS.map(|period| self.state.quota_counts(period));
             for (window, is_limited) in debit.windows.iter_mut().zip(self.limited) {
                 if !is_limited {
                     window.clear();
@@ -197,6 +220,11 @@ impl Own {
         let present = apart.uncharged.present(&LimitSet::default(), now);
         apart.uncharged.settle(&present);
         apart.tokens = apart.tokens.saturating_add(debit.tokens);
+        for (counts, period) in debit.quotas.iter().zip(QUOTAS) {
+            for (number, count) in counts {
+                apart.uncharged.add_quota(period, *number, *count);
+            }
+        }
         let [minute, hour] = &debit.windows;
         let State { minute: of_minute, hour: of_hour, last, .. } = &mut apart.uncharged;
         for (window, entries, period) in
@@ -226,7 +254,7 @@ impl Own {
     pub(super) fn note_alone(&mut self, set: &LimitSet, cost: u32, now: Timestamp) {
         let last = self.state.last.max(now);
         self.count_for_bucket(set, cost);
-        self.limited = windows(set).map(|(_, limit)| limit.is_some());
+        self.limited = [set.minute.is_some(), set.hour.is_some()];
         self.bucket = set.second;
         if let Some(apart) = &mut self.apart {
             let present = apart.uncharged.present(&LimitSet::default(), last);
@@ -256,7 +284,7 @@ impl Own {
 
     pub(super) fn cap(&self, period: Period) -> Option<u32> {
         let caps = &self.apart.as_ref()?.caps;
-        let place = WINDOWS.iter().position(|it| *it == period)?;
+        let place = COUNTED.iter().position(|it| *it == period)?;
         caps.get(place).copied()
     }
 
@@ -265,7 +293,7 @@ impl Own {
         &mut self,
         set: &LimitSet,
         alone: Alone,
-    ) -> (Share, [u32; WINDOWS.len()]) {
+    ) -> (Share, [u32; COUNTED.len()]) {
         let is_alone = self.apart.as_ref().is_some_and(|apart| apart.is_alone);
         let fixed = (!is_alone).then(|| self.fix(set, alone));
         let apart = self.apart.get_or_insert_with(|| Box::new(Apart::answered()));
@@ -276,13 +304,12 @@ impl Own {
     }
 
     /// The share, and the most that may be held in each window.
-    fn fix(&mut self, set: &LimitSet, alone: Alone) -> (Share, [u32; WINDOWS.len()]) {
+    fn fix(&mut self, set: &LimitSet, alone: Alone) -> (Share, [u32; COUNTED.len()]) {
         let since = self.state.last.max(alone.since);
         let share = self.share(set, alone, since);
         let caps = windows(set).map(|(period, limit)| {
             let limit = limit.map_or(0, NonZeroU32::get);
-            let gone = steps(self.state.last, since, period);
-            let held = self.window(period).aged(gone).sum();
+            let held = self.state.counted(period, since);
             let used = u32::try_from(self.used_by(since, period)).unwrap_or(u32::MAX);
             held.saturating_add(share.of(limit.saturating_sub(used))).min(limit)
         });
@@ -315,14 +342,14 @@ impl Own {
             Share::new(own.saturating_add(PRIOR), used.max(own).saturating_add(prior))
         };
         for (period, limit) in windows(set) {
-            let own = u64::from(self.window(period).aged(0).sum());
+            let own = u64::from(self.state.counted(period, self.state.last));
             let used = self.used_by(since, period);
             if limit.is_some() && used > 0 {
                 return of(own, used);
             }
         }
         let even = Share::new(1, replicas);
-        let own = u64::from(self.state.minute.aged(0).sum());
+        let own = u64::from(self.state.counted(Period::Minute, self.state.last));
         match set.second {
             Some(of_second) if own > 0 && unheard <= Micros::MINUTE => {
                 // All together took no more than what came back and a burst, and no less while
@@ -343,20 +370,16 @@ impl Own {
     /// What all have used of a window: what the store knew at its last answer, what it was not told
     /// of yet, and what the others have used until `since`, if they went on as they did.
     fn used_by(&self, since: Timestamp, period: Period) -> u64 {
-        let (unheard, span) = (since.since(self.state.last), length(period));
-        let known = WINDOWS.iter().zip(self.used).find(|(it, _)| **it == period);
+        let answered = self.state.last;
+        let unheard = since.since(answered);
+        let known = COUNTED.iter().zip(self.used).find(|(it, _)| **it == period);
         let known = u64::from(known.map_or(0, |(_, used)| used));
-        if unheard > span {
+        if is_over(period, answered, since) {
             return 0;
         }
-        let uncharged = self.apart.as_ref().map_or(0, |apart| {
-            let window = match period {
-                Period::Hour => &apart.uncharged.hour,
-                _ => &apart.uncharged.minute,
-            };
-            window.aged(steps(apart.uncharged.last, self.state.last, period)).sum()
-        });
-        let own = u64::from(self.window(period).aged(0).sum());
+        let uncharged =
+            self.apart.as_ref().map_or(0, |apart| apart.uncharged.counted(period, answered));
+        let own = u64::from(self.state.counted(period, answered));
         let others = u128::from(known.saturating_sub(own));
         let spread = u128::from(self.spread(period).as_micros()).max(1);
         let more = others.saturating_mul(unheard.as_micros().into()).saturating_mul(GROWTH.0);
@@ -365,20 +388,20 @@ impl Own {
         known.saturating_add(uncharged.into()).saturating_add(more)
     }
 
-    /// Over what time that which is in the window was let pass here.
+    /// Over what time that which is counted was let pass here.
     fn spread(&self, period: Period) -> Micros {
-        let oldest = self.window(period).entries().map(|(age, _)| u64::from(age)).max();
+        let last = self.state.last.as_micros();
+        let window = match period {
+            Period::Minute => &self.state.minute,
+            Period::Hour => &self.state.hour,
+            // Since the day began, or a part of the month that is no longer than it.
+            _ => return Micros::from_micros(last.checked_rem(DAY.as_micros()).unwrap_or(0).max(1)),
+        };
+        let oldest = window.entries().map(|(age, _)| u64::from(age)).max();
         let sub_bucket = period.sub_bucket().as_micros();
-        let of_newest = self.state.last.as_micros().checked_rem(sub_bucket).unwrap_or_default();
+        let of_newest = last.checked_rem(sub_bucket).unwrap_or_default();
         let older = oldest.unwrap_or_default().saturating_mul(sub_bucket);
         Micros::from_micros(older.saturating_add(of_newest).max(1))
-    }
-
-    fn window(&self, period: Period) -> &Window {
-        match period {
-            Period::Hour => &self.state.hour,
-            _ => &self.state.minute,
-        }
     }
 }
 
@@ -388,7 +411,7 @@ impl Apart {
         Apart {
             is_alone: false,
             share: Share::WHOLE,
-            caps: [0; WINDOWS.len()],
+            caps: [0; COUNTED.len()],
             uncharged: State::default(),
             tokens: 0,
         }
@@ -396,7 +419,7 @@ impl Apart {
 }
 
 /// What a state's windows still hold at `now`, by numbers of sub-buckets.
-fn entries(state: &State, now: Timestamp) -> [Vec<(u64, u32)>; WINDOWS.len()] {
+fn entries(state: &State, now: Timestamp) -> [Vec<(u64, u32)>; WINDOWS] {
     [(&state.minute, Period::Minute), (&state.hour, Period::Hour)].map(|(window, period)| {
         let last = state.last.as_micros() / period.sub_bucket().as_micros().max(1);
         let gone = steps(state.last, now, period);
@@ -412,24 +435,30 @@ fn debt_at(state: &State, rate: u32, now: Timestamp) -> u64 {
     state.debt.saturating_sub(earned)
 }
 
-fn windows(set: &LimitSet) -> [(Period, Option<NonZeroU32>); WINDOWS.len()] {
-    [(Period::Minute, set.minute), (Period::Hour, set.hour)]
+fn windows(set: &LimitSet) -> [(Period, Option<NonZeroU32>); COUNTED.len()] {
+    let [minute, hour, day, month] = COUNTED;
+    [(minute, set.minute), (hour, set.hour), (day, set.day), (month, set.month)]
 }
 
 pub(super) fn windows_mut(
     set: &mut LimitSet,
-) -> [(Period, &mut Option<NonZeroU32>); WINDOWS.len()] {
-    [(Period::Minute, &mut set.minute), (Period::Hour, &mut set.hour)]
+) -> [(Period, &mut Option<NonZeroU32>); COUNTED.len()] {
+    let [minute, hour, day, month] = COUNTED;
+    [(minute, &mut set.minute), (hour, &mut set.hour), (day, &mut set.day), (month, &mut set.month)]
 }
 
-/// The windows alone.
+/// What is counted, and nothing else.
 pub(super) fn windows_of(set: &LimitSet) -> LimitSet {
-    LimitSet { minute: set.minute, hour: set.hour, ..LimitSet::default() }
+    LimitSet { second: None, concurrency: None, ..*set }
 }
 
-const fn length(period: Period) -> Micros {
+/// Whether nothing that was counted at `answered` counts any more at `since`.
+fn is_over(period: Period, answered: Timestamp, since: Timestamp) -> bool {
     match period {
-        Period::Hour => Micros::from_micros(3_600_000_000),
-        _ => Micros::MINUTE,
+        Period::Day | Period::Month => number(period, answered) != number(period, since),
+        Period::Hour => since.since(answered) > Micros::from_micros(3_600_000_000),
+        Period::Second | Period::Minute | Period::Concurrency => {
+            since.since(answered) > Micros::MINUTE
+        }
     }
 }

@@ -214,7 +214,9 @@ fn restate(owns: &mut impl Owns, scopes: &[Limits], cost: u32, decision: &mut De
             Period::Second => limits.set.second.map(|bucket| bucket.burst),
             Period::Minute => limits.set.minute,
             Period::Hour => limits.set.hour,
-            Period::Day | Period::Month | Period::Concurrency => continue,
+            Period::Day => limits.set.day,
+            Period::Month => limits.set.month,
+            Period::Concurrency => continue,
         };
         let limit = limit.map_or(0, NonZeroU32::get);
         if status.period == Period::Second {

@@ -25,6 +25,7 @@ use crate::policy::plan::Plan;
 use super::memory::key::{IdentityHash, Key, Keys};
 use super::memory::shard::{Kept, Record, Shard};
 use super::memory::shards::{Padded, Shards};
+use super::redis::further::Kind;
 use super::redis::names::{HASH_BYTES, KeyNames};
 
 /// Records that are looked at under one lock: well below a millisecond.
@@ -64,8 +65,8 @@ pub struct Target {
 pub struct Owed {
     shard: usize,
     key: Key,
-    /// The key of the scope in Redis.
-    pub redis_key: Bytes,
+    /// The key of the scope in Redis, and where days and months are owed that of those.
+    pub redis_keys: SmallVec<[Bytes; 2]>,
     /// What was let pass.
     pub debit: Debit,
 }
@@ -323,8 +324,13 @@ impl ShareStore {
         }
         let debit = record.state.own.take_debit(now, all);
         let scope = self.scopes.read().get(&record.state.scope).cloned()?;
-        let redis_key = self.names.scope_of(&record.state.identity, &scope);
-        (!debit.is_empty()).then(|| Owed { shard, key: record.key(), redis_key, debit })
+        let mut redis_keys = SmallVec::new();
+        redis_keys.push(self.names.scope_of(&record.state.identity, &scope));
+        if debit.has_quotas() {
+            let kind = Kind::Calendar.letter();
+            redis_keys.push(self.names.further_of(&record.state.identity, kind, &scope));
+        }
+        (!debit.is_empty()).then(|| Owed { shard, key: record.key(), redis_keys, debit })
     }
 
     fn held(&self, plan: &Plan<'_>, index: usize, own: Own) -> Held {

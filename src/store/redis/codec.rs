@@ -133,10 +133,11 @@ impl Call {
         self
     }
 
-    /// Charges what was let pass alone to one scope, unless Redis's clock is past `before`. `now` is
+    /// Charges what was let pass alone to one scope, and under a second key, where there is one, to
+    /// its days and months, unless Redis's clock is past `before`. `now` is
     /// that clock, as far as it is known.
     pub fn charge(
-        key: Bytes,
+        keys: Vec<Bytes>,
         debit: &Debit,
         now: Timestamp,
         before: Option<Timestamp>,
@@ -156,8 +157,15 @@ impl Call {
             counts.push(age);
             counts.extend_from_slice(&count.to_le_bytes());
         }
+        for of_period in &debit.quotas {
+            for place in 0..2 {
+                let (number, count) = of_period.get(place).copied().unwrap_or_default();
+                counts.extend_from_slice(&number.to_le_bytes());
+                counts.extend_from_slice(&count.to_le_bytes());
+            }
+        }
         Call {
-            keys: vec![key],
+            keys,
             argument: argument.into(),
             how: None,
             wish: None,
