@@ -309,8 +309,8 @@ impl State {
 
     /// What is counted of days or months, by their numbers.
     pub(super) fn quota_counts(&self, period: Period) -> Vec<(u32, u32)> {
-        let counts = |rest: &Box<Rest>| rest.calendar.counts(period).collect();
-        self.rest.as_ref().map(counts).unwrap_or_default()
+        let counts = |rest: &Rest| rest.calendar.counts(period).collect();
+        self.rest.as_deref().map(counts).unwrap_or_default()
     }
 
     /// Counts something in a day or a month.
