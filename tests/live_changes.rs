@@ -265,20 +265,21 @@ fn a_removed_limit_does_not_refuse_nor_count_and_comes_back_with_what_was_spent(
 
 #[test]
 fn a_removed_bucket_comes_back_full() {
-    let bucket = free("per_minute: 5000, per_second: 1, burst: 40");
+    let bucket = free("per_second: 1, burst: 40");
     let Some(pair) = Pair::start(&bucket) else { return };
     let load = pair.load("/");
     wait_until("it is used up", || load.passed(40) >= 40);
     load.wait_more(429, 10);
     pair.put_in_force(&free("per_minute: 5000"));
     wait_until("it refuses no more", || load.passed(5000) >= 20);
-    let (before, again) = (load.passed(40), Instant::now());
+    let before = load.passed(40);
     pair.put_in_force(&bucket);
+    // While one replica had it and the other had not, what passed there emptied it no further.
+    let (both, again) = (load.passed(40), Instant::now());
     wait_until("it is used up anew", || load.passed(40) >= before + 40);
     load.wait_more(429, 10);
-    let most = 40 + again.elapsed().as_secs() + 1;
-    let passed = load.passed(40) - before;
-    assert!(passed <= most, "{passed} of {most}");
+    let most = both + 40 + again.elapsed().as_secs() + 2;
+    assert!(load.passed(40) <= most, "{} of {most}", load.passed(40));
     load.end();
 }
 
