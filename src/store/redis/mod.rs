@@ -7,6 +7,7 @@
 pub mod board;
 pub mod codec;
 pub mod error;
+pub mod leasing;
 mod link;
 pub mod names;
 pub mod settings;
@@ -33,6 +34,7 @@ use crate::redis::servers::AbortOnDrop;
 
 use super::deny::{DenyCache, Known};
 use super::failover::decide_without;
+use super::lease::LeaseTable;
 use super::memory::MemoryStore;
 use super::{Backend, Checked};
 use codec::{Call, ReplyError, Ticket};
@@ -52,6 +54,7 @@ pub struct RedisShared {
     breaker: Arc<SharedBreaker>,
     stats: RedisStats,
     denials: DenyCache,
+    leases: LeaseTable,
     /// The script's hash, as the first load told it; depends on nothing but the script.
     script: OnceLock<Str>,
     /// Stores, one for each worker.
@@ -70,6 +73,7 @@ impl RedisShared {
     /// `local` keeps the limits while Redis does not answer and `on_failure` is `local`.
     pub fn new(settings: RedisSettings, local: Arc<MemoryStore>) -> Self {
         RedisShared {
+            leases: LeaseTable::new(settings.leases, monotonic()),
             settings,
             local,
             breaker: SharedBreaker::new(BreakerSettings::STEADY, monotonic()),
@@ -98,6 +102,11 @@ impl RedisShared {
     /// Denials that Redis need not make again.
     pub fn denials(&self) -> &DenyCache {
         &self.denials
+    }
+
+    /// How many replicas there are, as far as is known.
+    pub fn replicas(&self) -> u32 {
+        1
     }
 
     /// The breaker's state.
@@ -197,7 +206,7 @@ impl RedisShared {
         let Some(state) = changed else { return };
         self.stats.count_transition(state);
         if state == BreakerState::Closed {
-            self.denials.forget();
+            self.forget_answers();
             let away = opened_at.map_or(Duration::ZERO, |at| monotonic().duration_since(at));
             tracing::info!(
                 server = %self.settings.target,
@@ -240,8 +249,8 @@ impl RedisStore {
     }
 
     /// Checks and charges every limit of the plan, all or nothing, within the settings' timeout.
-    /// `now` is the local clock, for decisions that are made without Redis. What Redis has denied is
-    /// denied again without asking it, until it could pass.
+    /// `now` is the local clock, for decisions that are made without Redis. What is leased is spent, and
+    /// what Redis has denied is denied again, without asking it.
     ///
     /// Cancelled, the check may have been charged.
     pub async fn check(&self, plan: &Plan<'_>, now: Timestamp) -> Checked {
@@ -253,13 +262,27 @@ impl RedisStore {
         if !shared.breaker.is_closed() {
             return shared.decide_without(plan, now, Reason::BreakerOpen);
         }
-        let ticket = match shared.denials.look(plan, monotonic()) {
+        let at = monotonic();
+        let subject = shared.leases.subject(plan);
+        if let Some(subject) = &subject
+            && let Some(decision) = shared.leases.spend(subject, plan, at)
+        {
+            return Checked::Decided { decision, backend: Backend::Cache };
+        }
+        let ticket = match shared.denials.look(plan, at) {
             Known::Denied(decision) => {
                 return Checked::Decided { decision, backend: Backend::Cache };
             }
             Known::Nothing(ticket) => ticket,
         };
-        match self.evaluate(plan, None).await {
+        let asking = subject.and_then(|subject| {
+            shared.leases.wish(&subject, shared.replicas(), at, shared.settings.timeout)
+        });
+        let answer = match &asking {
+            Some(asking) => self.check_for_lease(plan, asking).await,
+            None => self.evaluate(plan, None).await,
+        };
+        match answer {
             Ok(decision) => {
                 if decision.verdict == Verdict::Deny {
                     shared.denials.note(&ticket, plan, &decision, monotonic());
@@ -339,8 +362,8 @@ impl RedisStore {
         ticket.decode(plan, reply).map_err(|error| self.link.distrust(&error))
     }
 
-    /// Takes back what a check by `backend` charged. In this process's memory at once, and then it
-    /// says how the limits stand; in Redis some time soon, or never: it is tried once, waits for
+    /// Takes back what a check by `backend` charged. In this process's memory, or in the lease that it
+    /// was spent of, at once, and then it says how the limits stand; in Redis some time soon, or never: it is tried once, waits for
     /// Redis no longer than a check does, beside as many, and is not waited for here. That it
     /// failed costs its caller some tokens and is counted among the errors, but says nothing of
     /// Redis that checks will not.
@@ -352,7 +375,12 @@ impl RedisStore {
         now: Timestamp,
     ) -> Option<Decision> {
         let shared = self.shared();
-        if backend != Backend::Redis {
+        if backend != Backend::Local
+            && let Some(left) = shared.leases.put_back(plan, grant, monotonic())
+        {
+            return Some(left);
+        }
+        if backend == Backend::Local {
             return Some(shared.local.refund(plan, grant, now));
         }
         // What decides meanwhile knows nothing of this charge.
