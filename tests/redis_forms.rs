@@ -24,7 +24,7 @@ use tollgate::store::redis::names::KeyNames;
 
 use certificates::Authority;
 use redis::{RedisServer, Reply};
-use redis_forms::{Cluster, SILENCE_MS, Watched, agreed, ok, slot, text};
+use redis_forms::{Cluster, SILENCE_MS, Sentinel, Watched, agreed, ok, slot, text};
 use support::{Backend, Start, Tollgate, wait_until};
 
 /// Within so long after the servers are ready again, limits are decided there again.
@@ -37,11 +37,15 @@ const CALLERS: usize = 60;
 const ENDLESS: [&str; 2] = ["tg:{overrides}:table", "tg:{overrides}:log"];
 
 fn start(backend: &Backend, url: &str, more: &str, tiers: &str) -> Tollgate {
+    start_with(backend, url, more, "", tiers)
+}
+
+fn start_with(backend: &Backend, url: &str, more: &str, top: &str, tiers: &str) -> Tollgate {
     let config = format!(
         "server: {{ workers: 2, trusted_proxies: [127.0.0.1/32] }}
 store: {{ redis: {{ url: '{url}', timeout: 250ms, on_failure: local{more} }} }}
 log: {{ level: debug }}
-"
+{top}"
     );
     Start::default().upstream(backend.address).config(&config).tiers(tiers).run()
 }
@@ -174,6 +178,24 @@ impl Traffic {
     }
 }
 
+/// What the guide tells to type of an ACL, with what it says of these cases.
+fn rights(cases: &[&str]) -> String {
+    let guide = std::fs::read_to_string("docs/redis.md").unwrap();
+    let find = |begin: &str| guide.lines().find(|line| line.starts_with(begin)).unwrap();
+    let more = cases.iter().map(|case| find(case).rsplit('`').nth(1).unwrap());
+    let all = std::iter::once(find("ACL SETUSER tollgate")).chain(more).collect::<Vec<_>>();
+    all.join(" ").replace("PASSWORD", PASSWORD)
+}
+
+const PASSWORD: &str = "s3cret";
+/// In front of a URL's host.
+const USER_INFO: &str = "tollgate:s3cret@";
+
+/// Whoever was let in was refused nothing.
+fn expect_rights(server: &RedisServer) {
+    assert_eq!(server.words("ACL LOG"), Reply::List(Vec::new()));
+}
+
 /// The key of what is known of a caller, without the scope's name.
 fn key_of(caller: &str) -> String {
     let identity = Identity::parse_written(&format!("ip:{caller}")).unwrap();
@@ -227,17 +249,65 @@ fn tls_trusts_the_authority_it_was_given_and_shows_its_certificate() {
     }
 }
 
+#[test]
+fn a_cluster_and_sentinels_may_use_tls_too() {
+    let authority = Authority::new();
+    let (ca, cert, key) =
+        (authority.file("ca.crt"), authority.file("server.crt"), authority.file("server.key"));
+    let tls = |port: &str| {
+        let words = [
+            "--tls-port",
+            port,
+            "--tls-ca-cert-file",
+            &ca,
+            "--tls-cert-file",
+            &cert,
+            "--tls-key-file",
+            &key,
+            "--tls-auth-clients",
+            "no",
+            "--tls-replication",
+            "yes",
+        ];
+        words.map(str::to_owned).to_vec()
+    };
+    let backend = Backend::ok();
+    let own = format!(", tls: {{ ca: {ca} }}");
+
+    let port = redis::free_port().to_string();
+    let options = tls(&port);
+    let mut options: Vec<&str> = options.iter().map(String::as_str).collect();
+    options.extend(["--tls-cluster", "yes"]);
+    let Some(cluster) = Cluster::spawn(1, 0, &options) else { return };
+    let tollgate = start(&backend, &format!("rediss-cluster://127.0.0.1:{port}"), &own, WIDE);
+    wait_in_redis(&tollgate);
+    expect_ends(&cluster.servers);
+
+    let port = redis::free_port().to_string();
+    let options = tls(&port);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let Some(server) = RedisServer::spawn_with(&options) else { return };
+    let sentinel = redis::free_port().to_string();
+    let _sentinel = Sentinel::spawn_over_tls(&port, &tls(&sentinel));
+    let url =
+        format!("rediss-sentinel://127.0.0.1:{sentinel}?sentinelServiceName={}", Watched::SERVICE);
+    let tollgate = start(&backend, &url, &own, WIDE);
+    wait_in_redis(&tollgate);
+    expect_ends([&server]);
+}
+
 // -------------------------------------------------------------------------------------- Sentinel
 
 #[test]
 fn a_primary_that_sentinels_replace_is_followed() {
-    const PASSWORD: &str = "sentinels-s3cret";
-    let Some(mut watched) = Watched::spawn(2, Some(PASSWORD)) else { return };
+    const OF_SENTINELS: &str = "sentinels-s3cret";
+    let Some(mut watched) = Watched::spawn(2, Some(OF_SENTINELS)) else { return };
+    let rights = rights(&["- behind sentinels"]);
     let backend = Backend::ok();
     for server in &watched.servers {
-        ok(server, "ACL SETUSER tollgate on >s3cret-too ~tg:* +@all");
+        ok(server, &rights);
     }
-    let url = watched.url("tollgate:s3cret-too@", &format!("&sentinelPassword={PASSWORD}"));
+    let url = watched.url(USER_INFO, &format!("&sentinelPassword={OF_SENTINELS}"));
     let tollgate = start(&backend, &url, "", WIDE);
     wait_in_redis(&tollgate);
 
@@ -252,7 +322,7 @@ fn a_primary_that_sentinels_replace_is_followed() {
     // One that is told to be a replica, while the first sentinel of the URL is stuck.
     let before = watched.primary().unwrap();
     watched.servers[0].start();
-    ok(&watched.servers[0], "ACL SETUSER tollgate on >s3cret-too ~tg:* +@all");
+    ok(&watched.servers[0], &rights);
     agreed("the old one follows the new", || {
         text(&watched.servers[0], "INFO replication").contains("master_link_status:up")
     });
@@ -263,6 +333,7 @@ fn a_primary_that_sentinels_replace_is_followed() {
     in_time(&tollgate, "a primary that was demoted", monotonic());
     traffic.end_well();
     expect_ends(&watched.servers);
+    watched.servers.iter().for_each(expect_rights);
     let log = tollgate.log();
     assert!(!log.contains("s3cret"), "{log}");
 }
@@ -300,4 +371,265 @@ fn a_cluster_goes_on_without_one_of_its_primaries() {
     traffic.end_well();
     assert!(of_dead.iter().all(|caller| ask(&tollgate, caller) == 200));
     expect_ends(cluster.running());
+
+    // Back again, as a replica, and then in its old place because somebody says so.
+    cluster.servers[1].start();
+    agreed("it follows who stood in", || {
+        text(&cluster.servers[1], "INFO replication").contains("master_link_status:up")
+    });
+    let traffic = Traffic::of_all(&tollgate);
+    cluster.hand_over(1);
+    in_time(&tollgate, "a primary of a cluster that handed over", monotonic());
+    traffic.end_well();
+    expect_ends(cluster.running());
+}
+
+#[test]
+fn a_primary_that_stands_still_holds_nobody_up_but_its_own() {
+    let options = ["--cluster-require-full-coverage", "no"];
+    let Some(cluster) = Cluster::spawn(3, 0, &options) else { return };
+    let backend = Backend::ok();
+    let tollgate = start(&backend, &cluster.url(&[0]), "", WIDE);
+    wait_in_redis(&tollgate);
+    let keeper = |caller: &String| cluster.first_keeper(slot(&cluster.servers[0], &key_of(caller)));
+    let (of_stuck, of_others): (Vec<String>, Vec<String>) =
+        (0..CALLERS).map(caller).partition(|caller| keeper(caller) == 2);
+    cluster.servers[2].pause();
+    let traffic = Traffic::of(&tollgate, &of_stuck);
+    wait_until("it is not asked any more", || {
+        let asked = monotonic();
+        assert_eq!(ask(&tollgate, &of_stuck[0]), 200);
+        asked.elapsed() < Duration::from_millis(100)
+    });
+    traffic.end_well();
+    // Nobody else is decided without Redis, however long it takes.
+    let before = fallbacks(&tollgate);
+    for caller in of_others.iter().cycle().take(500) {
+        assert_eq!(ask(&tollgate, caller), 200);
+    }
+    assert_eq!(fallbacks(&tollgate), before, "{}", tollgate.log());
+    assert_eq!(tollgate.metric("circuit_breaker_state{service=\"redis\"}"), 0.0);
+    let health = tollgate.admin("/health").text();
+    assert!(health.contains("\"redis\":\"degraded\""), "{health}");
+    let traffic = Traffic::of_all(&tollgate);
+    cluster.servers[2].resume();
+    cluster.wait_whole();
+    in_time(&tollgate, "a primary that stood still", monotonic());
+    traffic.end_well();
+    wait_until("all is well", || {
+        tollgate.admin("/health").text().contains("\"redis\":\"healthy\"")
+    });
+}
+
+#[test]
+fn a_slot_is_handed_on_under_traffic_and_every_request_counts_once() {
+    const LIMIT: usize = 1_500;
+    // Who hands over its last slot stays a primary.
+    let own = ["--cluster-allow-replica-migration", "no"];
+    let Some(cluster) = Cluster::spawn_with_spares(3, 0, 1, &own) else { return };
+    let backend = Backend::ok();
+    let tiers = format!("default_tier: free\ntiers:\n  free: {{ per_hour: {LIMIT} }}\n");
+    let tollgate = start(&backend, &cluster.url(&[2, 1]), "", &tiers);
+    wait_in_redis(&tollgate);
+    let moved = "10.9.9.9".to_owned();
+    assert_eq!(ask(&tollgate, &moved), 200);
+    let slot = slot(&cluster.servers[0], &key_of(&moved));
+    let mut at = cluster.first_keeper(slot);
+    let before = fallbacks(&tollgate);
+    let decided = || {
+        tollgate.metric("tollgate_limiter_duration_seconds_count{backend=\"redis\"}")
+            + tollgate.metric("tollgate_limiter_duration_seconds_count{backend=\"cache\"}")
+    };
+    let some_more = || {
+        let so_far = decided();
+        wait_until("more requests are decided", || decided() > so_far + 40.0);
+    };
+    let traffic = Traffic::of(&tollgate, &vec![moved.clone(); 4]);
+    // The first goes to a server that nobody has asked for anything yet.
+    for to in [3, 0, 1, 2, 3].into_iter().filter(|to| *to != at).collect::<Vec<_>>() {
+        cluster.begin_move(slot, at, to);
+        some_more();
+        cluster.move_keys(slot, at, to, |_| true);
+        // Now the old keeper sends each request on, this once.
+        some_more();
+        cluster.end_move(slot, at, to);
+        some_more();
+        at = to;
+    }
+    wait_until("all is used up", || ask(&tollgate, &moved) == 429);
+    let seen = traffic.end();
+    assert_eq!(fallbacks(&tollgate), before, "{}", tollgate.log());
+    let statuses: Vec<u16> = seen.keys().copied().filter(|it| ![200, 429].contains(it)).collect();
+    assert_eq!(statuses, [0_u16; 0], "{seen:?}");
+    // One before the traffic, and what was let pass while it was waited for the end.
+    let passed = backend
+        .seen()
+        .iter()
+        .filter(|it| it.field("x-forwarded-for").is_some_and(|it| it.starts_with(&moved)))
+        .count();
+    assert_eq!(passed, LIMIT);
+    expect_ends(&cluster.servers);
+}
+
+#[test]
+fn while_half_of_an_identity_has_moved_it_is_decided_without_redis_and_then_there_again() {
+    let Some(cluster) = Cluster::spawn(3, 0, &[]) else { return };
+    let backend = Backend::ok();
+    let tiers = format!(
+        "{WIDE}endpoints:\n  - {{ name: all, path: /**, limits: {{ free: {{ per_hour: 999999 }} }} }}\n"
+    );
+    let tollgate = start(&backend, &cluster.url(&[0]), "", &tiers);
+    wait_in_redis(&tollgate);
+    let caller = caller(0);
+    let slot = slot(&cluster.servers[0], &key_of(&caller));
+    let from = cluster.first_keeper(slot);
+    let to = (from + 1) % 3;
+    let traffic = Traffic::of_all(&tollgate);
+    cluster.begin_move(slot, from, to);
+    cluster.move_keys(slot, from, to, |key| key.ends_with("}:i"));
+    let before = fallbacks(&tollgate);
+    assert_eq!(ask(&tollgate, &caller), 200);
+    wait_until("without Redis", || fallbacks(&tollgate) > before);
+    // One slot under way is no outage.
+    assert_eq!(tollgate.metric("circuit_breaker_state{service=\"redis\"}"), 0.0);
+    cluster.move_keys(slot, from, to, |_| true);
+    cluster.end_move(slot, from, to);
+    in_time(&tollgate, "an identity of two keys that moved", monotonic());
+    traffic.end_well();
+    expect_ends(&cluster.servers);
+}
+
+#[test]
+fn what_a_cluster_forgets_is_brought_again() {
+    let Some(mut cluster) = Cluster::spawn(3, 0, &[]) else { return };
+    let backend = Backend::ok();
+    let tollgate = start(&backend, &cluster.url(&[0, 1, 2]), "", WIDE);
+    wait_in_redis(&tollgate);
+    for server in &cluster.servers {
+        ok(server, "SCRIPT FLUSH");
+    }
+    assert!(is_in_redis(&tollgate), "each request brings the script, if it is not there");
+    let traffic = Traffic::of_all(&tollgate);
+    cluster.servers[2].kill();
+    cluster.servers[2].start();
+    cluster.wait_whole();
+    in_time(&tollgate, "a primary that started with nothing", monotonic());
+    traffic.end_well();
+    expect_ends(&cluster.servers);
+}
+
+// --------------------------------------------------------------------------------- all the others
+
+/// Usage records in the store's Redis, with a journal there.
+fn usage_in(directory: &tempfile::TempDir) -> String {
+    format!("usage: {{ sink: redis, flush: 100ms, dir: '{}' }}\n", directory.path().display())
+}
+
+/// A call of the admin API.
+fn call(tollgate: &Tollgate, method: &str, path: &str, body: &str) -> u16 {
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n{body}",
+        tollgate.admin
+    );
+    support::Client::connect(tollgate.admin).send(request).answer_to(method).status
+}
+
+/// Overrides, resets and usage records, which are kept in slots of their own.
+fn expect_the_rest(tollgate: &Tollgate, url: &str, requests: usize) {
+    let id = "/api/v1/identities/ip:10.0.0.1";
+    assert_eq!(call(tollgate, "DELETE", id, ""), 204);
+    assert_eq!(call(tollgate, "PUT", "/api/v1/deny/ip:10.7.7.7", "{}"), 200);
+    wait_until("the deny list holds", || ask(tollgate, "10.7.7.7") == 403);
+    assert_eq!(call(tollgate, "DELETE", "/api/v1/deny/ip:10.7.7.7", ""), 204);
+    wait_until("the deny list is empty", || ask(tollgate, "10.7.7.7") == 200);
+    wait_until("usage is there", || {
+        let export = std::process::Command::new(env!("CARGO_BIN_EXE_tollgate"))
+            .args(["usage", "export", "--source", url])
+            .output()
+            .unwrap();
+        assert!(export.status.success(), "{}", String::from_utf8_lossy(&export.stderr));
+        let text = String::from_utf8(export.stdout).unwrap();
+        text.lines().filter(|line| line.contains("ip:10.0.0.")).count() >= requests
+    });
+}
+
+#[test]
+fn a_cluster_keeps_overrides_usage_and_subscriptions_too() {
+    use tollgate::config::url;
+    use tollgate::subscriptions::settings::{HashKey, RedisSettings, Settings, SourceSettings};
+    use tollgate::subscriptions::{Bought, Subscriptions};
+
+    let Some(cluster) = Cluster::spawn(3, 0, &[]) else { return };
+    let backend = Backend::ok();
+    let directory = tempfile::tempdir().unwrap();
+    for server in &cluster.servers {
+        ok(server, &rights(&["- of a cluster", "- for `usage.sink: redis`"]));
+        ok(server, "ACL SETUSER tollgate ~user:*");
+    }
+    let url = cluster.url(&[1]).replace("://", &format!("://{USER_INFO}"));
+    let usage = usage_in(&directory);
+    let tollgate = start_with(&backend, &url, "", &usage, WIDE);
+    wait_in_redis(&tollgate);
+    expect_the_rest(&tollgate, &url, CALLERS);
+    expect_ends(&cluster.servers);
+
+    let users: Vec<String> = (0..20).map(|user| format!("u{user}")).collect();
+    for user in &users {
+        let key = format!("user:{user}");
+        let place = cluster.first_keeper(slot(&cluster.servers[0], &key));
+        cluster.servers[place].words(&format!("HSET {key} subscription plan-of-{user}"));
+    }
+    let settings = Settings {
+        source: SourceSettings::Redis(RedisSettings {
+            target: url::redis(&url).unwrap().target(),
+            hash: HashKey::parse("user:{id}").unwrap(),
+            field: "subscription".into(),
+        }),
+        timeout: Duration::from_secs(5),
+        cache_ttl: Duration::from_secs(60),
+        slow: Duration::from_secs(1),
+    };
+    let subscriptions = Subscriptions::start(settings, 1, Arc::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for user in &users {
+            let bought = subscriptions.of(user).await;
+            assert_eq!(bought, Bought::Plan(format!("plan-of-{user}").into()), "{user}");
+        }
+    });
+    cluster.servers.iter().for_each(expect_rights);
+}
+
+#[test]
+fn the_rights_that_the_guide_names_are_enough_and_all_are_used() {
+    let Some(server) = RedisServer::spawn_tcp() else { return };
+    let rights = rights(&["- for `usage.sink: redis`"]);
+    ok(&server, &rights);
+    ok(&server, "CONFIG RESETSTAT");
+    let backend = Backend::ok();
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("redis://{USER_INFO}127.0.0.1:{}", server.port());
+    let usage = usage_in(&directory);
+    let tollgate = start_with(&backend, &url, "", &usage, WIDE);
+    wait_in_redis(&tollgate);
+    expect_the_rest(&tollgate, &url, CALLERS);
+    // What did not reach the backend is given back.
+    let nowhere = Start::default()
+        .upstream(support::nobody())
+        .config(&format!("store: {{ redis: {{ url: '{url}' }} }}\nupstream: {{ retries: 0 }}\n"))
+        .tiers(WIDE)
+        .run();
+    wait_until("what did not arrive is given back", || {
+        assert_eq!(nowhere.get("/").status, 502);
+        text(&server, "INFO commandstats").contains("cmdstat_del:")
+    });
+    expect_rights(&server);
+    let used = text(&server, "INFO commandstats");
+    for right in rights.split(' ').filter_map(|it| it.strip_prefix('+')) {
+        assert!(used.contains(&format!("cmdstat_{right}:")), "{right} is not used:\n{used}");
+    }
+    expect_ends([&server]);
+    assert!(!tollgate.log().contains(PASSWORD), "{}", tollgate.log());
 }

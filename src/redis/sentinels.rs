@@ -36,10 +36,11 @@ impl Sentinels {
         join_all(self.clients.iter().map(|(_, client)| drive(client))).await;
     }
 
-    /// Whom they name: what was named most often first, and `known` before others as often.
-    pub async fn named(&self, known: Option<&RedisAddress>) -> Vec<RedisAddress> {
+    /// Whom most of them name that answer. Of two that are named as often, `known` is it if it
+    /// `is_up`, and is it not if it is away: who names it may not have heard yet.
+    pub async fn named(&self, known: Option<&RedisAddress>, is_up: bool) -> Option<RedisAddress> {
         let answers = join_all(self.clients.iter().map(|(at, client)| self.ask(at, client))).await;
-        ranked(answers.into_iter().flatten(), known)
+        most_named(answers.into_iter().flatten(), known, is_up)
     }
 
     async fn ask(&self, at: &RedisAddress, client: &Client) -> Option<RedisAddress> {
@@ -66,10 +67,11 @@ impl Sentinels {
     }
 }
 
-fn ranked(
+fn most_named(
     answers: impl Iterator<Item = RedisAddress>,
     known: Option<&RedisAddress>,
-) -> Vec<RedisAddress> {
+    is_up: bool,
+) -> Option<RedisAddress> {
     let mut votes: Vec<(usize, RedisAddress)> = Vec::new();
     for answer in answers {
         match votes.iter_mut().find(|(_, address)| *address == answer) {
@@ -77,8 +79,11 @@ fn ranked(
             None => votes.push((1, answer)),
         }
     }
-    votes.sort_by_key(|(count, address)| (std::cmp::Reverse(*count), Some(address) != known));
-    votes.into_iter().map(|(_, address)| address).collect()
+    let best = votes.into_iter().max_by_key(|(count, address)| {
+        let is_known = Some(address) == known;
+        (*count, is_known == is_up)
+    });
+    best.map(|(_, address)| address)
 }
 
 #[cfg(test)]
@@ -88,12 +93,18 @@ mod tests {
     #[test]
     fn the_most_are_believed() {
         let at = |port| RedisAddress::Tcp { host: "a".into(), port };
-        let ranked = |ports: &[u16], known: u16| -> Vec<RedisAddress> {
-            super::ranked(ports.iter().map(|port| at(*port)), Some(&at(known)))
+        let named = |ports: &[u16], is_up| {
+            most_named(ports.iter().map(|port| at(*port)), Some(&at(1)), is_up)
         };
-        assert_eq!(ranked(&[1, 2, 2], 1), [at(2), at(1)]);
-        assert_eq!(ranked(&[1, 2], 2), [at(2), at(1)]);
-        assert_eq!(ranked(&[1, 2], 9), [at(1), at(2)]);
-        assert_eq!(ranked(&[], 1), []);
+        for is_up in [true, false] {
+            assert_eq!(named(&[1, 2, 2], is_up), Some(at(2)));
+            assert_eq!(named(&[1, 2, 1], is_up), Some(at(1)));
+            assert_eq!(named(&[1], is_up), Some(at(1)));
+            assert_eq!(named(&[], is_up), None);
+        }
+        assert_eq!(named(&[1, 2], true), Some(at(1)));
+        assert_eq!(named(&[2, 1], true), Some(at(1)));
+        assert_eq!(named(&[1, 2], false), Some(at(2)));
+        assert_eq!(named(&[2, 1], false), Some(at(2)));
     }
 }

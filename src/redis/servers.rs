@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind as FredKind};
 use fred::interfaces::{ClientLike, EventInterface};
+use fred::types::config::Server;
 use fred::types::{ClusterHash, CustomCommand, Value};
 use fred::util::redis_keyslot;
 use futures_util::future::join_all;
@@ -45,6 +46,8 @@ const SEEK_HASTE: Duration = Duration::from_millis(100);
 const SEEK_GAP: Duration = Duration::from_millis(20);
 /// Before a server is asked again whether it is a primary by now.
 const ROLE_PAUSE: Duration = Duration::from_millis(50);
+/// Before a server of a cluster is asked again that said `CLUSTERDOWN`.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// Redirections that are followed for one command.
 const HOPS_MAX: u8 = 5;
 /// Before a command is tried again of which some keys are on their way to another server.
@@ -485,17 +488,19 @@ impl Servers {
     async fn follow(
         &self,
         node: &Node,
-        mut errors: Receiver<impl Clone>,
-        mut connections: Receiver<impl Clone>,
+        mut errors: Receiver<(FredError, Option<Server>)>,
+        mut connections: Receiver<Server>,
         attendant: &dyn Attendant,
     ) {
-        let mut is_first = true;
+        let (mut is_first, mut is_refused) = (true, false);
         loop {
             tokio::select! {
                 biased;
                 event = errors.recv() => {
-                    if let Err(RecvError::Closed) = event {
-                        return;
+                    match event {
+                        Err(RecvError::Closed) => return,
+                        Err(RecvError::Lagged(_)) => {}
+                        Ok((error, _)) => is_refused |= error.details().starts_with("CLUSTERDOWN"),
                     }
                     node.is_ready.store(false, Ordering::Relaxed);
                     self.set_up(node, false);
@@ -503,6 +508,10 @@ impl Servers {
                 event = connections.recv() => {
                     if let Err(RecvError::Closed) = event {
                         return;
+                    }
+                    // Whatever is asked of a cluster that lacks a slot costs the connection.
+                    if std::mem::take(&mut is_refused) {
+                        sleep(REFUSED_PAUSE).await;
                     }
                     attendant.greet(node, std::mem::replace(&mut is_first, false)).await;
                     if self.is_primary(node).await {
@@ -556,17 +565,13 @@ impl Servers {
     async fn seek_primary(&self, sentinels: &Sentinels) {
         loop {
             let known = self.map.load().nodes.first().cloned();
-            let named = sentinels.named(known.as_ref().map(|node| &node.address)).await;
             let is_up = known.as_ref().is_some_and(|node| node.is_up());
-            let other = named.iter().find(|it| known.as_ref().is_none_or(|at| at.address != **it));
-            // While the known one is away, a single word of another is worth a try: the others may
-            // not have heard yet.
-            let best = if is_up { named.first() } else { other.or(named.first()) };
-            if let Some(best) = best.filter(|it| known.as_ref().is_none_or(|at| at.address != **it))
-            {
+            let named = sentinels.named(known.as_ref().map(|node| &node.address), is_up).await;
+            let is_new = |it: &RedisAddress| known.as_ref().is_none_or(|at| at.address != *it);
+            if let Some(best) = named.filter(is_new) {
                 let _changing = self.changing.lock();
                 tracing::info!(server = %self.target, primary = %best, "sentinels name a primary");
-                self.map.store(Arc::new(Map::of_one(self.node(best))));
+                self.map.store(Arc::new(Map::of_one(self.node(&best))));
                 if let Some(known) = known {
                     known.retired.notify_one();
                 }

@@ -49,7 +49,8 @@ pub fn slot(server: &RedisServer, key: &str) -> usize {
     }
 }
 
-/// A cluster: so many primaries, then their replicas, one for each of the first.
+/// A cluster: so many primaries, then their replicas, one for each of the first, then such as keep
+/// nothing.
 pub struct Cluster {
     pub servers: Vec<RedisServer>,
     primaries: usize,
@@ -58,8 +59,18 @@ pub struct Cluster {
 impl Cluster {
     /// Starts it and waits until all agree that it is whole.
     pub fn spawn(primaries: usize, replicas: usize, options: &[&str]) -> Option<Self> {
+        Self::spawn_with_spares(primaries, replicas, 0, options)
+    }
+
+    /// The same, with so many that keep nothing.
+    pub fn spawn_with_spares(
+        primaries: usize,
+        replicas: usize,
+        spares: usize,
+        options: &[&str],
+    ) -> Option<Self> {
         let mut servers = Vec::new();
-        for _ in 0..primaries + replicas {
+        for _ in 0..primaries + replicas + spares {
             let bus = free_port().to_string();
             let mut all = vec!["--cluster-enabled", "yes", "--cluster-port", &bus];
             all.extend(["--cluster-node-timeout", SILENCE_MS, "--repl-diskless-sync-delay", "0"]);
@@ -88,7 +99,7 @@ impl Cluster {
             let replica = &cluster.servers[primaries + index];
             ok(replica, &format!("CLUSTER REPLICATE {}", of_primary(index)));
         }
-        for replica in &cluster.servers[primaries..] {
+        for replica in &cluster.servers[primaries..primaries + replicas] {
             agreed("the replica follows", || {
                 text(replica, "INFO replication").contains("master_link_status:up")
             });
@@ -118,6 +129,29 @@ impl Cluster {
         });
     }
 
+    /// Has a replica take its primary's place, with the consent of all.
+    pub fn hand_over(&self, place: usize) {
+        let server = &self.servers[place];
+        let is_primary = || text(server, "INFO replication").contains("role:master");
+        let id = text(server, "CLUSTER MYID");
+        agreed("all know it for a replica", || {
+            self.running().all(|other| {
+                let nodes = text(other, "CLUSTER NODES");
+                nodes.lines().any(|line| line.starts_with(&id) && line.contains("slave"))
+            })
+        });
+        // The others may not agree while they still remember the last time.
+        agreed("the replica is a primary", || {
+            server.words("CLUSTER FAILOVER");
+            let asked = monotonic();
+            while !is_primary() && asked.elapsed() < Duration::from_secs(6) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            is_primary()
+        });
+        self.wait_promoted(place);
+    }
+
     /// Those that run.
     pub fn running(&self) -> impl Iterator<Item = &RedisServer> {
         self.servers.iter().filter(|server| server.is_running())
@@ -129,6 +163,38 @@ impl Cluster {
         let nodes: Vec<String> =
             places[1..].iter().map(|place| format!("node={}", address(place))).collect();
         format!("redis-cluster://{}?{}", address(&places[0]), nodes.join("&"))
+    }
+
+    /// Announces to both that a slot goes from one server to another.
+    pub fn begin_move(&self, slot: usize, from: usize, to: usize) {
+        let id = |place: usize| text(&self.servers[place], "CLUSTER MYID");
+        ok(&self.servers[to], &format!("CLUSTER SETSLOT {slot} IMPORTING {}", id(from)));
+        ok(&self.servers[from], &format!("CLUSTER SETSLOT {slot} MIGRATING {}", id(to)));
+    }
+
+    /// Hands over the keys of a slot of which `wanted` says so.
+    pub fn move_keys(&self, slot: usize, from: usize, to: usize, wanted: impl Fn(&str) -> bool) {
+        let (from, to) = (&self.servers[from], self.servers[to].port());
+        let Reply::List(keys) = from.words(&format!("CLUSTER GETKEYSINSLOT {slot} 1000")) else {
+            panic!("no keys")
+        };
+        for key in keys {
+            let Reply::Text(key) = key else { panic!("{key:?} is no key") };
+            let key = String::from_utf8(key).unwrap();
+            if wanted(&key) {
+                // What has ended meanwhile is not there any more.
+                let reply = from.words(&format!("MIGRATE 127.0.0.1 {to} {key} 0 5000"));
+                assert!(matches!(&reply, Reply::Text(said) if said == b"OK" || said == b"NOKEY"));
+            }
+        }
+    }
+
+    /// Tells both that a slot has moved; the others hear of it from them.
+    pub fn end_move(&self, slot: usize, from: usize, to: usize) {
+        let id = text(&self.servers[to], "CLUSTER MYID");
+        for place in [to, from] {
+            ok(&self.servers[place], &format!("CLUSTER SETSLOT {slot} NODE {id}"));
+        }
     }
 
     /// Which of the first primaries kept a slot when all began.
@@ -144,7 +210,8 @@ pub struct Watched {
     password: Option<String>,
 }
 
-struct Sentinel {
+/// One sentinel.
+pub struct Sentinel {
     port: u16,
     child: Child,
     _directory: tempfile::TempDir,
@@ -242,6 +309,21 @@ impl Sentinel {
         let sentinel = Sentinel { port, child, _directory: directory };
         agreed("the sentinel answers", || sentinel.ask(own, &["PING"]).trim() == "PONG");
         sentinel
+    }
+
+    /// One that watches alone, speaks nothing but TLS, and is not waited for.
+    pub fn spawn_over_tls(of_port: &str, options: &[String]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let service = Watched::SERVICE;
+        let config = format!(
+            "bind 127.0.0.1\nport 0\ndir {}\nsentinel monitor {service} 127.0.0.1 {of_port} 1\n",
+            directory.path().display()
+        );
+        let path = directory.path().join("sentinel.conf");
+        std::fs::write(&path, config).unwrap();
+        let mut command = Command::new("redis-sentinel");
+        let child = command.arg(path).args(options).stdout(Stdio::null()).spawn().unwrap();
+        Sentinel { port: 0, child, _directory: directory }
     }
 
     fn ask(&self, password: Option<&str>, words: &[&str]) -> String {

@@ -360,7 +360,9 @@ impl Link {
             shared.note_probe(probe.end(outcome, monotonic(), jitter()), opened_at);
         } else if !is_any_well {
             shared.count_against(&CheckError::new(RedisErrorKind::Io, "not connected"));
-        } else if shared.breaker.is_closed() && shared.takes_write_check(monotonic()) {
+        } else if shared.breaker.is_closed()
+            && (shared.takes_write_check(monotonic()) || !shared.is_writable())
+        {
             match self.probe().await {
                 Ok(()) => shared.note_good(),
                 Err(error) => shared.note_bad(&error),
