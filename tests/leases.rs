@@ -12,11 +12,13 @@
 mod oracle;
 #[path = "support/redis.rs"]
 mod redis;
+mod support;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -37,7 +39,8 @@ use tollgate::store::memory::MemoryStore;
 use tollgate::store::redis::settings::RedisSettings;
 use tollgate::store::redis::{RedisShared, RedisStore};
 
-use redis::RedisServer;
+use redis::{RedisServer, Reply};
+use support::{Backend, Client, Start, Tollgate, wait_until};
 
 const START: u64 = 1_700_000_000_123_456;
 const SECOND: u64 = 1_000_000;
@@ -585,14 +588,16 @@ fn a_busy_caller_costs_few_calls_and_loses_next_to_nothing() {
                 run.lost() * 100.0,
                 run.calls_for_each()
             );
-            // assert!(run.lost() <= 0.002, "{replicas} replicas at {rate}: {} lost", run.lost());
-            // assert!(run.calls_for_each() <= if replicas <= 2 { 0.05 } else { 0.2 }, "{replicas}");
+            assert!(run.lost() <= 0.002, "{replicas} replicas at {rate}");
+            // Who asks for three times their limit has nothing left to lend.
+            let most = if replicas <= 2 { 0.05 } else { 0.2 };
+            assert!(rate > 500.0 || run.calls_for_each() <= most, "{replicas} replicas at {rate}");
         }
     }
 }
 
 #[test]
-fn one_second_of_more_than_the_burst_is_as_without_leases() {
+fn of_a_burst_no_more_is_lost_than_is_earned_while_a_lease_lasts() {
     for (replicas, seed) in [(1, 1), (3, 2), (8, 3)] {
         let enterprise = set(Some((100, 200)), 3_000, 50_000);
         let run = simulate(enterprise, replicas, 400.0, 125, seed);
@@ -603,7 +608,218 @@ fn one_second_of_more_than_the_burst_is_as_without_leases() {
             run.exact,
             run.calls
         );
-        assert!(run.passed.len() as u64 <= run.exact + 1);
-        assert!(run.lost() <= 0.002, "{} lost", run.lost());
+        // A quarter of a second's 100, once, and what is on its way at the end.
+        assert!(run.exact - run.passed.len() as u64 <= 25 + 10);
+    }
+}
+
+// ----------------------------------------------------------------------- real processes, a real Redis
+
+/// Calls of the script so far.
+fn calls(server: &RedisServer) -> u64 {
+    let Reply::Text(text) = server.words("INFO commandstats") else { panic!("no INFO") };
+    let text = String::from_utf8(text).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+/// A backend that notes when each request came.
+fn noting() -> (Backend, Arc<Mutex<Vec<Instant>>>) {
+    let came = Arc::new(Mutex::new(Vec::new()));
+    let notes = Arc::clone(&came);
+    let backend = Backend::spawn(move |mut connection| {
+        while connection.head().is_some() {
+            notes.lock().unwrap().push(monotonic());
+            connection.ok("ok");
+        }
+    });
+    (backend, came)
+}
+
+fn start(backend: &Backend, server: &RedisServer, limits: &str, leases: &str) -> Tollgate {
+    let config = format!(
+        "server: {{ workers: 1 }}\nstore: {{ redis: {{ url: '{}', timeout: 5s, leases: {leases} }} }}\n",
+        server.url()
+    );
+    let tiers = format!("default_tier: internal\ntiers:\n  internal: {{ {limits} }}\n");
+    Start::default().upstream(backend.address).config(&config).tiers(&tiers).run()
+}
+
+/// What many connections to all of these came to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hammered {
+    passed: u64,
+    refused: u64,
+    took: Duration,
+}
+
+/// Hammers on all of them with so many connections each, as one caller, until `ends` says so of how
+/// many have passed, or for `most`. Each connection sends no faster than one request in `pace`.
+fn hammer(
+    tollgates: &[&Tollgate],
+    connections: usize,
+    pace: Duration,
+    most: Duration,
+    ends: impl Fn(u64) -> bool,
+) -> Hammered {
+    let (passed, refused) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let stop = Arc::new(AtomicBool::new(false));
+    let started = monotonic();
+    let threads: Vec<_> = (0..connections * tollgates.len())
+        .map(|index| {
+            let address = tollgates[index % tollgates.len()].data;
+            let (passed, refused) = (Arc::clone(&passed), Arc::clone(&refused));
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                let mut client = Client::connect(address);
+                let mut next = monotonic();
+                while !stop.load(Relaxed) {
+                    next += pace;
+                    std::thread::sleep(next.saturating_duration_since(monotonic()));
+                    match client.get("/").status {
+                        200 => passed.fetch_add(1, Relaxed),
+                        429 => refused.fetch_add(1, Relaxed),
+                        other => panic!("{other}"),
+                    };
+                }
+            })
+        })
+        .collect();
+    while started.elapsed() < most && !ends(passed.load(Relaxed)) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stop.store(true, Relaxed);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let took = started.elapsed();
+    Hammered { passed: passed.load(Relaxed), refused: refused.load(Relaxed), took }
+}
+
+/// Fails if any stretch of time held more than burst and rate allow, with what a busy machine may add
+/// between the decision and the backend; or all of it more than the minute's limit.
+fn assert_kept_by_clock(came: &[Instant], rate: f64, burst: f64, minute: usize) {
+    assert!(came.len() <= minute, "{} of {minute}", came.len());
+    const LATE: f64 = 0.5;
+    for (first, start) in came.iter().enumerate().step_by(7) {
+        for (last, end) in came.iter().enumerate().skip(first).step_by(7) {
+            let most = burst + rate * (end.duration_since(*start).as_secs_f64() + LATE);
+            assert!((last - first + 1) as f64 <= most, "{} of {most}", last - first + 1);
+        }
+    }
+}
+
+#[test]
+fn two_processes_let_one_caller_pass_a_minutes_limit_and_not_one_request_more() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let (backend, came) = noting();
+    let limits = "per_second: 1000, burst: 2000, per_minute: 2500";
+    let two = [(); 2].map(|()| start(&backend, &server, limits, "auto"));
+    let hammered =
+        hammer(&two.each_ref(), 4, Duration::from_millis(2), Duration::from_secs(30), |passed| {
+            passed >= 2_500
+        });
+    // Leases that are over have gone back, and can be spent by whoever asks then.
+    let more =
+        hammer(&two.each_ref(), 2, Duration::from_millis(5), Duration::from_secs(2), |_| false);
+    let came = came.lock().unwrap().clone();
+    let leased: f64 =
+        two.iter().map(|it| it.metric("tollgate_leases_total{result=\"granted\"}")).sum();
+    let passed = hammered.passed + more.passed;
+    println!("{hammered:?}, then {more:?}; {leased} leases");
+    assert_eq!(came.len() as u64, passed);
+    assert_kept_by_clock(&came, 1_000.0, 2_000.0, 2_500);
+    assert!(leased >= 5.0, "they were leased for");
+    let whole = hammered.took + more.took < Duration::from_secs(50);
+    assert!(!whole || passed >= 2_495, "{passed} of 2500");
+}
+
+#[test]
+fn a_bucket_is_kept_by_three_processes() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let (backend, came) = noting();
+    let limits = "per_second: 150, burst: 300";
+    let three = [(); 3].map(|()| start(&backend, &server, limits, "auto"));
+    let pace = Duration::from_millis(4);
+    let hammered = hammer(&three.each_ref(), 2, pace, Duration::from_secs(5), |_| false);
+    let came = came.lock().unwrap().clone();
+    println!("{hammered:?}");
+    assert!(hammered.refused > 0, "more was asked for than there was");
+    assert_eq!(came.len() as u64, hammered.passed);
+    let most = 300.0 + 150.0 * hammered.took.as_secs_f64();
+    assert!(hammered.passed as f64 <= most, "{} of {most}", hammered.passed);
+    assert_kept_by_clock(&came, 150.0, 300.0, usize::MAX);
+}
+
+#[test]
+fn a_busy_caller_asks_redis_once_for_many_requests_and_off_means_each_time() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let (backend, _) = noting();
+    let limits = "per_second: 1000, burst: 2000, per_minute: 30000";
+    for (leases, is_met) in
+        [("auto", (|share| share <= 0.2) as fn(f64) -> bool), ("off", |share| share >= 1.0)]
+    {
+        let tollgate = start(&backend, &server, limits, leases);
+        let before = calls(&server);
+        let hammered =
+            hammer(&[&tollgate], 4, Duration::from_millis(8), Duration::from_secs(4), |_| false);
+        let share = (calls(&server) - before) as f64 / hammered.passed as f64;
+        println!("leases: {leases}: {hammered:?}, {share:.3} calls a request");
+        assert_eq!(hammered.refused, 0);
+        assert!(is_met(share), "{leases}: {share}");
+        let held = |name: &str| tollgate.metric(name);
+        if leases == "off" {
+            assert_eq!(held("tollgate_leases_total{result=\"granted\"}"), 0.0);
+            continue;
+        }
+        wait_until("what is left has gone back", || {
+            held("memory_objects_count{type=\"leases\"}") == 0.0
+                && held("tollgate_lease_tokens_held") == 0.0
+        });
+        assert_eq!(held("tollgate_lease_tokens_total{outcome=\"lost\"}"), 0.0);
+        let of_cache = held("tollgate_limiter_duration_seconds_count{backend=\"cache\"}");
+        assert!(of_cache >= 0.8 * hammered.passed as f64, "{of_cache}");
+        // What Redis has counted is what passed, now that all of the rest is back.
+        let used = {
+            let path = "/api/v1/identities/ip:127.0.0.1";
+            let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", tollgate.admin);
+            let answer = Client::connect(tollgate.admin).send(head).answer().text();
+            let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+            let limits = answer["limits"].as_array().unwrap().clone();
+            limits.iter().find(|it| it["period"] == "minute").unwrap()["used"].as_u64().unwrap()
+        };
+        assert!(used <= hammered.passed && used >= hammered.passed * 9 / 10, "{used}");
+        server.words("FLUSHALL");
+    }
+}
+
+/// `tests/long.sh leases`.
+#[test]
+#[ignore = "a minute for each number of processes"]
+fn curve() {
+    let limits = "per_second: 1000, burst: 2000, per_minute: 30000";
+    println!("INTERNAL, one caller, 20 s; requests a second over all processes:");
+    println!("processes  offered  passed  refused  calls a request  most that may pass");
+    for processes in [1, 2, 4, 8] {
+        for offered in [400, 1_500] {
+            let Some(server) = RedisServer::spawn() else { return };
+            let (backend, came) = noting();
+            let all: Vec<Tollgate> =
+                (0..processes).map(|_| start(&backend, &server, limits, "auto")).collect();
+            let connections = 8 / processes;
+            let pace = Duration::from_secs_f64(8.0 / f64::from(offered));
+            let before = calls(&server);
+            let all: Vec<&Tollgate> = all.iter().collect();
+            let hammered = hammer(&all, connections, pace, Duration::from_secs(20), |_| false);
+            let share = (calls(&server) - before) as f64 / hammered.passed as f64;
+            let most = 2_000.0 + 1_000.0 * hammered.took.as_secs_f64();
+            println!(
+                "{processes:9} {:8.0} {:7} {:8} {share:16.3} {:19.0}",
+                (hammered.passed + hammered.refused) as f64 / hammered.took.as_secs_f64(),
+                hammered.passed,
+                hammered.refused,
+                most.min(30_000.0)
+            );
+            assert_kept_by_clock(&came.lock().unwrap(), 1_000.0, 2_000.0, 30_000);
+            assert!(hammered.passed as f64 <= most);
+        }
     }
 }

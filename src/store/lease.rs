@@ -241,9 +241,10 @@ impl LeaseTable {
         let (at, generation) = (self.micros(now), self.generation());
         let mut entries = self.shard(subject)?.lock();
         let entry = find(&mut entries, subject)?;
-        let has_some =
-            |lease: &Box<Lease>| lease.holds(at, generation) && lease.left >= subject.cost;
-        if at < entry.not_before || entry.lease.as_ref().is_some_and(has_some) {
+        let lease = entry.lease.as_deref();
+        if at < entry.not_before
+            || lease.is_some_and(|it| it.holds(at, generation) && it.left >= subject.cost)
+        {
             return None;
         }
         let wanted = entry.demand * seconds(subject.span);

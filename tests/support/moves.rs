@@ -142,6 +142,15 @@ pub const MOVES: &[Move] = &[
             && it.rose("tollgate_limiter_duration_seconds_count{backend=\"cache\"}") >= 1.0
             && it.alone.sum("tollgate_deny_cache_hits_total") == 0.0
     }),
+    ("tollgate_leases_total", "a caller of a generous tier asked often", |it| {
+        it.start.sum("tollgate_leases_total") == 0.0
+            && it.rose("tollgate_leases_total{result=\"granted\"}") >= 1.0
+            && it.alone.sum("tollgate_leases_total") == 0.0
+    }),
+    ("tollgate_lease_tokens_total", "it spent some of them; the rest went back", |it| {
+        it.rose("tollgate_lease_tokens_total{outcome=\"spent\"}") >= 1.0
+            && it.rose("tollgate_lease_tokens_total{outcome=\"returned\"}") >= 1.0
+    }),
     ("tollgate_over_admission_estimate", "requests let pass while Redis stood still", |it| {
         it.busy.sum("tollgate_over_admission_estimate") == 0.0
             && it.outage.sum("tollgate_over_admission_estimate") >= 5.0
@@ -508,6 +517,7 @@ pub const MOVES: &[Move] = &[
 pub const NOT_MOVED: &[(&str, &str)] = &[
     ("tollgate_shed_total", "nothing is shed yet"),
     ("tollgate_concurrency_limit", "nothing is shed yet"),
+    ("tollgate_lease_tokens_held", "spent or back in a quarter of a second: tests/leases.rs"),
     ("tollgate_usage_lost_total", "needs a disk without room: src/usage/journal.rs"),
     ("tollgate_upstream_waiting", "needs a backend that does not accept: tests/pressure.rs"),
     ("tollgate_runtime_workers_stuck", "needs a worker that hangs: tests/pressure.rs"),

@@ -259,6 +259,12 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
             assert_eq!(self.get(target), 200, "{target}");
         }
         assert_eq!([(); 4].map(|()| self.get("/tight")), [200, 200, 429, 429]);
+        // Often enough to be leased for.
+        let leased = |it: &Scrape| it.sum("tollgate_lease_tokens_total{outcome=\"returned\"}");
+        self.until("a lease is over and its rest has gone back", |it| {
+            assert!([(); 20].map(|()| self.get("/ok")).iter().all(|it| *it == 200));
+            leased(it) >= 1.0
+        });
         assert_eq!([self.get("/fail"), self.get("/hang"), self.get("/drop")], [500, 504, 502]);
         let post = "POST /ok HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello";
         assert_eq!(self.tollgate.connect().send(post).answer().status, 200);
