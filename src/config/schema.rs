@@ -333,7 +333,9 @@ pub struct RedisConfig {
     /// Whether replicas lease tokens of generous limits, a quarter of a second's at a time, in place
     /// of asking for each request. No limit is exceeded by it.
     pub leases: Leases,
-    /// A floor for `local` enforcement.
+    /// How many replicas there are at least, for `local`: while Redis is away each lets pass its share
+    /// of a limit, of callers that it has not seen one in so many. `null`: as many as Redis has last
+    /// heard of.
     pub expected_replicas: Option<u32>,
     /// Certificates towards Redis, its sentinels, and all servers of a cluster.
     pub tls: RedisTls,

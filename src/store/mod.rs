@@ -6,6 +6,7 @@ pub mod failover;
 pub mod lease;
 pub mod memory;
 pub mod redis;
+pub mod share;
 
 use crate::limiter::decision::{Decision, Verdict};
 

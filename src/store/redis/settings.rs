@@ -20,6 +20,8 @@ pub struct RedisSettings {
     pub leases: bool,
     /// How keys are named.
     pub names: KeyNames,
+    /// As how many replicas this one is taken for one of at least; 0: as many as there are.
+    pub expected_replicas: u32,
 }
 
 impl RedisSettings {
@@ -31,6 +33,7 @@ impl RedisSettings {
             on_failure: FailureMode::Local,
             leases: true,
             names: KeyNames::new("tg"),
+            expected_replicas: 0,
         }
     }
 }
