@@ -34,7 +34,7 @@ use tollgate::limiter::time::{Micros, Timestamp};
 use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
 use tollgate::store::deny::{DenyCache, Known, Ticket as DenyTicket};
-use tollgate::store::lease::{Asking, LeaseTable, Return};
+use tollgate::store::lease::{Asking, IDENTITIES_MAX, LeaseTable, Return};
 use tollgate::store::memory::MemoryStore;
 use tollgate::store::redis::settings::RedisSettings;
 use tollgate::store::redis::{RedisShared, RedisStore};
@@ -397,6 +397,120 @@ fn the_script_grants_as_the_law_does() {
     if let Err(error) = result {
         panic!("{error}");
     }
+}
+
+// ---------------------------------------------------------------------------------- the table
+
+/// A table that has granted a lease of ten tokens, one of them spent, at `now`.
+fn with_lease(plan: &Plan<'_>, now: Instant) -> (LeaseTable, Decision) {
+    let table = LeaseTable::new(true, now);
+    let subject = table.subject(plan).unwrap();
+    let patience = Duration::from_millis(20);
+    while table.spend(&subject, plan, now).is_none() {
+        let Some(asking) = table.wish(&subject, 1, now, patience) else { continue };
+        assert!(table.wish(&subject, 1, now, patience).is_none(), "one asks for all");
+        assert_eq!(asking.wish.divisor.get(), 2);
+        let limits = plan.scope(0).unwrap().limits;
+        let wish = Wish { tokens: 10, ..asking.wish };
+        let second = at(1_700_000_000 * SECOND);
+        let leased = lease(&mut Pure::default(), &limits, 1, &wish, second);
+        assert_eq!(leased.tokens, 10);
+        let decision = table.granted(&asking, leased, &plan.identity, now);
+        assert_eq!(decision.statuses()[1].remaining, 29_999, "what is leased is left");
+        return (table, decision);
+    }
+    panic!("nothing to spend of");
+}
+
+#[test]
+fn a_lease_is_spent_put_back_into_and_over_in_time() {
+    let (now, limits) = (monotonic(), enforced(internal()));
+    let plan = plan("a", 1, limits);
+    let (table, first) = with_lease(&plan, now);
+    let subject = table.subject(&plan).unwrap();
+    let spend = |now| table.spend(&subject, &plan, now);
+    let left = |it: &Decision| it.statuses()[1].remaining;
+    let second = spend(now).unwrap();
+    assert_eq!((left(&first), left(&second)), (29_999, 29_998));
+    let put_back = |of: &Decision| table.put_back(&plan, &Grant::new(of, 1), now);
+    assert_eq!(left(&put_back(&second).unwrap()), 29_999);
+    let mut other = second.clone();
+    other.now = other.now.plus(Micros::SECOND);
+    assert_eq!(put_back(&other), None, "of another lease");
+    for _ in 0..9 {
+        assert!(spend(now).is_some());
+    }
+    assert_eq!(spend(now), None, "all is spent");
+
+    let (table, _) = with_lease(&plan, now);
+    let end = now + Duration::from_micros(LEASE_MAX.as_micros());
+    let subject = table.subject(&plan).unwrap();
+    assert!(table.take_returns(end - Duration::from_millis(2), false).is_empty());
+    assert!(table.spend(&subject, &plan, end - Duration::from_millis(2)).is_some());
+    assert_eq!(table.spend(&subject, &plan, end - Duration::from_millis(1)), None);
+    let returns = table.take_returns(end, false);
+    assert_eq!(returns.iter().map(|it| it.tokens).collect::<Vec<_>>(), [8]);
+    table.returned(8, true);
+    let figures = table.figures();
+    assert_eq!((figures.tokens_spent, figures.tokens_returned, figures.tokens_lost), (2, 8, 0));
+    assert_eq!((figures.held, figures.tokens_held), (0, 0));
+}
+
+#[test]
+fn what_is_void_is_neither_spent_nor_given_back() {
+    let now = monotonic();
+    let plan = plan("a", 1, enforced(internal()));
+    let (table, first) = with_lease(&plan, now);
+    table.forget();
+    let subject = table.subject(&plan).unwrap();
+    assert_eq!(table.put_back(&plan, &Grant::new(&first, 1), now), None);
+    assert_eq!(table.spend(&subject, &plan, now), None);
+    assert!(table.take_returns(now, true).is_empty());
+    assert_eq!(table.figures().tokens_lost, 9);
+    // With all, what still holds goes back, too: the process ends.
+    let (table, _) = with_lease(&plan, now);
+    assert_eq!(table.take_returns(now, true).len(), 1);
+}
+
+#[test]
+fn only_generous_limits_of_a_tier_alone_are_leased_from() {
+    let table = LeaseTable::new(true, monotonic());
+    let may = |limits| table.subject(&plan("a", 1, limits)).is_some();
+    assert!(may(enforced(set(Some((100, 200)), 0, 0))));
+    assert!(may(enforced(set(None, 6_000, 0))));
+    assert!(!may(enforced(set(Some((99, 200)), 100_000, 0))));
+    assert!(!may(enforced(set(None, 5_999, 0))));
+    assert!(!may(enforced(set(Some((1_000, 30)), 0, 0))), "no burst to speak of");
+    assert!(!may(Limits { set: internal(), mode: Mode::Shadow }));
+    let concurrency = NonZeroU32::new(9);
+    assert!(!may(enforced(LimitSet { concurrency, ..internal() })));
+    let mut two = plan("a", 1, enforced(internal()));
+    let rule = Scope { key: "e:reports", ..*two.scope(0).unwrap() };
+    two.push(rule);
+    assert!(table.subject(&two).is_none());
+    let off = LeaseTable::new(false, monotonic());
+    assert!(off.subject(&plan("a", 1, enforced(internal()))).is_none());
+}
+
+#[test]
+fn the_table_is_bounded_and_who_is_refused_is_quiet_for_a_while() {
+    let now = monotonic();
+    let (table, patience) = (LeaseTable::new(true, now), Duration::from_secs(1));
+    let busy = plan("busy", 1, enforced(internal()));
+    let subject = table.subject(&busy).unwrap();
+    for _ in 0..10 {
+        assert_eq!(table.spend(&subject, &busy, now), None);
+    }
+    let asking = table.wish(&subject, 1, now, patience).unwrap();
+    table.refused(&asking, None, now);
+    let wish = |after| table.wish(&subject, 1, now + Duration::from_millis(after), patience);
+    assert!(wish(49).is_none());
+    assert!(wish(50).is_some());
+    for user in 0..2 * IDENTITIES_MAX {
+        let plan = plan(&user.to_string(), 1, enforced(internal()));
+        table.spend(&table.subject(&plan).unwrap(), &plan, now + Duration::from_secs(1));
+    }
+    assert!((1..=IDENTITIES_MAX).contains(&table.len()), "{}", table.len());
 }
 
 // ------------------------------------------------------------------------- replicas in virtual time

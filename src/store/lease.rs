@@ -364,6 +364,16 @@ impl LeaseTable {
         add(if has_gone { &self.stats.tokens_returned } else { &self.stats.tokens_lost }, tokens);
     }
 
+    /// Identities whose demand is known.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|Shard(shard)| shard.lock().len()).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// What leases have come to so far.
     pub fn figures(&self) -> Figures {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -53,6 +53,8 @@ impl Scrape {
 pub struct Story {
     /// Before the first request.
     pub start: Scrape,
+    /// While a lease is held.
+    pub leased: Scrape,
     /// While a request, a tunnel and a handshake are open.
     pub busy: Scrape,
     /// While look-ups wait for the one connection to the database.
@@ -150,6 +152,12 @@ pub const MOVES: &[Move] = &[
     ("tollgate_lease_tokens_total", "it spent some of them; the rest went back", |it| {
         it.rose("tollgate_lease_tokens_total{outcome=\"spent\"}") >= 1.0
             && it.rose("tollgate_lease_tokens_total{outcome=\"returned\"}") >= 1.0
+    }),
+    ("tollgate_lease_tokens_held", "what it had left a moment later", |it| {
+        it.start.sum("tollgate_lease_tokens_held") == 0.0
+            && it.leased.sum("tollgate_lease_tokens_held") >= 1.0
+            && it.leased.sum("memory_objects_count{type=\"leases\"}") >= 1.0
+            && it.end.sum("tollgate_lease_tokens_held") == 0.0
     }),
     ("tollgate_over_admission_estimate", "requests let pass while Redis stood still", |it| {
         it.busy.sum("tollgate_over_admission_estimate") == 0.0
@@ -517,7 +525,6 @@ pub const MOVES: &[Move] = &[
 pub const NOT_MOVED: &[(&str, &str)] = &[
     ("tollgate_shed_total", "nothing is shed yet"),
     ("tollgate_concurrency_limit", "nothing is shed yet"),
-    ("tollgate_lease_tokens_held", "spent or back in a quarter of a second: tests/leases.rs"),
     ("tollgate_usage_lost_total", "needs a disk without room: src/usage/journal.rs"),
     ("tollgate_upstream_waiting", "needs a backend that does not accept: tests/pressure.rs"),
     ("tollgate_runtime_workers_stuck", "needs a worker that hangs: tests/pressure.rs"),

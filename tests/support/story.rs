@@ -207,7 +207,7 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
                 && it.sum("dependency_health_status{dependency=\"redis\"}") == 1.0
         });
         let mut story = Story { start, ..Story::default() };
-        self.requests();
+        story.leased = self.requests();
         self.users();
         assert_eq!(self.get("/own"), 200);
         self.operate("PUT", "identities/user:98/override", r#"{"tier":"premium"}"#);
@@ -254,16 +254,18 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
         assert!((200..300).contains(&answer.status), "{method} {path}: {}", answer.text());
     }
 
-    fn requests(&self) {
+    fn requests(&self) -> Scrape {
         for target in ["/ok", "/ok", "/ok", "/shadow", "/shadow", "/heavy", "/exempt", "/slow"] {
             assert_eq!(self.get(target), 200, "{target}");
         }
         assert_eq!([(); 4].map(|()| self.get("/tight")), [200, 200, 429, 429]);
-        // Often enough to be leased for.
-        let leased = |it: &Scrape| it.sum("tollgate_lease_tokens_total{outcome=\"returned\"}");
-        self.until("a lease is over and its rest has gone back", |it| {
-            assert!([(); 20].map(|()| self.get("/ok")).iter().all(|it| *it == 200));
-            leased(it) >= 1.0
+        let often = || assert!([(); 20].map(|()| self.get("/ok")).iter().all(|it| *it == 200));
+        let leased = self.until("a lease has something left", |it| {
+            often();
+            it.sum("tollgate_lease_tokens_held") >= 1.0
+        });
+        self.until("what it had left has gone back", |it| {
+            it.sum("tollgate_lease_tokens_total{outcome=\"returned\"}") >= 1.0
         });
         assert_eq!([self.get("/fail"), self.get("/hang"), self.get("/drop")], [500, 504, 502]);
         let post = "POST /ok HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello";
@@ -282,6 +284,7 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
             it.sum("error_rate_total{error_type=\"client_abort\"}") == 1.0
         });
         self.is_held.store(false, Ordering::SeqCst);
+        leased
     }
 
     fn users(&self) {
