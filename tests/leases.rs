@@ -351,7 +351,14 @@ fn the_script_grants_as_the_law_does() {
     let mode = prop_oneof![5 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)];
     let wide = (Just(LIMIT_MAX), prop_oneof![Just(1), Just(LIMIT_MAX)])
         .prop_map(|(rate, burst)| set(Some((rate, burst)), LIMIT_MAX, LIMIT_MAX));
-    let sets = prop::collection::vec((prop_oneof![8 => any_set(), 1 => wide], mode), 1..4);
+    let quota = || prop_oneof![2 => Just(0_u32), 1 => 5..2_000_u32];
+    let with_quotas = (any_set(), quota(), quota()).prop_map(|(set, day, month)| LimitSet {
+        day: NonZeroU32::new(day),
+        month: NonZeroU32::new(month),
+        ..set
+    });
+    let any = prop_oneof![6 => any_set(), 3 => with_quotas, 1 => wide];
+    let sets = prop::collection::vec((any, mode), 1..4);
     let acts = prop::collection::vec((gap, act()), 1..60);
     let config = ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() };
     let result = TestRunner::new(config).run(&(sets, acts), |(sets, acts)| {

@@ -5,6 +5,7 @@ pub mod deny;
 pub mod failover;
 pub mod lease;
 pub mod memory;
+pub mod places;
 pub mod redis;
 pub mod share;
 

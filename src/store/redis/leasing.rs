@@ -66,8 +66,7 @@ impl RedisStore {
         now: Option<Timestamp>,
     ) -> Result<Leased, Unsaid> {
         let shared = self.shared();
-        let mut call =
-            Call::lease(&shared.settings.names, plan, wish, now, self.link.next_sequence());
+        let mut call = Call::lease(&shared.settings.names, plan, wish, now, self.link.asker());
         if now.is_none() {
             call = call.before(shared.outage.too_late(shared.settings.timeout));
         }
@@ -165,7 +164,7 @@ impl Link {
         plan.cost = tokens;
         plan.push(Scope { rule: None, key: TIER_SCOPE, key_hash: 0, limits });
         let settings = &shared.settings;
-        let call = Call::refund(&settings.names, &plan, grant, self.next_sequence());
+        let call = Call::refund(&settings.names, &plan, grant, self.asker());
         let result = self.call(call, settings.timeout).await;
         // Then, and not before: what is denied until Redis has it back is denied rightly.
         shared.denials.given_back(&plan.identity);

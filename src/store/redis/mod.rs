@@ -7,10 +7,12 @@
 pub mod board;
 pub mod codec;
 pub mod error;
+pub mod further;
 pub mod leasing;
 mod link;
 pub mod names;
 mod outage;
+pub mod places;
 mod recovery;
 pub mod replicas;
 pub mod settings;
@@ -34,7 +36,7 @@ use crate::limiter::share::Alone;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
 use crate::policy::compiled::FailureMode;
-use crate::policy::plan::Plan;
+use crate::policy::plan::{Plan, Scope};
 use crate::redis::servers::AbortOnDrop;
 
 use super::deny::{DenyCache, Known};
@@ -45,8 +47,10 @@ use super::share::{ShareStore, Target};
 use super::{Backend, Checked};
 use codec::{Call, ReplyError, Ticket};
 use error::CheckError;
+use further::Kind;
 use link::{Late, Link, Unanswered};
 use outage::Outage;
+use places::HeldPlaces;
 use recovery::Unsettled;
 use replicas::Replicas;
 use settings::RedisSettings;
@@ -269,7 +273,7 @@ impl RedisShared {
 #[derive(Debug)]
 pub struct RedisStore {
     link: Arc<Link>,
-    _tasks: [AbortOnDrop; 2],
+    _tasks: [AbortOnDrop; 3],
 }
 
 impl RedisStore {
@@ -362,6 +366,21 @@ impl RedisStore {
         }
     }
 
+    /// Counts a request that is about to be checked among those that hold places, if its plan has
+    /// any. To be called right before the check, and told what has come of it.
+    pub fn expect_places(&self, plan: &Plan<'_>) -> Option<HeldPlaces> {
+        let holds = |scope: &Scope<'_>| Kind::Places.is_in(&scope.limits.set);
+        if !plan.scopes().any(holds) {
+            return None;
+        }
+        let names = &self.shared().settings.names;
+        let hash = names.identity_hash(&plan.identity);
+        let letter = Kind::Places.letter();
+        let holding = plan.scopes().enumerate().filter(|(_, scope)| holds(scope));
+        let keys = holding.map(|(index, scope)| (index, names.further(&hash, letter, scope.key)));
+        Some(HeldPlaces::expect(&self.link, keys))
+    }
+
     /// Has an answer waited for that did not come in time, for a request that was decided otherwise.
     fn settle(&self, plan: &Plan<'_>, checked: &Checked, unsaid: Unsaid) {
         let Unsaid { late, keys, ticket, .. } = unsaid;
@@ -401,7 +420,7 @@ impl RedisStore {
     async fn ask_for(&self, plan: &Plan<'_>, now: Option<Timestamp>) -> Result<Decision, Unsaid> {
         let shared = self.shared();
         let names = &shared.settings.names;
-        let call = Call::new(names, plan, now, self.link.next_sequence());
+        let call = Call::new(names, plan, now, self.link.asker());
         if now.is_some() {
             return self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await;
         }
@@ -442,7 +461,7 @@ impl RedisStore {
         budget: Duration,
     ) -> Result<Decision, CheckError> {
         let names = &self.shared().settings.names;
-        let call = Call::peek(names, plan, now, self.link.next_sequence());
+        let call = Call::peek(names, plan, now, self.link.asker());
         let ticket = call.ticket;
         let reply = self.link.call(call, budget).await?;
         let reply = reply.as_bytes().unwrap_or_default();
@@ -490,7 +509,7 @@ impl RedisStore {
         let link = Arc::clone(&self.link);
         let settings = &self.shared().settings;
         let budget = settings.timeout;
-        let call = Call::refund(&settings.names, plan, grant, link.next_sequence());
+        let call = Call::refund(&settings.names, plan, grant, link.asker());
         let identity = plan.identity.clone();
         async move {
             let result = link.call(call, budget).await.map(|_| ());
