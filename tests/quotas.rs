@@ -319,3 +319,51 @@ fn a_reset_gives_back_a_day_and_no_place() {
         assert_eq!(tollgate.get("/").status, 429);
     });
 }
+
+#[test]
+fn without_redis_replicas_part_the_places_among_them() {
+    let Some(mut server) = RedisServer::spawn() else { return };
+    let slow = Slow::new();
+    let policy = tiers("concurrency: 4");
+    let store = format!("redis: {{ url: '{}' }}", server.url());
+    let replicas = [(); 3].map(|()| start(&slow.backend, &store, &policy));
+    let there = || match server.command(&[b"ZCARD", b"tg:{replicas}"]) {
+        Reply::Integer(there) => there,
+        other => panic!("{other:?}"),
+    };
+    wait_until("all have been heard of", || there() == 3);
+    // One more round of heartbeats, by which each knows its place among them.
+    std::thread::sleep(Duration::from_secs(3));
+    server.kill();
+    for replica in &replicas {
+        let state = "circuit_breaker_state{service=\"redis\"}";
+        wait_until("it is noticed", || replica.metric(state) != 0.0);
+    }
+    // Each is asked for more than there are in all.
+    let mut held = Vec::new();
+    for replica in &replicas {
+        for _ in 0..5 {
+            let before = slow.gate.0.lock().unwrap().1;
+            let mut client = replica.connect();
+            client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+            // It waits, or is told at once that there is no place.
+            client.stream.set_nonblocking(true).unwrap();
+            wait_until("it is there or refused", || {
+                slow.gate.0.lock().unwrap().1 > before
+                    || client.stream.peek(&mut [0]).is_ok_and(|count| count > 0)
+            });
+            client.stream.set_nonblocking(false).unwrap();
+            held.push(client);
+        }
+    }
+    assert_eq!(slow.gate.0.lock().unwrap().1, 4, "no more than there are, and none is lost");
+    server.start();
+    slow.let_go();
+    drop(held);
+    for replica in &replicas {
+        wait_until("all are free in Redis", || {
+            let answer = replica.get("/");
+            answer.status == 200 && answer.number("x-ratelimit-remaining") == 3
+        });
+    }
+}

@@ -30,7 +30,8 @@ use crate::clock::monotonic;
 use crate::health::breaker::{BreakerSettings, Outcome, jitter};
 use crate::health::shared_breaker::SharedBreaker;
 use crate::health::tasks::watched;
-use crate::limiter::decision::{Decision, Verdict};
+use crate::limiter::decision::{Decision, LimitStatus, Verdict};
+use crate::limiter::quota::Mode;
 use crate::limiter::refund::Grant;
 use crate::limiter::share::Alone;
 use crate::limiter::time::Timestamp;
@@ -50,7 +51,7 @@ use error::CheckError;
 use further::Kind;
 use link::{Late, Link, Unanswered};
 use outage::Outage;
-use places::HeldPlaces;
+use places::{HeldPlaces, Here};
 use recovery::Unsettled;
 use replicas::Replicas;
 use settings::RedisSettings;
@@ -65,6 +66,7 @@ pub struct RedisShared {
     settings: RedisSettings,
     share: ShareStore,
     replicas: Replicas,
+    here: Here,
     outage: Outage,
     breaker: Arc<SharedBreaker>,
     stats: RedisStats,
@@ -92,6 +94,7 @@ impl RedisShared {
             leases: LeaseTable::new(settings.leases, monotonic()),
             share: ShareStore::new(memory.capacity(), settings.names.clone()),
             replicas: Replicas::new(settings.expected_replicas),
+            here: Here::default(),
             outage: Outage::new(),
             settings,
             breaker: SharedBreaker::new(BreakerSettings::STEADY, monotonic()),
@@ -199,7 +202,29 @@ impl RedisShared {
     fn decide_without(&self, plan: &Plan<'_>, now: Timestamp, reason: Reason) -> Checked {
         let mode = self.mode(plan);
         self.stats.count_fallback(mode, reason);
-        decide_without(mode, || self.share.check(plan, self.outage.there(now), self.alone()))
+        decide_without(mode, || {
+            let (there, alone) = (self.outage.there(now), self.alone());
+            let places = places::alone(self, plan, there);
+            let is_full = |it: &LimitStatus| it.mode == Mode::Enforce && !it.wait.is_zero();
+            let mut decision = if places.iter().any(is_full) {
+                let mut seen = self.share.peek(plan, there, alone);
+                seen.verdict = Verdict::Deny;
+                seen
+            } else {
+                self.share.check(plan, there, alone)
+            };
+            places.into_iter().for_each(|status| decision.push(status));
+            decision
+        })
+    }
+
+    /// What the requests of this replica hold.
+    fn here(&self) -> &Here {
+        &self.here
+    }
+
+    fn replicas_here(&self) -> &Replicas {
+        &self.replicas
     }
 
     fn mode(&self, plan: &Plan<'_>) -> FailureMode {

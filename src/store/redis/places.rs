@@ -10,6 +10,8 @@
 //! is a holder of its own.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,13 +23,20 @@ use tokio::task::JoinSet;
 
 use crate::health::tasks::watched;
 use crate::limiter::decision::{Decision, LimitStatus};
+use crate::limiter::quota::Period;
+use crate::limiter::time::{Micros, Timestamp};
 use crate::metrics::labels::TaskType;
+use crate::policy::plan::{Plan, Scope};
 
+use super::RedisShared;
 use super::codec::Call;
+use super::further::Kind;
 use super::link::Link;
 
 /// Between two words of a place that is still held.
 const RENEW_INTERVAL: Duration = Duration::from_millis(2_500);
+/// Locks over what is held here.
+const SHARDS: usize = 64;
 /// Words that are on their way at a time.
 const AT_ONCE: usize = 64;
 
@@ -48,6 +57,79 @@ struct Held {
     told: u32,
     /// Redis may believe something else.
     is_due: bool,
+}
+
+/// What the requests of all workers hold, for when they have to be counted without Redis.
+#[derive(Debug)]
+pub struct Here {
+    hasher: RandomState,
+    shards: Box<[Mutex<HashMap<Bytes, u32>>]>,
+}
+
+impl Default for Here {
+    fn default() -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Here { hasher: RandomState::new(), shards }
+    }
+}
+
+impl Here {
+    fn add(&self, name: &Bytes) {
+        if let Some(shard) = self.shard(name) {
+            let mut shard = shard.lock();
+            let count = shard.entry(name.clone()).or_default();
+            *count = count.saturating_add(1);
+        }
+    }
+
+    fn remove(&self, name: &Bytes) {
+        let Some(shard) = self.shard(name) else { return };
+        let mut shard = shard.lock();
+        let Some(count) = shard.get_mut(name) else { return };
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            shard.remove(name);
+        }
+    }
+
+    /// Requests that hold a place under this key or are about to.
+    pub fn count(&self, name: &Bytes) -> u32 {
+        self.shard(name).map_or(0, |shard| shard.lock().get(name).copied().unwrap_or(0))
+    }
+
+    fn shard(&self, name: &Bytes) -> Option<&Mutex<HashMap<Bytes, u32>>> {
+        let shards = self.shards.len() as u64;
+        let index = self.hasher.hash_one(name).checked_rem(shards)?;
+        self.shards.get(usize::try_from(index).ok()?)
+    }
+}
+
+/// How the places of a plan stand for a replica that has to decide alone, of a request that is
+/// counted among those [`Here`] already: it may have its part of them.
+pub fn alone(shared: &RedisShared, plan: &Plan<'_>, now: Timestamp) -> Vec<LimitStatus> {
+    let limit_of = |scope: &Scope<'_>| scope.limits.set.concurrency.map(NonZeroU32::get);
+    if plan.scopes().all(|scope| limit_of(scope).is_none()) {
+        return Vec::new();
+    }
+    let names = &shared.settings().names;
+    let hash = names.identity_hash(&plan.identity);
+    let status = |(index, scope): (u8, &Scope<'_>)| {
+        let limit = limit_of(scope)?;
+        let name = names.further(&hash, Kind::Places.letter(), scope.key);
+        let (held, part) = (shared.here().count(&name), shared.replicas_here().part(limit));
+        let wait = if held > part { Micros::SECOND } else { Micros::ZERO };
+        Some(LimitStatus {
+            scope: index,
+            period: Period::Concurrency,
+            mode: scope.limits.mode,
+            quota: limit,
+            limit,
+            remaining: part.saturating_sub(held),
+            wait,
+            whole_at: now.plus(Micros::SECOND),
+        })
+    };
+    (0_u8..).zip(plan.scopes()).filter_map(status).collect()
 }
 
 /// The places of one request. Dropped, they are free.
@@ -72,6 +154,7 @@ impl HeldPlaces {
     pub fn expect(link: &Arc<Link>, keys: impl Iterator<Item = (usize, Bytes)>) -> Self {
         let mut held = link.places().held.lock();
         let keys = keys.map(|(scope, name)| {
+            link.shared().here().add(&name);
             let entry = held.entry(name.clone()).or_default();
             entry.count = entry.count.saturating_add(1);
             Key { scope, name, told: entry.told }
@@ -104,6 +187,7 @@ impl HeldPlaces {
             if !is_refused(key.scope) {
                 return true;
             }
+            self.link.shared().here().remove(&key.name);
             if let Some(entry) = held.get_mut(&key.name) {
                 entry.count = entry.count.saturating_sub(1);
                 if entry.told != key.told {
@@ -125,6 +209,7 @@ impl Drop for HeldPlaces {
         }
         let mut held = self.link.places().held.lock();
         for key in &self.keys {
+            self.link.shared().here().remove(&key.name);
             if let Some(entry) = held.get_mut(&key.name) {
                 entry.count = entry.count.saturating_sub(1);
                 entry.is_due = true;
