@@ -34,6 +34,7 @@ endpoints:
 - { name: heavy, path: /heavy, cost: 5 }
 - { name: ws, path: /ws, limits: { free: { per_minute: 2 } } }
 - { name: exempt, path: /exempt, exempt: true }
+- { name: often, path: /often, cost: 1 }
 ";
 /// User 1 is quick, user 2 is slow, users from 10 on are slower than anybody waits.
 const USERS: &str = "create table users (id bigint primary key, subscription text, pause float8);
@@ -259,7 +260,7 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
             assert_eq!(self.get(target), 200, "{target}");
         }
         assert_eq!([(); 4].map(|()| self.get("/tight")), [200, 200, 429, 429]);
-        let often = || assert!([(); 20].map(|()| self.get("/ok")).iter().all(|it| *it == 200));
+        let often = || assert!([(); 20].map(|()| self.get("/often")).iter().all(|it| *it == 200));
         let leased = self.until("a lease has something left", |it| {
             often();
             it.sum("tollgate_lease_tokens_held") >= 1.0
