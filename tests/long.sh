@@ -43,6 +43,8 @@ tests/long.sh NAME [ARGUMENTS]
   flood        ten thousand requests a second of one caller: what Redis gets of them (needs redis-server)
   outage       four processes lose their Redis for a minute, stopped and killed, and get it back: what the
                backend saw in any minute, and what was lost (needs redis-server; seven minutes)
+  leases       1, 2, 4 and 8 processes on one Redis and one caller: calls of Redis, and whether the limits
+               are kept (needs redis-server)
   overrides    how long it takes until another replica obeys (needs redis-server)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
@@ -73,6 +75,10 @@ flood)
     exec cargo test --release --locked --test deny_cache ten_thousand -- --ignored --nocapture "$@"
     ;;
 outage) exec cargo test --locked --test outage -- --ignored --nocapture "$@" ;;
+leases)
+    export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+    exec cargo test --release --locked --test leases curve -- --ignored --nocapture "$@"
+    ;;
 overrides) exec cargo test --locked --test overrides -- --ignored --nocapture "$@" ;;
 spread) exec cargo bench --locked --bench spread -- "$@" ;;
 route-bench) exec cargo bench --locked --bench router -- "$@" ;;
