@@ -100,7 +100,7 @@ pub struct Node {
     client: Client,
     /// Whether it can be asked, as far as is known.
     up: watch::Sender<bool>,
-    /// Whether its connection has been greeted.
+    /// Whether its connection has been greeted, and it is a primary if it has to be.
     is_ready: AtomicBool,
     misses: AtomicU32,
     failures: AtomicU32,
@@ -375,9 +375,11 @@ impl Servers {
         self.sought.notify_one();
     }
 
-    /// Notes whether a server can be asked. One that was not greeted cannot.
+    /// Notes whether a server can be asked. One that sentinels named cannot before it has said that
+    /// it is a primary.
     pub fn set_up(&self, node: &Node, is_up: bool) {
-        let is_up = is_up && node.is_ready.load(Ordering::Relaxed);
+        let is_sentinel = matches!(self.target.form(), Form::Sentinel { .. });
+        let is_up = is_up && (!is_sentinel || node.is_ready.load(Ordering::Relaxed));
         let is_new = node.up.send_if_modified(|up| std::mem::replace(up, is_up) != is_up);
         if is_new {
             node.failures.store(0, Ordering::Relaxed);
