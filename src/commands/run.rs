@@ -274,6 +274,8 @@ fn spawn_background(wired: &Wired) {
             interval.tick().await;
             gate.memory.sweep(gate.clock.now(), shard);
             if let Some(redis) = &gate.redis {
+                let share = redis.share();
+                share.sweep(gate.clock.now(), shard % share.shards().max(1));
                 let denials = redis.denials();
                 denials.sweep(shard % denials.shards(), clock::monotonic());
             }

@@ -221,7 +221,11 @@ impl Wired {
                     let of_redis = redis.as_deref();
                     memory::publish(&metrics, &watch, &memory, of_redis, &identifier, bought);
                     metrics.set_tokens_remembered(identifier.tokens_remembered());
-                    metrics.set_memory_store(memory.len() as u64, memory.evictions());
+                    let (held, evictions) = match &redis {
+                        Some(redis) => (redis.share().len(), redis.share().evictions()),
+                        None => (memory.len(), memory.evictions()),
+                    };
+                    metrics.set_memory_store(held as u64, evictions);
                     if let Some(usage) = &usage {
                         metrics.publish_usage(&super::usage::figures(usage));
                     }
@@ -364,6 +368,7 @@ fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
         timeout: settings.timeout,
         on_failure: settings.on_failure,
         names,
+        expected_replicas: settings.expected_replicas,
     }
 }
 
@@ -383,8 +388,9 @@ fn detector(
 
 fn redis_view(redis: &RedisShared) -> DependencyView {
     let breaker = redis.breaker_state();
+    let is_settling = redis.is_apart() && redis.settings().on_failure == FailureMode::Local;
     let status = match breaker {
-        BreakerState::Closed if redis.is_connected() && redis.is_writable() => {
+        BreakerState::Closed if redis.is_connected() && redis.is_writable() && !is_settling => {
             DependencyStatus::Healthy
         }
         BreakerState::Closed if redis.connected() > 0 => DependencyStatus::Degraded,

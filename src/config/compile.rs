@@ -115,6 +115,8 @@ pub struct RedisSettings {
     pub on_failure: FailureMode,
     /// What every key begins with.
     pub key_prefix: String,
+    /// As how many replicas this one is taken for one of at least; 0: as many as there are.
+    pub expected_replicas: u32,
     /// What identities are hashed with, at least 16 bytes.
     pub identity_secret: Option<Redacted>,
 }
@@ -263,12 +265,16 @@ fn redis(
         report
             .value(at("key_prefix"), problem.expected("1 to 64 letters, digits, or any of _-.:/"));
     }
+    if let Some(expected) = redis.expected_replicas {
+        at_least_one(at("expected_replicas"), expected, report);
+    }
     let url = redis_url(redis, read_secret, report)?;
     Some(RedisSettings {
         url,
         timeout,
         on_failure: failure_mode(redis.on_failure),
         key_prefix: prefix.clone(),
+        expected_replicas: redis.expected_replicas.unwrap_or(0),
         identity_secret: None,
     })
 }

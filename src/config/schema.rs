@@ -332,7 +332,9 @@ pub struct RedisConfig {
     pub key_prefix: String,
     /// Whether replicas may lease tokens. Without effect yet: every check asks Redis.
     pub leases: Leases,
-    /// A floor for `local` enforcement.
+    /// How many replicas there are at least, for `local`: while Redis is away each lets pass its share
+    /// of a limit, of callers that it has not seen one in so many. `null`: as many as Redis has last
+    /// heard of.
     pub expected_replicas: Option<u32>,
     /// Certificates towards Redis, its sentinels, and all servers of a cluster.
     pub tls: RedisTls,

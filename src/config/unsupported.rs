@@ -5,7 +5,7 @@
 use crate::config_path;
 
 use super::report::{Path, Report};
-use super::schema::{Config, IdentityEntry, ListenerTls, RedisConfig};
+use super::schema::{Config, IdentityEntry, ListenerTls};
 use super::schema_tiers::{Endpoint, LimitSpec, TiersFile};
 use super::url::not_yet;
 
@@ -36,9 +36,6 @@ only_default!(CONFIG, in_whole, Config, "";
     shedding.mode,
     shedding.max_in_flight,
 );
-only_default!(REDIS, in_redis, RedisConfig, "store.redis.";
-    expected_replicas,
-);
 only_default!(IDENTITY, in_identity, IdentityEntry, "identity[]."; mtls);
 only_default!(TLS, in_tls, ListenerTls, "server.listeners[].tls."; sni, client_ca);
 only_default!(ENDPOINT, in_endpoint, Endpoint, "endpoints[]."; enforce_percent);
@@ -46,7 +43,7 @@ only_default!(LIMITS, in_limits, LimitSpec, ""; per_day, per_month, concurrency,
 
 /// The keys of `tollgate.yaml` that nothing obeys yet, `[]` in place of an index.
 pub fn in_config() -> impl Iterator<Item = &'static str> {
-    [CONFIG, REDIS, IDENTITY, TLS].into_iter().flatten().copied()
+    [CONFIG, IDENTITY, TLS].into_iter().flatten().copied()
 }
 
 /// The keys of `tiers.yaml` that nothing obeys yet, `NAME` in place of a tier's.
@@ -66,9 +63,6 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
         if let Some(tls) = &listener.tls {
             in_tls(config_path!["server", "listeners", index, "tls"], tls, report);
         }
-    }
-    if let Some(redis) = &config.store.redis {
-        in_redis(config_path!["store", "redis"], redis, report);
     }
     for (index, entry) in config.identity.iter().enumerate() {
         in_identity(config_path!["identity", index], entry, report);

@@ -18,11 +18,15 @@ pub fn refilled(debt: u64, bucket: Bucket, elapsed: Micros) -> u64 {
 
 /// How long until `cost` tokens fit beside `debt`; [`Micros::NEVER`] if they never do.
 pub fn wait(debt: u64, bucket: Bucket, cost: u32) -> Micros {
-    if cost > bucket.burst.get() {
+    wait_for(debt, bucket, units(cost))
+}
+
+/// The same for so many units.
+pub fn wait_for(debt: u64, bucket: Bucket, wanted: u64) -> Micros {
+    if wanted > units(bucket.burst.get()) {
         return Micros::NEVER;
     }
-    let wanted = debt.saturating_add(units(cost));
-    let short = wanted.saturating_sub(units(bucket.burst.get()));
+    let short = debt.saturating_add(wanted).saturating_sub(units(bucket.burst.get()));
     Micros::from_micros(short.div_ceil(u64::from(bucket.rate.get())))
 }
 
@@ -33,8 +37,12 @@ pub fn until_whole(debt: u64, bucket: Bucket) -> Micros {
 
 /// Whole tokens left.
 pub fn remaining(debt: u64, bucket: Bucket) -> u32 {
-    let left = units(bucket.burst.get()).saturating_sub(debt) / UNITS_PER_TOKEN;
-    u32::try_from(left).unwrap_or(u32::MAX)
+    u32::try_from(left(debt, bucket) / UNITS_PER_TOKEN).unwrap_or(u32::MAX)
+}
+
+/// Units that are left.
+pub fn left(debt: u64, bucket: Bucket) -> u64 {
+    units(bucket.burst.get()).saturating_sub(debt)
 }
 
 /// `tokens` in units of debt.

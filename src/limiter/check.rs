@@ -11,6 +11,7 @@ use super::calendar::{self, Calendar, DAY};
 use super::decision::{Decision, LimitStatus, SCOPES_USUAL, Verdict};
 use super::quota::{LimitSet, Mode, Period};
 use super::refund::Charge;
+use super::share::Share;
 use super::time::{Micros, Timestamp};
 use super::window::{Aged, SUB_BUCKETS, Window};
 
@@ -19,10 +20,10 @@ use super::window::{Aged, SUB_BUCKETS, Window};
 /// An expired state and an untouched one mean the same, so absent is as good as default.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    last: Timestamp,
-    debt: u64,
-    minute: Window,
-    hour: Window,
+    pub(super) last: Timestamp,
+    pub(super) debt: u64,
+    pub(super) minute: Window,
+    pub(super) hour: Window,
     /// Nothing where no limit has needed it.
     rest: Option<Box<Rest>>,
 }
@@ -57,6 +58,12 @@ pub struct Limits {
 pub trait States {
     /// The state of scope `index`.
     fn state(&mut self, index: usize) -> &mut State;
+
+    /// The part of scope `index`'s bucket that is to be had here: all of it, but where others take
+    /// from it unseen.
+    fn share(&mut self, _index: usize) -> Share {
+        Share::WHOLE
+    }
 }
 
 /// Checks every limit of every scope and charges `cost` to all of them, or to none.
@@ -69,16 +76,17 @@ pub fn check(states: &mut impl States, scopes: &[Limits], cost: u32, now: Timest
     let (verdict, looks) = look(states, scopes, cost, now);
     let mut decision = Decision::new(verdict, now);
     for ((index, limits), look) in scopes.iter().enumerate().zip(&looks) {
+        let share = states.share(index);
         let state = states.state(index);
         let mut present = look.present;
         if verdict == Verdict::Allow && look.waits.longest().is_zero() {
             state.settle(&present);
-            state.spend(&limits.set, cost, now);
+            state.spend(&limits.set, cost, share, now);
             present = state.as_left();
         } else if present.now < state.last {
             state.settle(&present);
         }
-        state.report(limits, index, &Look { present, ..*look }, &mut decision);
+        state.report(limits, index, &Look { present, ..*look }, share, &mut decision);
     }
     decision
 }
@@ -88,7 +96,8 @@ pub fn peek(states: &mut impl States, scopes: &[Limits], cost: u32, now: Timesta
     let (verdict, looks) = look(states, scopes, cost, now);
     let mut decision = Decision::new(verdict, now);
     for ((index, limits), look) in scopes.iter().enumerate().zip(&looks) {
-        states.state(index).report(limits, index, look, &mut decision);
+        let share = states.share(index);
+        states.state(index).report(limits, index, look, share, &mut decision);
     }
     decision
 }
@@ -103,9 +112,10 @@ fn look(
     let mut verdict = Verdict::Allow;
     let mut looks = Looks::new();
     for (index, limits) in scopes.iter().enumerate() {
+        let share = states.share(index);
         let state = states.state(index);
         let present = state.present(&limits.set, now);
-        let waits = state.waits(&limits.set, &present, cost, now);
+        let waits = state.waits(&limits.set, &present, cost, share, now);
         if limits.mode == Mode::Enforce && !waits.longest().is_zero() {
             verdict = Verdict::Deny;
         }
@@ -126,15 +136,15 @@ struct Look {
 
 /// How a state stands at a later time; the state itself stays as it is.
 #[derive(Clone, Copy, Default)]
-struct Present {
+pub(super) struct Present {
     /// The time, by the state's own clock.
-    now: Timestamp,
+    pub(super) now: Timestamp,
     /// What is left of the debt.
-    debt: u64,
+    pub(super) debt: u64,
     /// Sub-buckets by which the window of a minute is older.
-    minute: u64,
+    pub(super) minute: u64,
     /// The same for the hour's.
-    hour: u64,
+    pub(super) hour: u64,
 }
 
 /// How long a cost would have to wait, by period.
@@ -200,7 +210,7 @@ impl State {
     ///
     /// A clock up to [`STANDSTILL`] behind stands still until it has caught up. One that stepped
     /// back further takes the windows with it and pays nothing: it neither resets nor locks out.
-    fn present(&self, set: &LimitSet, now: Timestamp) -> Present {
+    pub(super) fn present(&self, set: &LimitSet, now: Timestamp) -> Present {
         let behind = self.last.since(now);
         // A state that holds nothing is like no state at all, and has no time of its own.
         let stands_still = behind <= STANDSTILL && !self.is_whole();
@@ -216,7 +226,7 @@ impl State {
     }
 
     /// Brings the state to the present.
-    fn settle(&mut self, present: &Present) {
+    pub(super) fn settle(&mut self, present: &Present) {
         self.last = present.now;
         self.debt = present.debt;
         self.minute.advance(present.minute);
@@ -228,19 +238,27 @@ impl State {
         Present { now: self.last, debt: self.debt, minute: 0, hour: 0 }
     }
 
-    fn is_whole(&self) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         self.debt == 0 && self.minute.is_empty() && self.hour.is_empty()
     }
 
     /// How long `cost` would have to wait from `now` on, whose [`Present`] this is.
-    fn waits(&self, set: &LimitSet, present: &Present, cost: u32, now: Timestamp) -> Waits {
+    fn waits(
+        &self,
+        set: &LimitSet,
+        present: &Present,
+        cost: u32,
+        share: Share,
+        now: Timestamp,
+    ) -> Waits {
         // What a standing clock has to catch up with before any time passes for the state.
         let behind = present.now.since(now);
         let from_now = |wait: Micros| match wait {
             Micros::ZERO | Micros::NEVER => wait,
             wait => Micros::from_micros(wait.as_micros().saturating_add(behind.as_micros())),
         };
-        let bucket_wait = |bucket| from_now(bucket::wait(present.debt, bucket, cost));
+        let units = share.units(cost);
+        let bucket_wait = |bucket| from_now(bucket::wait_for(present.debt, bucket, units));
         let window_wait = |window: Aged<'_>, limit: NonZeroU32, period: Period| {
             if cost > limit.get() {
                 return Micros::NEVER;
@@ -294,9 +312,9 @@ impl State {
         self.rest.as_ref().map_or(0, |rest| rest.in_flight)
     }
 
-    fn spend(&mut self, set: &LimitSet, cost: u32, now: Timestamp) {
+    pub(super) fn spend(&mut self, set: &LimitSet, cost: u32, share: Share, now: Timestamp) {
         if set.second.is_some() {
-            self.debt = self.debt.saturating_add(bucket::units(cost));
+            self.debt = self.debt.saturating_add(share.units(cost));
         }
         if set.minute.is_some() {
             self.minute.add(cost);
@@ -349,7 +367,14 @@ impl State {
         }
     }
 
-    fn report(&self, limits: &Limits, scope: usize, look: &Look, decision: &mut Decision) {
+    fn report(
+        &self,
+        limits: &Limits,
+        scope: usize,
+        look: &Look,
+        share: Share,
+        decision: &mut Decision,
+    ) {
         let Look { present, waits } = look;
         // The calendar goes by the clock as it is, and not by the state's.
         let (now, asked_at) = (present.now, decision.now);
@@ -365,7 +390,7 @@ impl State {
         };
         if let Some(bucket) = limits.set.second {
             let whole_at = now.plus(bucket::until_whole(present.debt, bucket));
-            let remaining = bucket::remaining(present.debt, bucket);
+            let remaining = share.tokens(bucket::left(present.debt, bucket));
             let (rate, burst) = (bucket.rate.get(), bucket.burst.get());
             push(Period::Second, rate, burst, remaining, waits.second, whole_at);
         }
@@ -404,7 +429,7 @@ impl State {
 }
 
 /// Sub-buckets between two times; none where the clock stepped back.
-fn steps(last: Timestamp, now: Timestamp, period: Period) -> u64 {
+pub(super) fn steps(last: Timestamp, now: Timestamp, period: Period) -> u64 {
     let length = period.sub_bucket().as_micros().max(1);
     (now.as_micros() / length).saturating_sub(last.as_micros() / length)
 }

@@ -72,6 +72,17 @@ impl Decision {
         &self.statuses
     }
 
+    /// The same, to be put in other words.
+    pub(super) fn statuses_mut(&mut self) -> &mut [LimitStatus] {
+        &mut self.statuses
+    }
+
+    /// Whether the request was charged to this scope: in shadow mode only where it had room.
+    pub fn is_charged(&self, scope: usize) -> bool {
+        let mut own = self.statuses.iter().filter(|status| usize::from(status.scope) == scope);
+        self.verdict == Verdict::Allow && own.all(|status| status.wait.is_zero())
+    }
+
     /// The limit that the answer speaks of: on a denial the enforced one with the longest wait
     /// (ties: the longer period, then the rule's); else the tightest window of a minute or longer
     /// (least remaining; same ties), or the bucket where there is no such window, or how many at

@@ -11,5 +11,6 @@ pub mod check;
 pub mod decision;
 pub mod quota;
 pub mod refund;
+pub mod share;
 pub mod time;
 pub mod window;

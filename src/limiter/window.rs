@@ -93,21 +93,39 @@ impl Window {
 
     /// Counts `cost` in the current sub-bucket.
     pub fn add(&mut self, cost: u32) {
+        self.add_at(0, cost);
+    }
+
+    /// Counts `cost` as of `age` sub-buckets ago; nothing where that has left the window.
+    pub fn add_at(&mut self, age: u64, cost: u32) {
+        let Ok(age @ 0..=SUB_BUCKETS) = u8::try_from(age) else { return };
         if let Window::Sparse(entries) = self {
-            let current = entries.iter().position(|entry| entry.count() > 0 && entry.age() == 0);
-            let place = current.or_else(|| entries.iter().position(|entry| entry.count() == 0));
+            let is_it = |entry: &Entry| entry.count() > 0 && entry.age() == age;
+            let same = entries.iter().position(is_it);
+            let place = same.or_else(|| entries.iter().position(|entry| entry.count() == 0));
             if let Some(entry) = place.and_then(|index| entries.get_mut(index)) {
                 let count = entry.count().saturating_add(cost);
                 if count <= INLINE_COUNT_MAX {
-                    *entry = Entry::new(0, count);
+                    *entry = if count == 0 { Entry::default() } else { Entry::new(age, count) };
                     return;
                 }
             }
             *self = Window::Dense(Box::new(Ring::from_entries(entries)));
         }
         if let Window::Dense(ring) = self {
-            ring.add(cost);
+            ring.add(age, cost);
         }
+    }
+
+    /// What is counted, by age: the newest first where there are many, else in no order.
+    pub fn entries(&self) -> impl Iterator<Item = (u8, u32)> {
+        let (few, many) = match self {
+            Window::Sparse(entries) => (Some(entries), None),
+            Window::Dense(ring) => (None, Some(ring)),
+        };
+        let few = few.into_iter().flatten().map(|entry| (entry.age(), entry.count()));
+        let many = many.into_iter().flat_map(|ring| (0..=SUB_BUCKETS).zip(ring.newest_first()));
+        few.chain(many).filter(|(_, count)| *count > 0)
     }
 
     /// Takes up to `cost` out of what was counted `age` sub-buckets ago.
@@ -237,15 +255,20 @@ impl Ring {
         }
     }
 
-    fn add(&mut self, cost: u32) {
-        if let Some(count) = self.counts.get_mut(usize::from(self.head)) {
+    fn add(&mut self, age: u8, cost: u32) {
+        let place = self.place(age);
+        if let Some(count) = self.counts.get_mut(place) {
             *count = count.saturating_add(cost);
             self.sum = self.sum.saturating_add(cost);
         }
     }
 
+    fn place(&self, age: u8) -> usize {
+        (usize::from(self.head) + AGES).saturating_sub(usize::from(age)) % AGES
+    }
+
     fn remove(&mut self, age: u8, cost: u32) {
-        let place = (usize::from(self.head) + AGES).saturating_sub(usize::from(age)) % AGES;
+        let place = self.place(age);
         if let Some(count) = self.counts.get_mut(place) {
             let removed = cost.min(*count);
             *count -= removed;

@@ -52,10 +52,14 @@ impl Counters {
         let Some(redis) = self.redis() else {
             return (self.memory.peek(plan, now), Backend::Memory);
         };
+        // Redis knows nothing yet of what was let pass without it.
+        if redis.shared().is_apart() {
+            return (redis.shared().peek_alone(plan, now), Backend::Local);
+        }
         redis.wait_connected(BUDGET).await;
         match redis.peek(plan, None, BUDGET).await {
             Ok(decision) => (decision, Backend::Redis),
-            Err(_) => (self.memory.peek(plan, now), Backend::Local),
+            Err(_) => (redis.shared().peek_alone(plan, now), Backend::Local),
         }
     }
 
@@ -80,7 +84,10 @@ impl Counters {
 
     /// The same in this process alone: what was counted while Redis was away.
     pub fn reset_here(&self, identity: &Identity, scopes: impl Iterator<Item = u64>) {
-        self.memory.reset(identity, scopes);
+        match &self.shared {
+            Some(shared) => shared.share().reset(identity, scopes),
+            None => self.memory.reset(identity, scopes),
+        }
         self.forget_answers();
     }
 

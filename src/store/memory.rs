@@ -5,12 +5,10 @@
 //! starts no task: whoever owns the store calls [`MemoryStore::sweep`] now and then.
 
 mod index;
-mod key;
-mod shard;
+pub mod key;
+pub mod shard;
+pub mod shards;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::limiter::check::{Limits, State, States, check, peek};
@@ -22,28 +20,14 @@ use crate::policy::identity::Identity;
 use crate::policy::plan::{Plan, Scope};
 
 use self::key::{IdentityHash, Key, Keys};
-use self::shard::{Evicted, Record, Shard};
-
-/// Shards of a large store: few enough to be swept one by one, so many that two workers rarely
-/// meet at one, and each so small that its growth stalls nobody for long.
-const SHARDS_MAX: usize = 1024;
-/// Records that a shard should have room for, so that chance spreads them evenly enough.
-const SHARD_CAPACITY_MIN: usize = 1024;
-/// Places that an insertion looks at for expired state: two for one keeps ahead of any growth.
-const SWEPT_BY_INSERT: u32 = 2;
-/// Places that one sweep looks at: well below a millisecond, for the lock and for who calls it.
-const SWEPT_AT_ONCE: u32 = 4096;
+use self::shard::{Record, Shard};
+use self::shards::{Padded, Shards};
 
 /// State of every identity, shared by all workers.
 #[derive(Debug)]
 pub struct MemoryStore {
     keys: Keys,
-    shards: Box<[Padded]>,
-    capacity: usize,
-    len: AtomicUsize,
-    evictions: AtomicU64,
-    sweeps: AtomicU64,
-    swept: AtomicU64,
+    shards: Shards<State>,
 }
 
 /// What a request holds while it lasts.
@@ -53,33 +37,11 @@ pub struct Places {
     scopes: SmallVec<[(Key, LimitSet); 1]>,
 }
 
-/// A shard on cache lines of its own, so that its lock disturbs no neighbour.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Padded(Mutex<Shard>);
-
 impl MemoryStore {
     /// An empty store for at most `capacity` records: one for each scope that an identity has
     /// used, which without endpoint rules is one for each identity.
     pub fn new(capacity: usize) -> Self {
-        let capacity = capacity.max(1);
-        let shards = (capacity / SHARD_CAPACITY_MIN).clamp(1, SHARDS_MAX);
-        // A power of two, so that a mask picks one.
-        let shards = 1_usize << shards.ilog2();
-        let seeds = 1..=shards as u64;
-        MemoryStore {
-            keys: Keys::default(),
-            shards: seeds
-                .map(|seed| {
-                    Padded(Mutex::new(Shard::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))))
-                })
-                .collect(),
-            capacity,
-            len: AtomicUsize::new(0),
-            evictions: AtomicU64::new(0),
-            sweeps: AtomicU64::new(0),
-            swept: AtomicU64::new(0),
-        }
+        MemoryStore { keys: Keys::default(), shards: Shards::new(capacity) }
     }
 
     /// Checks and charges every limit of the plan, all or nothing.
@@ -163,28 +125,23 @@ impl MemoryStore {
         let Some(Padded(shard)) = self.shard_of(hash) else { return };
         let mut shard = shard.lock();
         let forgotten = scopes.filter(|scope| shard.forget(hash.key(*scope))).count();
-        self.len.fetch_sub(forgotten, Ordering::Relaxed);
+        self.shards.count_forgotten(forgotten);
     }
 
     /// Forgets what has expired in one shard, and says how much that was. Looks at a bounded number
     /// of records; in a shard that holds more, the next call goes on where this one ended.
     pub fn sweep(&self, now: Timestamp, shard: usize) -> usize {
-        let Some(Padded(locked)) = self.shards.get(shard) else { return 0 };
-        let freed = self.sweep_some(&mut locked.lock(), now, SWEPT_AT_ONCE);
-        if shard.saturating_add(1) == self.shards.len() {
-            self.sweeps.fetch_add(1, Ordering::Relaxed);
-        }
-        freed
+        self.shards.sweep(now, shard)
     }
 
     /// Number of shards, for who calls [`MemoryStore::sweep`] on one after the other.
     pub fn shards(&self) -> usize {
-        self.shards.len()
+        self.shards.count()
     }
 
     /// Records held now.
     pub fn len(&self) -> usize {
-        self.len.load(Ordering::Relaxed)
+        self.shards.len()
     }
 
     /// Whether nothing is held.
@@ -194,23 +151,23 @@ impl MemoryStore {
 
     /// Records that may be held.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.shards.capacity()
     }
 
     /// Records that were forgotten before their time, for want of room. Each may have let its
     /// identity pass its limits once more.
     pub fn evictions(&self) -> u64 {
-        self.evictions.load(Ordering::Relaxed)
+        self.shards.evictions()
     }
 
     /// Rounds that [`MemoryStore::sweep`] has made: each ends with the last shard.
     pub fn sweeps(&self) -> u64 {
-        self.sweeps.load(Ordering::Relaxed)
+        self.shards.sweeps()
     }
 
     /// Records that were freed because they had expired.
     pub fn swept(&self) -> u64 {
-        self.swept.load(Ordering::Relaxed)
+        self.shards.swept()
     }
 
     fn check_in(&self, shard: &mut Shard, scopes: &Scopes, now: Timestamp) -> Decision {
@@ -233,37 +190,14 @@ impl MemoryStore {
             if expires_at > now {
                 let mut record = Record::new(*key, state);
                 record.keep_until(expires_at, decision.is_exhausted(index));
-                self.insert(used.shard, record, now);
+                self.shards.insert(used.shard, record, now);
             }
         }
         decision
     }
 
-    fn shard_of(&self, hash: IdentityHash) -> Option<&Padded> {
-        self.shards.get(hash.shard(self.shards.len()))
-    }
-
-    fn insert(&self, shard: &mut Shard, record: Record, now: Timestamp) {
-        self.sweep_some(shard, now, SWEPT_BY_INSERT);
-        // The place is taken first, so that workers at other shards cannot take it too.
-        if self.len.fetch_add(1, Ordering::Relaxed) >= self.capacity
-            && let Some(evicted) = shard.evict(now)
-        {
-            self.len.fetch_sub(1, Ordering::Relaxed);
-            if evicted == Evicted::Live {
-                self.evictions.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        shard.insert(record);
-    }
-
-    fn sweep_some(&self, shard: &mut Shard, now: Timestamp, count: u32) -> usize {
-        let freed = shard.sweep(now, count);
-        if freed > 0 {
-            self.len.fetch_sub(freed, Ordering::Relaxed);
-            self.swept.fetch_add(freed as u64, Ordering::Relaxed);
-        }
-        freed
+    fn shard_of(&self, hash: IdentityHash) -> Option<&Padded<State>> {
+        self.shards.of(hash)
     }
 }
 

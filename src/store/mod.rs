@@ -5,6 +5,7 @@ pub mod deny;
 pub mod failover;
 pub mod memory;
 pub mod redis;
+pub mod share;
 
 use crate::limiter::decision::{Decision, Verdict};
 

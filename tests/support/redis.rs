@@ -166,8 +166,16 @@ impl RedisServer {
         self.command(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>())
     }
 
-    /// Every key there is.
+    /// Every key there is, but for those by which replicas know of each other.
     pub fn keys(&self) -> Vec<Vec<u8>> {
+        let of_replicas = |key: &Vec<u8>| key.windows(10).any(|part| part == b"{replicas}");
+        let mut keys = self.all_keys();
+        keys.retain(|key| !of_replicas(key));
+        keys
+    }
+
+    /// Every key there is.
+    pub fn all_keys(&self) -> Vec<Vec<u8>> {
         let Reply::List(keys) = self.words("KEYS *") else { panic!("KEYS did not give a list") };
         keys.into_iter()
             .map(|key| match key {

@@ -27,7 +27,7 @@
 
 use std::num::NonZeroU32;
 
-use super::{Limits, State, States, check, peek};
+use super::{Limits, Share, State, States, check, peek};
 use crate::limiter::bucket::{self, UNITS_PER_TOKEN};
 use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::quota::{LimitSet, Mode, Period};
@@ -94,7 +94,7 @@ pub fn lease(
     if let Some(bucket) = limits.set.second {
         state.debt = state.debt.max(earned(bucket.rate, span));
     }
-    state.spend(&limits.set, tokens, now);
+    state.spend(&limits.set, tokens, Share::WHOLE, now);
     let mut decision = peek(states, &[*limits], 0, now);
     decision.verdict = Verdict::Allow;
     Leased { decision, tokens, span }

@@ -1,7 +1,7 @@
-//! One shard of the store in memory: records that never move, an index over them, and their end.
+//! One shard of a store in memory: records that never move, an index over them, and their end.
 //!
-//! Knows nothing of plans or limits: a record is a key, a state and the second from which on the
-//! state means the same as none. Callers hold the shard's lock.
+//! Knows nothing of plans or limits: a record is a key, a state of whatever kind and the second from
+//! which on the state means the same as none. Callers hold the shard's lock.
 
 use crate::limiter::check::State;
 use crate::limiter::time::{Micros, Timestamp};
@@ -19,18 +19,30 @@ const GRACE: Micros = Micros::from_micros(2_000_000);
 /// In place of an index where there is none.
 const NONE: u32 = u32::MAX;
 
+/// What a record can hold.
+pub trait Kept: Default {
+    /// Gives back what memory is needed no longer at `now`; changes no answer.
+    fn trim(&mut self, now: Timestamp);
+}
+
+impl Kept for State {
+    fn trim(&mut self, now: Timestamp) {
+        State::trim(self, now);
+    }
+}
+
 /// What one identity has used of one scope.
 #[derive(Debug, Default)]
-pub struct Record {
+pub struct Record<T = State> {
     /// Whose it is; in a free record the next free one.
     key: Key,
     /// When it may be forgotten, in whole seconds; 0 marks a free record.
     expires_s: u32,
     /// What has been used.
-    pub state: State,
+    pub state: T,
 }
 
-const _: () = assert!(size_of::<Record>() == 72);
+const _: () = assert!(size_of::<Record<State>>() == 72);
 
 /// What had to go for a new record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +55,9 @@ pub enum Evicted {
 
 /// One shard. The caller bounds how many records it holds.
 #[derive(Debug)]
-pub struct Shard {
+pub struct Shard<T = State> {
     index: Index,
-    chunks: Vec<Box<[Record; CHUNK]>>,
+    chunks: Vec<Box<[Record<T>; CHUNK]>>,
     /// The first free record; each names the next.
     free: u32,
     /// Places handed out so far, free ones included.
@@ -55,10 +67,15 @@ pub struct Shard {
     random: u64,
 }
 
-impl Record {
+impl<T> Record<T> {
     /// A record of a state. [`Record::keep_until`] says how long for.
-    pub fn new(key: Key, state: State) -> Self {
+    pub fn new(key: Key, state: T) -> Self {
         Record { key, expires_s: 1, state }
+    }
+
+    /// Whose it is.
+    pub fn key(&self) -> Key {
+        self.key
     }
 
     /// Moves the time from which on the state means the same as none. A record with nothing left
@@ -78,7 +95,7 @@ impl Record {
     }
 }
 
-impl Shard {
+impl<T: Kept> Shard<T> {
     /// An empty shard. `seed` varies what is sampled.
     pub fn new(seed: u64) -> Self {
         Shard {
@@ -98,19 +115,24 @@ impl Shard {
     }
 
     /// The record at `place`.
-    pub fn get(&self, place: u32) -> Option<&Record> {
+    pub fn get(&self, place: u32) -> Option<&Record<T>> {
         let place = place as usize;
         self.chunks.get(place / CHUNK)?.get(place % CHUNK)
     }
 
     /// The record at `place`, to be changed.
-    pub fn get_mut(&mut self, place: u32) -> Option<&mut Record> {
+    pub fn get_mut(&mut self, place: u32) -> Option<&mut Record<T>> {
         let place = place as usize;
         self.chunks.get_mut(place / CHUNK)?.get_mut(place % CHUNK)
     }
 
+    /// The record at `place`, to be changed, unless the place is free.
+    pub fn held_mut(&mut self, place: u32) -> Option<&mut Record<T>> {
+        self.get_mut(place).filter(|record| !record.is_free())
+    }
+
     /// Adds a record, whose key the shard does not hold yet.
-    pub fn insert(&mut self, record: Record) {
+    pub fn insert(&mut self, record: Record<T>) {
         let hash = record.key.index_hash();
         let place = self.free_place();
         if let Some(slot) = self.get_mut(place) {
@@ -168,6 +190,11 @@ impl Shard {
         let expired = self.get(place)?.is_expired(now);
         self.remove(place);
         Some(if expired { Evicted::Expired } else { Evicted::Live })
+    }
+
+    /// Places handed out so far, for who looks at all records: those below, some of them free.
+    pub fn places(&self) -> u32 {
+        self.places
     }
 
     fn remove(&mut self, place: u32) {

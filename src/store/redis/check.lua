@@ -7,17 +7,18 @@
 --
 -- KEYS     One per scope: the tier's, then those of endpoint rules. All of one identity.
 -- ARGV[1]  packed, little endian: u32 sequence number, echoed; f64 now in us, 0 = this server's
---          TIME; u32 cost; then per scope u8 mode (0 enforce, 1 shadow), u32 rate, burst, minute,
---          hour (0 = no such limit).
+--          TIME, negative = the same, and nothing is done once it is past that time; u32 cost; then
+--          per scope u8 mode (0 enforce, 1 shadow), u32 rate, burst, minute, hour (0 = no such limit).
 -- ARGV[2]  if there is one that is not empty: only look. What the request would meet is reported, and
 --          nothing written.
 -- ARGV[3]  if there is one: a lease is asked for, packed: u32 tokens; u32 span in us, 250000 at most;
 --          u32 divisor. For one scope, enforced: where a divisor-th of what is left, and what is wished
 --          for, are enough for two such requests, so many tokens are charged at once, to the bucket as
 --          if at the end of the span, which ends with the second at the latest.
--- Reply    packed: u32 sequence number; u8 verdict (0 allow, 1 deny); f64 now in us; then per scope
---          and for second, minute, hour: u32 remaining, f64 wait in us (0 = had room, 4e15 = never),
---          f64 whole_at in us. What has no limit is 0. Where a lease was asked for, then: u32 tokens
+-- Reply    packed: u32 sequence number; u8 verdict (0 allow, 1 deny, 2 came too late, with nothing
+--          behind the time); f64 now in us; then per scope and for second, minute, hour: u32
+--          remaining, f64 wait in us (0 = had room, 4e15 = never), f64 whole_at in us. What has no
+--          limit is 0. Where a lease was asked for, then: u32 tokens
 --          (0 = an ordinary check), u32 span in us.
 -- Value    packed: u8 version; u56 time of the last charge in us; u56 debt; then
 --          light, 25 bytes: for minute and hour, u8 id and u32 count of their only sub-bucket; or
@@ -44,9 +45,10 @@ local call, pack, unpack, sub = redis.call, struct.pack, struct.unpack, string.s
 local NEVER, STANDSTILL = 4e15, 1000000
 local seq, given, cost = unpack('<I4dI4', arg)
 local now, linger = given, 3600000
-if given == 0 then
+if given <= 0 then
   local time = call('TIME')
   now, linger = time[1] * 1000000 + time[2], 0
+  if given < 0 and now > -given then return pack('<I4Bd', seq, 2, now) end
 end
 local minute_of_now = (now - now % 1000000) / 1000000
 local hour_of_now = (now - now % 60000000) / 60000000

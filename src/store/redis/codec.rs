@@ -2,18 +2,21 @@
 
 use fred::bytes::Bytes;
 
+use crate::limiter::check::Limits;
 use crate::limiter::check::lease::{Leased, Wish};
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::quota::{LimitSet, Mode, Period};
 use crate::limiter::refund::Grant;
+use crate::limiter::share::Debit;
 use crate::limiter::time::{Micros, Timestamp};
 use crate::policy::plan::Plan;
 
 use super::names::KeyNames;
 
-/// The script, for checks and refunds; the heads of its two parts have the shapes of what is packed
-/// here.
-pub const SCRIPT: &str = concat!(include_str!("refund.lua"), include_str!("check.lua"));
+/// The script, for charges, refunds and checks; the heads of its parts have the shapes of what is
+/// packed here.
+pub const SCRIPT: &str =
+    concat!(include_str!("charge.lua"), include_str!("refund.lua"), include_str!("check.lua"));
 
 /// Above this a double skips integers.
 const EXACT_MAX: u64 = (1 << 53) - 1;
@@ -21,6 +24,7 @@ const ARGUMENT_HEAD: usize = 16;
 const ARGUMENT_SCOPE: usize = 17;
 const REFUND_HEAD: usize = 13;
 const REFUND_SCOPE: usize = 21;
+const CHARGE: usize = 33;
 const REPLY_HEAD: usize = 13;
 const REPLY_LIMIT: usize = 20;
 const REPLY_LEASE: usize = 8;
@@ -34,6 +38,8 @@ pub struct Call {
     pub argument: Bytes,
     /// Whether it only looks.
     pub is_peek: bool,
+    /// Of a charge: the counts.
+    pub counts: Option<Bytes>,
     /// The lease that is wished for, packed.
     pub wish: Option<Bytes>,
     /// What reads the reply.
@@ -70,6 +76,9 @@ pub enum ReplyError {
     /// Neither allowed nor denied.
     #[error("verdict {0}, expected 0 or 1")]
     Verdict(u8),
+    /// It came to be done only after the time at which nobody waited for it any more, and was not.
+    #[error("done too late, by the clock of redis")]
+    TooLate(Timestamp),
 }
 
 impl Call {
@@ -87,7 +96,52 @@ impl Call {
         }
         let keys = keys(names, plan);
         let ticket = Ticket { sequence, scopes: keys.len() };
-        Call { keys, argument: argument.into(), is_peek: false, wish: None, ticket }
+        Call { keys, argument: argument.into(), is_peek: false, wish: None, counts: None, ticket }
+    }
+
+    /// The same call, which is not to be done once Redis's clock is past `before`.
+    pub fn before(mut self, before: Option<Timestamp>) -> Self {
+        if let Some(before) = before {
+            let mut argument = self.argument.to_vec();
+            if let Some(now) = argument.get_mut(4..12) {
+                now.copy_from_slice(&(-(before.as_micros().min(EXACT_MAX) as f64)).to_le_bytes());
+            }
+            self.argument = argument.into();
+        }
+        self
+    }
+
+    /// Charges what was let pass alone to one scope, unless Redis's clock is past `before`. `now` is
+    /// that clock, as far as it is known.
+    pub fn charge(
+        key: Bytes,
+        debit: &Debit,
+        now: Timestamp,
+        before: Option<Timestamp>,
+        sequence: u32,
+    ) -> Self {
+        let exact = |number: u64| (number.min(EXACT_MAX) as f64).to_le_bytes();
+        let [minute, hour] = debit.ages(now);
+        let mut argument = Vec::with_capacity(CHARGE);
+        argument.extend_from_slice(&sequence.to_le_bytes());
+        argument.extend_from_slice(&exact(before.map_or(0, Timestamp::as_micros)));
+        argument.extend_from_slice(&debit.rate.to_le_bytes());
+        argument.extend_from_slice(&exact(debit.tokens));
+        argument.extend_from_slice(&exact(debit.level));
+        argument.push(u8::try_from(minute.len()).unwrap_or(u8::MAX));
+        let mut counts = Vec::with_capacity((minute.len() + hour.len()) * 5);
+        for (age, count) in minute.into_iter().chain(hour) {
+            counts.push(age);
+            counts.extend_from_slice(&count.to_le_bytes());
+        }
+        Call {
+            keys: vec![key],
+            argument: argument.into(),
+            is_peek: false,
+            wish: None,
+            counts: Some(counts.into()),
+            ticket: Ticket { sequence, scopes: 0 },
+        }
     }
 
     /// What a check of `plan` would come to now. Charges nothing.
@@ -112,14 +166,26 @@ impl Call {
     /// Takes back what a check of `plan` charged. The ticket is for no reply: there is nothing in
     /// it that matters.
     pub fn refund(names: &KeyNames, plan: &Plan<'_>, grant: &Grant, sequence: u32) -> Self {
+        let limits = plan.scopes().map(|scope| scope.limits);
+        Self::refund_of(keys(names, plan), plan.cost, limits, grant, sequence)
+    }
+
+    /// The same for the keys and limits of a plan that is gone.
+    pub fn refund_of(
+        keys: Vec<Bytes>,
+        cost: u32,
+        limits: impl Iterator<Item = Limits>,
+        grant: &Grant,
+        sequence: u32,
+    ) -> Self {
         let mut argument = Vec::with_capacity(REFUND_HEAD + 3 * REFUND_SCOPE);
         let exact = |number: u64| (number.min(EXACT_MAX) as f64).to_le_bytes();
         argument.push(1);
         argument.extend_from_slice(&exact(grant.at().as_micros()));
-        argument.extend_from_slice(&plan.cost.to_le_bytes());
-        for (index, scope) in plan.scopes().enumerate() {
+        argument.extend_from_slice(&cost.to_le_bytes());
+        for (index, limits) in limits.enumerate() {
             let charge = grant.charge(index);
-            let set = &scope.limits.set;
+            let set = &limits.set;
             let rate = set.second.map_or(0, |bucket| bucket.rate.get());
             let counted = |is_limited, number| if is_limited { number } else { 0 };
             let minute = charge.map_or(0, |charge| counted(set.minute.is_some(), charge.minute));
@@ -135,9 +201,8 @@ impl Call {
             argument.extend_from_slice(&exact(minute));
             argument.extend_from_slice(&exact(hour));
         }
-        let keys = keys(names, plan);
         let ticket = Ticket { sequence, scopes: keys.len() };
-        Call { keys, argument: argument.into(), is_peek: false, wish: None, ticket }
+        Call { keys, argument: argument.into(), is_peek: false, wish: None, counts: None, ticket }
     }
 
     /// Writes a value and has it expire at once: shows that Redis can still do what a check needs.
@@ -156,6 +221,7 @@ impl Call {
             keys,
             argument: argument.into(),
             is_peek: false,
+            counts: None,
             wish: None,
             ticket: Ticket { sequence, scopes: 1 },
         }
@@ -177,16 +243,38 @@ impl Ticket {
     /// # Errors
     /// A reply that the script does not give to this call.
     pub fn decode(&self, plan: &Plan<'_>, reply: &[u8]) -> Result<Decision, ReplyError> {
+        self.decode_of(plan.scopes().map(|scope| scope.limits), reply)
+    }
+
+    /// When a charge was made, by Redis's clock.
+    ///
+    /// # Errors
+    /// It was not, or the reply is not one to this call.
+    pub fn decode_charge(&self, reply: &[u8]) -> Result<Timestamp, ReplyError> {
+        let mut fields = self.fields(reply)?;
+        fields.verdict()?;
+        Ok(Timestamp::from_micros(fields.micros()))
+    }
+
+    /// The same for the limits of a plan that is gone.
+    ///
+    /// # Errors
+    /// A reply that the script does not give to this call.
+    pub fn decode_of(
+        &self,
+        limits: impl Iterator<Item = Limits>,
+        reply: &[u8],
+    ) -> Result<Decision, ReplyError> {
         let mut fields = self.fields(reply)?;
         let verdict = fields.verdict()?;
         let mut decision = Decision::new(verdict, Timestamp::from_micros(fields.micros()));
-        for (index, scope) in (0_u8..).zip(plan.scopes()) {
+        for (index, limits) in (0_u8..).zip(limits) {
             for period in Period::SLIDING {
                 let remaining = fields.u32();
                 let wait = Micros::from_micros(fields.micros());
                 let whole_at = Timestamp::from_micros(fields.micros());
-                if let Some((quota, limit)) = scope.limits.set.quota_and_limit(period) {
-                    let (scope, mode) = (index, scope.limits.mode);
+                if let Some((quota, limit)) = limits.set.quota_and_limit(period) {
+                    let (scope, mode) = (index, limits.mode);
                     decision.push(LimitStatus {
                         scope,
                         period,
@@ -208,6 +296,9 @@ impl Ticket {
     /// # Errors
     /// A reply that the script does not give to this call.
     pub fn decode_lease(&self, plan: &Plan<'_>, reply: &[u8]) -> Result<Leased, ReplyError> {
+        if reply.len() == REPLY_HEAD {
+            self.fields(reply)?;
+        }
         let (reply, lease) = reply.split_at(reply.len().saturating_sub(REPLY_LEASE));
         let decision = self.decode(plan, reply)?;
         let mut lease = Fields(lease);
@@ -217,6 +308,15 @@ impl Ticket {
 
     /// The reply after its length and echo have been checked.
     fn fields<'r>(&self, reply: &'r [u8]) -> Result<Fields<'r>, ReplyError> {
+        if let [_, _, _, _, 2, now @ ..] = reply
+            && now.len() == 8
+        {
+            let mut fields = Fields(reply);
+            let (found, _) = (fields.u32(), fields.take::<1>());
+            if found == self.sequence {
+                return Err(ReplyError::TooLate(Timestamp::from_micros(fields.micros())));
+            }
+        }
         let expected = REPLY_HEAD + self.scopes * Period::SLIDING.len() * REPLY_LIMIT;
         if reply.len() != expected {
             return Err(ReplyError::Length { found: reply.len(), expected });
@@ -279,7 +379,6 @@ impl Fields<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::check::Limits;
     use crate::limiter::quota::Bucket;
     use crate::policy::identity::Identity;
     use crate::policy::plan::{RuleId, Scope, TierId, TierSource};

@@ -39,6 +39,23 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two looks for the connections to all of several servers.
 const WHOLE_PAUSE: Duration = Duration::from_millis(5);
 
+/// An answer after its time, or that there is none.
+pub type Late = Pin<Box<dyn Future<Output = Result<Value, CheckError>> + Send>>;
+
+/// A call that was not answered in time.
+pub struct Unanswered {
+    /// Why.
+    pub error: CheckError,
+    /// What may come of it yet.
+    pub late: Option<Late>,
+}
+
+impl From<CheckError> for Unanswered {
+    fn from(error: CheckError) -> Self {
+        Unanswered { error, late: None }
+    }
+}
+
 /// The connection and what is waiting on it.
 #[derive(Debug)]
 pub struct Link {
@@ -122,6 +139,16 @@ impl Link {
         &self.shared
     }
 
+    /// Whether there is a connection.
+    pub fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
+    /// Whether each of several servers keeps a part of the keys.
+    pub fn is_of_parts(&self) -> bool {
+        self.servers.are_parts()
+    }
+
     /// A number for the next call; comes again after 2^32 others.
     pub fn next_sequence(&self) -> u32 {
         self.sequence.fetch_add(1, Ordering::Relaxed)
@@ -147,8 +174,23 @@ impl Link {
 
     /// Runs the script, and ends within `budget`. What is answered later is only counted.
     pub async fn call(self: &Arc<Self>, call: Call, budget: Duration) -> Result<Value, CheckError> {
+        match self.ask(call, budget).await {
+            Ok(reply) => Ok(reply),
+            Err(Unanswered { error, late }) => {
+                if let Some(late) = late {
+                    let counted = async move { _ = late.await };
+                    tokio::spawn(watched(TaskType::Redis, counted));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs the script, and ends within `budget`. What is answered later can be waited for, and is
+    /// to be: only then is its place free.
+    pub async fn ask(self: &Arc<Self>, call: Call, budget: Duration) -> Result<Value, Unanswered> {
         let Some(route) = self.servers.route(call.keys.first().map_or(&[], |key| &**key)) else {
-            return Err(CheckError::new(RedisErrorKind::Io, "not connected"));
+            return Err(CheckError::new(RedisErrorKind::Io, "not connected").into());
         };
         let place = Place::take(self)?;
         let deadline = monotonic() + budget;
@@ -158,17 +200,17 @@ impl Link {
             link.run_routed(route, &call, deadline).await
         });
         match timeout(budget, attempt.as_mut()).await {
-            Ok(result) => result,
+            Ok(result) => Ok(result?),
             Err(_) => {
                 let shared = Arc::clone(&self.shared);
                 // Keeps its place: a Redis that stands still must not gather calls without bound.
-                tokio::spawn(watched(TaskType::Redis, async move {
-                    if attempt.await.is_ok() {
-                        shared.stats.count_late_reply();
-                    }
-                }));
+                let late =
+                    Box::pin(
+                        async move { attempt.await.inspect(|_| shared.stats.count_late_reply()) },
+                    );
                 let why = "no answer within the budget";
-                Err(self.judged(&asked, CheckError::new(RedisErrorKind::Timeout, why)))
+                let error = self.judged(&asked, CheckError::new(RedisErrorKind::Timeout, why));
+                Err(Unanswered { error, late: Some(late) })
             }
         }
     }
@@ -217,6 +259,11 @@ impl Link {
 
     /// Gives the connection up soon: it answered what was not asked.
     pub fn distrust(&self, error: &ReplyError) -> CheckError {
+        if let ReplyError::TooLate(now) = error {
+            // In time for us: then its clock is not what it was.
+            self.shared.hear(*now);
+            return CheckError::new(RedisErrorKind::Timeout, &error.to_string());
+        }
         self.distrusted.store(true, Ordering::Relaxed);
         CheckError::new(RedisErrorKind::Protocol, &error.to_string())
     }
@@ -257,6 +304,10 @@ impl Link {
         }
         if let Some(wish) = &call.wish {
             arguments.extend([Value::from_static_str(""), Value::Bytes(wish.clone())]);
+        }
+        if let Some(counts) = &call.counts {
+            let charge = Value::from_static_str("charge");
+            arguments.extend([Value::Bytes(counts.clone()), charge]);
         }
         Ok(route.send("EVALSHA", arguments).await?)
     }
@@ -321,6 +372,7 @@ impl Link {
             } else {
                 self.shared.count_against(&CheckError::new(RedisErrorKind::Io, "not connected"));
             }
+            self.tend();
         }
     }
 
@@ -497,6 +549,7 @@ impl Attendant for Link {
         // succeed, the first check will try again.
         Box::pin(async move {
             let _ = self.load(node, node.loads.load(Ordering::Acquire)).await;
+            self.recognise(node).await;
         })
     }
 

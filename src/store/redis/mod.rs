@@ -9,6 +9,9 @@ pub mod codec;
 pub mod error;
 mod link;
 pub mod names;
+mod outage;
+mod recovery;
+pub mod replicas;
 pub mod settings;
 pub mod stats;
 
@@ -16,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use fred::bytes::Bytes;
 use fred::bytes_utils::Str;
 use parking_lot::Mutex;
 
@@ -26,18 +30,24 @@ use crate::health::tasks::watched;
 use crate::limiter::check::lease::{Leased, Wish};
 use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
+use crate::limiter::share::Alone;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
+use crate::policy::compiled::FailureMode;
 use crate::policy::plan::Plan;
 use crate::redis::servers::AbortOnDrop;
 
 use super::deny::{DenyCache, Known};
 use super::failover::decide_without;
 use super::memory::MemoryStore;
+use super::share::{ShareStore, Target};
 use super::{Backend, Checked};
 use codec::{Call, ReplyError, Ticket};
 use error::CheckError;
-use link::Link;
+use link::{Late, Link, Unanswered};
+use outage::Outage;
+use recovery::Unsettled;
+use replicas::Replicas;
 use settings::RedisSettings;
 use stats::{Reason, RedisStats};
 
@@ -48,7 +58,9 @@ const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct RedisShared {
     settings: RedisSettings,
-    local: Arc<MemoryStore>,
+    share: ShareStore,
+    replicas: Replicas,
+    outage: Outage,
     breaker: Arc<SharedBreaker>,
     stats: RedisStats,
     denials: DenyCache,
@@ -67,11 +79,14 @@ pub struct RedisShared {
 }
 
 impl RedisShared {
-    /// `local` keeps the limits while Redis does not answer and `on_failure` is `local`.
-    pub fn new(settings: RedisSettings, local: Arc<MemoryStore>) -> Self {
+    /// As many identities are remembered for when Redis does not answer and `on_failure` is `local`
+    /// as `memory` may hold.
+    pub fn new(settings: RedisSettings, memory: Arc<MemoryStore>) -> Self {
         RedisShared {
+            share: ShareStore::new(memory.capacity(), settings.names.clone()),
+            replicas: Replicas::new(settings.expected_replicas),
+            outage: Outage::new(),
             settings,
-            local,
             breaker: SharedBreaker::new(BreakerSettings::STEADY, monotonic()),
             stats: RedisStats::default(),
             denials: DenyCache::new(monotonic()),
@@ -93,6 +108,40 @@ impl RedisShared {
     /// The counters.
     pub fn stats(&self) -> &RedisStats {
         &self.stats
+    }
+
+    /// What this replica let pass.
+    pub fn share(&self) -> &ShareStore {
+        &self.share
+    }
+
+    /// How many replicas there are, as far as is known.
+    pub fn replicas(&self) -> u32 {
+        self.replicas.count()
+    }
+
+    /// Whether this replica decides by its share where the mode is `local`: while Redis is away, and
+    /// until it has been told by all what they let pass meanwhile.
+    pub fn is_apart(&self) -> bool {
+        self.outage.is_apart()
+    }
+
+    /// The state of every limit of the plan as this replica may use it alone; nothing is charged.
+    pub fn peek_alone(&self, plan: &Plan<'_>, now: Timestamp) -> Decision {
+        self.share.peek(plan, self.outage.there(now), self.alone())
+    }
+
+    fn alone(&self) -> Alone {
+        Alone {
+            replicas: self.replicas.count(),
+            since: self.outage.heard(),
+            started: self.outage.started(),
+        }
+    }
+
+    /// Notes that Redis has answered, at `now` by its clock.
+    fn hear(&self, now: Timestamp) {
+        self.outage.hear(now);
     }
 
     /// Denials that Redis need not make again.
@@ -141,9 +190,13 @@ impl RedisShared {
     }
 
     fn decide_without(&self, plan: &Plan<'_>, now: Timestamp, reason: Reason) -> Checked {
-        let mode = plan.on_failure.unwrap_or(self.settings.on_failure);
+        let mode = self.mode(plan);
         self.stats.count_fallback(mode, reason);
-        decide_without(mode, &self.local, plan, now)
+        decide_without(mode, || self.share.check(plan, self.outage.there(now), self.alone()))
+    }
+
+    fn mode(&self, plan: &Plan<'_>) -> FailureMode {
+        plan.on_failure.unwrap_or(self.settings.on_failure)
     }
 
     fn note_good(&self) {
@@ -164,6 +217,7 @@ impl RedisShared {
             return;
         }
         if let Some(state) = self.breaker.record(Outcome::Bad, monotonic(), jitter()) {
+            self.outage.part();
             self.stats.count_transition(state);
             tracing::warn!(
                 server = %self.settings.target,
@@ -253,21 +307,62 @@ impl RedisStore {
         if !shared.breaker.is_closed() {
             return shared.decide_without(plan, now, Reason::BreakerOpen);
         }
-        let ticket = match shared.denials.look(plan, monotonic()) {
+        let mode = shared.mode(plan);
+        if mode == FailureMode::Local && shared.outage.is_apart() {
+            let checked = shared.decide_without(plan, now, Reason::BreakerOpen);
+            if checked.is_alone() {
+                let link = Arc::clone(&self.link);
+                let charge = link.charge_target(Target::new(&shared.share, plan));
+                tokio::spawn(watched(TaskType::Redis, charge));
+            }
+            return checked;
+        }
+        let known = match shared.denials.look(plan, monotonic()) {
             Known::Denied(decision) => {
                 return Checked::Decided { decision, backend: Backend::Cache };
             }
             Known::Nothing(ticket) => ticket,
         };
-        match self.evaluate(plan, None).await {
+        match self.ask_for(plan, None).await {
             Ok(decision) => {
                 if decision.verdict == Verdict::Deny {
-                    shared.denials.note(&ticket, plan, &decision, monotonic());
+                    shared.denials.note(&known, plan, &decision, monotonic());
+                }
+                if mode == FailureMode::Local {
+                    shared.share.note(plan, &decision);
                 }
                 Checked::Decided { decision, backend: Backend::Redis }
             }
-            Err(error) => shared.decide_without(plan, now, Reason::Failed(error.kind)),
+            Err(unsaid) => {
+                let reason = Reason::Failed(unsaid.error.kind);
+                let checked = shared.decide_without(plan, now, reason);
+                self.settle(plan, &checked, unsaid);
+                checked
+            }
         }
+    }
+
+    /// Has an answer waited for that did not come in time, for a request that was decided otherwise.
+    fn settle(&self, plan: &Plan<'_>, checked: &Checked, unsaid: Unsaid) {
+        let Unsaid { late, keys, ticket, .. } = unsaid;
+        let target = Target::new(&self.shared().share, plan);
+        let passed = match checked {
+            Checked::Decided { decision, .. } => decision.verdict == Verdict::Allow,
+            Checked::FailedOpen => true,
+            Checked::FailedClosed => false,
+        };
+        let decided = match checked {
+            Checked::Decided { decision, .. } if passed => {
+                Some((target.clone(), Grant::new(decision, plan.scopes().count())))
+            }
+            _ => None,
+        };
+        if late.is_none() && decided.is_none() {
+            return;
+        }
+        let unsettled = Unsettled { decided, passed, keys, ticket, target, late };
+        let settled = Arc::clone(&self.link).settle(unsettled);
+        tokio::spawn(watched(TaskType::Redis, settled));
     }
 
     /// Asks Redis, whatever the breaker says, within the settings' timeout. With `now` the script
@@ -280,9 +375,7 @@ impl RedisStore {
         plan: &Plan<'_>,
         now: Option<Timestamp>,
     ) -> Result<Decision, CheckError> {
-        let names = &self.shared().settings.names;
-        let call = Call::new(names, plan, now, self.link.next_sequence());
-        self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await
+        self.ask_for(plan, now).await.map_err(Unsaid::give_up)
     }
 
     /// The same, and for a lease of the plan's one scope.
@@ -298,26 +391,40 @@ impl RedisStore {
     ) -> Result<Leased, CheckError> {
         let names = &self.shared().settings.names;
         let call = Call::lease(names, plan, wish, now, self.link.next_sequence());
-        self.ask(call, |ticket, reply| ticket.decode_lease(plan, reply)).await
+        let asked = self.ask(call, |ticket, reply| ticket.decode_lease(plan, reply));
+        asked.await.map_err(Unsaid::give_up)
+    }
+
+    async fn ask_for(&self, plan: &Plan<'_>, now: Option<Timestamp>) -> Result<Decision, Unsaid> {
+        let shared = self.shared();
+        let names = &shared.settings.names;
+        let call = Call::new(names, plan, now, self.link.next_sequence());
+        if now.is_some() {
+            return self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await;
+        }
+        let call = call.before(shared.outage.too_late(shared.settings.timeout));
+        let decision = self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await?;
+        shared.hear(decision.now);
+        Ok(decision)
     }
 
     async fn ask<T>(
         &self,
         call: Call,
         decode: impl FnOnce(&Ticket, &[u8]) -> Result<T, ReplyError>,
-    ) -> Result<T, CheckError> {
+    ) -> Result<T, Unsaid> {
         let shared = self.shared();
-        let ticket = call.ticket;
-        let result = match self.link.call(call, shared.settings.timeout).await {
+        let (keys, ticket) = (call.keys.clone(), call.ticket);
+        let result = match self.link.ask(call, shared.settings.timeout).await {
             Ok(reply) => decode(&ticket, reply.as_bytes().unwrap_or_default())
-                .map_err(|error| self.link.distrust(&error)),
-            Err(error) => Err(error),
+                .map_err(|error| self.link.distrust(&error).into()),
+            Err(unanswered) => Err(unanswered),
         };
         match &result {
             Ok(_) => shared.note_good(),
-            Err(error) => shared.note_bad(error),
+            Err(Unanswered { error, .. }) => shared.note_bad(error),
         }
-        result
+        result.map_err(|Unanswered { error, late }| Unsaid { error, late, keys, ticket })
     }
 
     /// What a check of the plan would come to; charges nothing. Says nothing of Redis that checks will
@@ -353,7 +460,11 @@ impl RedisStore {
     ) -> Option<Decision> {
         let shared = self.shared();
         if backend != Backend::Redis {
-            return Some(shared.local.refund(plan, grant, now));
+            let (now, alone) = (shared.outage.there(now), shared.alone());
+            return Some(shared.share.refund(plan, grant, now, alone));
+        }
+        if shared.mode(plan) == FailureMode::Local {
+            shared.share.refunded(plan, grant);
         }
         // What decides meanwhile knows nothing of this charge.
         if shared.breaker.is_closed() && plan.scopes().next().is_some() {
@@ -384,6 +495,24 @@ impl RedisStore {
             }
             result
         }
+    }
+}
+
+/// What is left of a check that was not answered in time, or not as it has to be.
+struct Unsaid {
+    error: CheckError,
+    late: Option<Late>,
+    keys: Vec<Bytes>,
+    ticket: Ticket,
+}
+
+impl Unsaid {
+    /// What may come of it yet is of no matter, but that it keeps its place until then.
+    fn give_up(self) -> CheckError {
+        if let Some(late) = self.late {
+            tokio::spawn(watched(TaskType::Redis, async move { _ = late.await }));
+        }
+        self.error
     }
 }
 

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::policy::identity::Identity;
 
 /// Bytes of an identity's hash: 128 bits, so that ten million identities collide with p < 10^-24.
-const HASH_BYTES: usize = 16;
+pub const HASH_BYTES: usize = 16;
 
 /// How the keys of one namespace are named. Changing any of it forgets every counter.
 #[derive(Clone, Debug)]
@@ -39,18 +39,23 @@ impl KeyNames {
 
     /// What stands for an identity: 32 hex digits of the hash of prefix, NUL and identity.
     pub fn identity_hash(&self, identity: &Identity) -> String {
+        hex(&self.identity_bytes(identity))
+    }
+
+    /// The same hash as it is, for where many are kept.
+    pub fn identity_bytes(&self, identity: &Identity) -> [u8; HASH_BYTES] {
         let prefix = &*self.prefix;
         match &self.secret {
             None => {
                 let mut hash = Plain(Sha256::new());
                 // A hash takes everything.
                 let _ = write!(hash, "{prefix}\0{identity}");
-                hex(&hash.0.finalize())
+                first(&hash.0.finalize())
             }
             Some(secret) => {
                 let mut hash = Keyed(hmac::Context::with_key(&secret.0));
                 let _ = write!(hash, "{prefix}\0{identity}");
-                hex(hash.0.sign().as_ref())
+                first(hash.0.sign().as_ref())
             }
         }
     }
@@ -59,6 +64,17 @@ impl KeyNames {
     /// cluster slot.
     pub fn scope(&self, identity_hash: &str, scope: &str) -> Bytes {
         [&self.prefix, ":{", identity_hash, "}:", scope].concat().into()
+    }
+
+    /// The same by the hash as it is.
+    pub fn scope_of(&self, identity: &[u8; HASH_BYTES], scope: &str) -> Bytes {
+        self.scope(&hex(identity), scope)
+    }
+
+    /// The two keys of who is there: replicas by when they were heard of, and a name that Redis was
+    /// given when it knew of none.
+    pub fn replicas(&self) -> [Bytes; 2] {
+        ["", ":generation"].map(|name| [&self.prefix, ":{replicas}", name].concat().into())
     }
 
     /// The two keys of what all replicas are told: a table and a log.
@@ -107,9 +123,13 @@ impl Write for Keyed {
     }
 }
 
-fn hex(hash: &[u8]) -> String {
-    let bytes = hash.iter().take(HASH_BYTES);
-    let nibbles = bytes.flat_map(|byte| [byte >> 4, byte & 0xf]);
+/// The first half of a hash.
+fn first(hash: &[u8]) -> [u8; HASH_BYTES] {
+    hash.first_chunk().copied().unwrap_or_default()
+}
+
+fn hex(hash: &[u8; HASH_BYTES]) -> String {
+    let nibbles = hash.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
     nibbles.map(|nibble| char::from_digit(nibble.into(), 16).unwrap_or('0')).collect()
 }
 

@@ -18,6 +18,8 @@ pub struct RedisSettings {
     pub on_failure: FailureMode,
     /// How keys are named.
     pub names: KeyNames,
+    /// As how many replicas this one is taken for one of at least; 0: as many as there are.
+    pub expected_replicas: u32,
 }
 
 impl RedisSettings {
@@ -28,6 +30,7 @@ impl RedisSettings {
             timeout: Duration::from_millis(20),
             on_failure: FailureMode::Local,
             names: KeyNames::new("tg"),
+            expected_replicas: 0,
         }
     }
 }

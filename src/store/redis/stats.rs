@@ -36,6 +36,7 @@ pub struct RedisStats {
     reconnects: AtomicU64,
     forced_reconnects: AtomicU64,
     late_replies: AtomicU64,
+    charges: [AtomicU64; 2],
     in_flight: AtomicU64,
     checks: Arc<CheckCells>,
 }
@@ -72,6 +73,12 @@ impl RedisStats {
         self.late_replies.load(Ordering::Relaxed)
     }
 
+    /// Charges of what was let pass alone: those that were made, or those of which that is not
+    /// certain and which are made again.
+    pub fn charges(&self, made: bool) -> u64 {
+        read(&self.charges, usize::from(made))
+    }
+
     /// Checks sent to Redis and not answered yet.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
@@ -106,6 +113,10 @@ impl RedisStats {
 
     pub(super) fn count_late_reply(&self) {
         self.late_replies.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_charge(&self, made: bool) {
+        add_one(&self.charges, usize::from(made));
     }
 
     pub(super) fn enter_flight(&self) {
