@@ -818,19 +818,13 @@ fn what_is_not_built_yet_is_refused_at_any_other_value() {
         assert_eq!(found, [(path, "not supported yet")], "{text}");
         assert!(errors.0[0].line.is_some(), "{text}");
     }
-    for key in ["per_day", "per_month", "concurrency", "priority"] {
-        check_tiers(
-            &format!("tiers: {{ free: {{ {key}: 5 }} }}"),
-            &[&format!("tiers.yaml:1:{}: tiers.free.{key}: not supported yet", 20 + key.len())],
-        );
-    }
+    check_tiers(
+        "tiers: { free: { priority: 5 } }",
+        &["tiers.yaml:1:28: tiers.free.priority: not supported yet"],
+    );
     check_tiers(
         "endpoints: [{ name: a, path: /a, enforce_percent: 25 }]",
         &["tiers.yaml:1:51: endpoints[0].enforce_percent: not supported yet"],
-    );
-    check_tiers(
-        "endpoints: [{ name: a, path: /a, limits: { any: { concurrency: 2 } } }]",
-        &["tiers.yaml:1:64: endpoints[0].limits.any.concurrency: not supported yet"],
     );
 }
 

@@ -286,7 +286,7 @@ fn what_is_not_built_is_marked_and_nothing_else() {
         assert_eq!(is_refused, !row.is_built(), "{}", row.path);
         count += usize::from(is_refused);
     }
-    assert_eq!(count, 9);
+    assert_eq!(count, 3);
 }
 
 const FILES: &str = r#"

@@ -12,7 +12,7 @@ use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::Timestamp;
 use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
-use tollgate::store::redis::codec::{Call, SCRIPT};
+use tollgate::store::redis::codec::{Asker, Call, SCRIPT};
 use tollgate::store::redis::names::KeyNames;
 
 use redis::{RedisServer, Reply};
@@ -50,8 +50,12 @@ fn plan(user: usize, sets: &[LimitSet]) -> Plan<'static> {
 }
 
 fn call(sha: &[u8], user: usize, sets: &[LimitSet], now: Option<u64>) -> Command {
-    let call =
-        Call::new(&KeyNames::new("tg"), &plan(user, sets), now.map(Timestamp::from_micros), 7);
+    let call = Call::new(
+        &KeyNames::new("tg"),
+        &plan(user, sets),
+        now.map(Timestamp::from_micros),
+        Asker { holder: 1, sequence: 7 },
+    );
     let keys = call.keys.len().to_string().into_bytes();
     let mut command = vec![b"EVALSHA".to_vec(), sha.to_vec(), keys];
     command.extend(call.keys.iter().map(|key| key.to_vec()));

@@ -119,11 +119,15 @@ fn limits() -> impl Strategy<Value = Limits> {
     ];
     let window = |most| prop_oneof![2 => Just(0), 6 => 1..=most, 1 => Just(LIMIT_MAX)];
     let mode = prop_oneof![3 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)];
-    (second, window(30_u32), window(60_u32), mode)
-        .prop_filter("a scope has limits", |(second, minute, hour, _)| {
-            second.is_some() || *minute > 0 || *hour > 0
+    let quota = || prop_oneof![8 => Just(0_u32), 2 => 1..40_u32, 1 => Just(LIMIT_MAX)];
+    (second, window(30_u32), window(60_u32), (quota(), quota()), mode)
+        .prop_filter("a scope has limits", |(second, minute, hour, (day, month), _)| {
+            second.is_some() || [minute, hour, day, month].into_iter().any(|limit| *limit > 0)
         })
-        .prop_map(|(second, minute, hour, mode)| Limits { set: set(second, minute, hour), mode })
+        .prop_map(|(second, minute, hour, (day, month), mode)| {
+            let (day, month) = (NonZeroU32::new(day), NonZeroU32::new(month));
+            Limits { set: LimitSet { day, month, ..set(second, minute, hour) }, mode }
+        })
 }
 
 fn advance() -> impl Strategy<Value = i64> {

@@ -39,7 +39,7 @@ only_default!(CONFIG, in_whole, Config, "";
 only_default!(IDENTITY, in_identity, IdentityEntry, "identity[]."; mtls);
 only_default!(TLS, in_tls, ListenerTls, "server.listeners[].tls."; sni, client_ca);
 only_default!(ENDPOINT, in_endpoint, Endpoint, "endpoints[]."; enforce_percent);
-only_default!(LIMITS, in_limits, LimitSpec, ""; per_day, per_month, concurrency, priority);
+only_default!(LIMITS, in_limits, LimitSpec, ""; priority);
 
 /// The keys of `tollgate.yaml` that nothing obeys yet, `[]` in place of an index.
 pub fn in_config() -> impl Iterator<Item = &'static str> {

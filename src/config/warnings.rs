@@ -48,6 +48,9 @@ pub fn empty(report: &mut Report<'_>) {
     report.warn(Path::new(), problem.hint(hint));
 }
 
+const HOURS_IN_DAY: u64 = 24;
+const DAYS_IN_MONTH: u64 = 31;
+
 /// Limits of one tier, or of a rule for one tier, that get in each other's way. `has_burst`: it is
 /// given, and not the rate's stand-in.
 pub fn limits(path: &[Step], set: &LimitSet, has_burst: bool, report: &mut Report<'_>) {
@@ -78,6 +81,7 @@ pub fn limits(path: &[Step], set: &LimitSet, has_burst: bool, report: &mut Repor
         let hint = format!("per_second and burst let at most {most} pass in a minute's window");
         report.warn(below("per_minute"), never(minute).hint(hint));
     }
+    calendar(path, set, report);
     let Some(hour) = set.hour else { return };
     if let Some(minute) = set.minute
         && wide(hour) >= wide(minute) * MINUTES_IN_HOUR
@@ -90,6 +94,27 @@ pub fn limits(path: &[Step], set: &LimitSet, has_burst: bool, report: &mut Repor
     {
         let hint = format!("per_second and burst let at most {most} pass in an hour's window");
         report.warn(below("per_hour"), never(hour).hint(hint));
+    }
+}
+
+/// The same for days and months, beside what is next shorter.
+fn calendar(path: &[Step], set: &LimitSet, report: &mut Report<'_>) {
+    let below = |key: &str| [path, &[Step::from(key)]].concat();
+    let pairs = [
+        ((set.hour, "per_hour", "hour"), (set.day, "per_day", "day"), HOURS_IN_DAY),
+        ((set.day, "per_day", "day"), (set.month, "per_month", "month"), DAYS_IN_MONTH),
+    ];
+    for ((shorter, short_key, short), (longer, long_key, long), times) in pairs {
+        let Some((shorter, longer)) = shorter.zip(longer) else { continue };
+        let never = |number: NonZeroU32| Problem::new(format!("{number} can never bind"));
+        if shorter >= longer {
+            let hint = format!("{long_key} is {longer}, and no {short} can hold more");
+            report.warn(below(short_key), never(shorter).hint(hint));
+        } else if wide(longer) >= wide(shorter) * times {
+            let most = wide(shorter) * times;
+            let hint = format!("{short_key} lets at most {most} pass in a {long}");
+            report.warn(below(long_key), never(longer).hint(hint));
+        }
     }
 }
 
@@ -114,7 +139,17 @@ fn is_covered(rule: &LimitSet, tier: &LimitSet) -> bool {
     };
     let (minute, hour) = (tier.minute.map(wide), tier.hour.map(wide));
     let in_an_hour = minute.map(|minute| minute * MINUTES_IN_HOUR);
+    let (day, month) = (tier.day.map(wide), tier.month.map(wide));
+    let in_a_day = hour.map(|hour| hour * HOURS_IN_DAY);
+    let in_a_month = day.map(|day| day * DAYS_IN_MONTH);
+    let concurrency = rule.concurrency.is_none_or(|own| {
+        // A request holds one place of both.
+        tier.concurrency.is_some_and(|tier| own >= tier)
+    });
     second
+        && concurrency
+        && window(rule.day, [day, month, in_a_day])
+        && window(rule.month, [month, in_a_month, None])
         && window(rule.minute, [minute, hour, most_of(tier.second, MINUTE_SECONDS)])
         && window(rule.hour, [hour, in_an_hour, most_of(tier.second, HOUR_SECONDS)])
 }
@@ -258,6 +293,9 @@ fn allows_more(set: &LimitSet, other: &LimitSet) -> bool {
         || is_more(burst(set), burst(other))
         || is_more(set.minute, other.minute)
         || is_more(set.hour, other.hour)
+        || is_more(set.day, other.day)
+        || is_more(set.month, other.month)
+        || is_more(set.concurrency, other.concurrency)
 }
 
 /// Secrets that everybody can read who can read the file.

@@ -97,10 +97,14 @@ impl Pair {
         } else if second.number == number {
             second
         } else {
-            // In place of the older one.
-            let older = if first.number <= second.number { first } else { second };
-            *older = Count { number, spent: 0 };
-            older
+            // In place of one that holds nothing; then of one beyond the next, where a clock that
+            // was ahead has left it; then of the older one.
+            let worth = |count: &Count| {
+                (count.spent > 0, count.number <= number.saturating_add(1), count.number)
+            };
+            let place = if worth(first) <= worth(second) { first } else { second };
+            *place = Count { number, spent: 0 };
+            place
         };
         place.spent = place.spent.saturating_add(cost);
     }
@@ -121,8 +125,8 @@ pub fn end(period: Period, now: Timestamp) -> Timestamp {
     Timestamp::from_micros(days.saturating_mul(DAY.as_micros()))
 }
 
-/// The number of the day or month that `now` lies in.
-fn number(period: Period, now: Timestamp) -> u32 {
+/// The number, since the epoch, of the day or month that `now` lies in.
+pub fn number(period: Period, now: Timestamp) -> u32 {
     let number = match period {
         Period::Month => month(day(now)),
         _ => day(now),

@@ -307,6 +307,14 @@ impl State {
         self.rest.as_ref().map_or(0, |rest| rest.calendar.spent(period, now))
     }
 
+    /// Forgets all that was spent. Whether requests still hold places here, which stay.
+    pub fn forget(&mut self) -> bool {
+        let in_flight = self.in_flight();
+        let rest = (in_flight > 0).then(|| Box::new(Rest { in_flight, ..Rest::default() }));
+        *self = State { rest, ..State::default() };
+        in_flight > 0
+    }
+
     /// Requests that hold a place.
     pub fn in_flight(&self) -> u32 {
         self.rest.as_ref().map_or(0, |rest| rest.in_flight)

@@ -14,6 +14,7 @@ use crate::metrics::labels::{Ending, MethodLabel, QueryType};
 use crate::metrics::policy::{Metered, RequestRecord};
 use crate::policy::identity::{IdentifierType, Identity};
 use crate::policy::plan::{Plan, RuleId, TierId};
+use crate::store::places::Holds;
 use crate::trace::TraceParent;
 use crate::usage::record::Counts;
 use crate::usage::writer::{Ticket, UsageWriter, Who};
@@ -68,6 +69,8 @@ struct Facts {
     upstream: Option<Duration>,
     bytes_in: u64,
     bytes_out: u64,
+    /// Its places among the requests at once, until it is over.
+    holds: Option<Holds>,
     /// What the access log and traces want to know besides.
     notes: Option<Box<Notes>>,
     _in_flight: LevelGuard,
@@ -99,6 +102,7 @@ impl Exchange {
             upstream: None,
             bytes_in: 0,
             bytes_out: 0,
+            holds: None,
             notes: worker.recorder.as_ref().and_then(|it| it.begin(request, parent)),
             traceparent,
             _in_flight: worker.gate.metrics.request_started(),
@@ -119,6 +123,13 @@ impl Exchange {
             if let Some(notes) = &mut facts.notes {
                 notes.planned(plan);
             }
+        }
+    }
+
+    /// Keeps the request's places until all of its answer is sent.
+    pub fn hold(&mut self, holds: Option<Holds>) {
+        if let Some(facts) = &mut self.facts {
+            facts.holds = holds;
         }
     }
 
@@ -224,7 +235,9 @@ impl Exchange {
     }
 
     fn tell(&mut self, end: End) {
-        let Some(facts) = self.facts.take() else { return };
+        let Some(mut facts) = self.facts.take() else { return };
+        // At once: its caller may be asking again already.
+        drop(facts.holds.take());
         self.conn.enter_idle();
         let Some(ending) = facts.ending else { return };
         if cfg!(feature = "without-signals") {

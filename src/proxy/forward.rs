@@ -15,6 +15,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::clock;
 use crate::health::breaker::Outcome;
 use crate::policy::plan::RuleId;
+use crate::store::places::Holds;
 
 use super::body::{Download, ProxyBody, UploadBody, UploadState};
 use super::circuit::Permit;
@@ -72,7 +73,8 @@ impl Call<'_> {
     /// sent but may be sent twice (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
     ///
     /// Returns the answer, made fit for the downstream, and the time from the request's sending to
-    /// its head. The permit is taken where it is not known yet what the call came to.
+    /// its head. The permit is taken where it is not known yet what the call came to, and the
+    /// request's places where a tunnel goes on to hold them.
     ///
     /// # Errors
     /// The upstream cannot be reached, breaks off or takes too long; or the request's body does.
@@ -80,7 +82,7 @@ impl Call<'_> {
     pub async fn forward(
         self,
         mut request: Request<Incoming>,
-        permit: &mut Option<Permit>,
+        (permit, holds): (&mut Option<Permit>, &mut Option<Holds>),
     ) -> Result<(Response<ProxyBody>, Duration), Failure> {
         let settings = &self.worker.gate.settings;
         let upgrade = headers::wanted_upgrade(&request, self.present)
@@ -125,7 +127,7 @@ impl Call<'_> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // Only what was asked for, and by whom it was asked for.
             let wanted = upgrade.zip(on_upgrade).ok_or(Refusal::UpstreamBroken)?;
-            let switched = self.switch(response, wanted, lease, permit);
+            let switched = self.switch(response, wanted, lease, (permit, holds));
             let response = switched.ok_or(Refusal::UpstreamBroken)?;
             return Ok((response, took));
         }
@@ -232,7 +234,7 @@ impl Call<'_> {
         mut response: Response<Incoming>,
         (wanted, downstream): (HeaderValue, OnUpgrade),
         lease: Lease,
-        permit: &mut Option<Permit>,
+        (permit, holds): (&mut Option<Permit>, &mut Option<Holds>),
     ) -> Option<Response<ProxyBody>> {
         let agreed = response.headers().get(UPGRADE)?.clone();
         if !agreed.as_bytes().eq_ignore_ascii_case(wanted.as_bytes()) {
@@ -242,7 +244,7 @@ impl Call<'_> {
         let upstream = hyper::upgrade::on(&mut response);
         self.conn.switch();
         let guard = self.active.metrics.websocket_opened(self.endpoint);
-        let held = Held { lease, guard, permit: permit.take() };
+        let held = Held { lease, guard, permit: permit.take(), holds: holds.take() };
         tunnel::spawn(self.worker, self.conn, (downstream, upstream), &agreed, held);
         let (mut parts, _) = response.into_parts();
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

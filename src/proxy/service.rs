@@ -22,6 +22,7 @@ use crate::metrics::edge_labels::TunnelEvent;
 use crate::metrics::labels::{Ending, LimiterBackend, QueryType};
 use crate::policy::facts::RequestFacts;
 use crate::policy::plan::{Disposition, Plan, RuleId};
+use crate::store::places::Holds;
 use crate::store::{Backend, Checked};
 
 use super::body::ProxyBody;
@@ -71,13 +72,14 @@ pub async fn handle(
             }
             response
         }
-        Next::Forward { endpoint, mut shown, charged, permit } => {
+        Next::Forward { endpoint, mut shown, charged, permit, mut holds } => {
             if let Some(notes) = exchange.notes() {
                 notes.asks_upstream(request.headers_mut());
             }
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
             let mut permit = Some(permit);
-            let called = call.forward(request, &mut permit).await;
+            let called = call.forward(request, (&mut permit, &mut holds)).await;
+            exchange.hold(holds);
             let now = clock::stopwatch();
             let outcome = called.as_ref().map_or_else(|it| it.outcome, |_| Some(Outcome::Good));
             if let Some((permit, outcome)) = permit.zip(outcome) {
@@ -183,13 +185,15 @@ enum Next<'a> {
         shown: Option<(LimitStatus, Timestamp)>,
         charged: Option<Charged<'a>>,
         permit: Permit,
+        /// Places for requests at once.
+        holds: Option<Holds>,
     },
 }
 
 impl Next<'_> {
     /// It goes to the upstream, and no limit knows of it.
     fn unlimited(endpoint: Option<RuleId>, permit: Permit) -> Self {
-        Next::Forward { endpoint, shown: None, charged: None, permit }
+        Next::Forward { endpoint, shown: None, charged: None, permit, holds: None }
     }
 }
 
@@ -286,7 +290,7 @@ async fn decide<'a>(
         worker.top.record(&plan.identity, false);
         return Next::unlimited(endpoint, permit);
     }
-    let checked = check(worker, active, exchange, &plan).await;
+    let (checked, holds) = check(worker, active, exchange, &plan).await;
     worker.top.record(&plan.identity, checked.is_denied());
     match checked {
         Checked::FailedOpen => {
@@ -309,7 +313,7 @@ async fn decide<'a>(
             let shown = decision.shown().map(|shown| (*shown, decision.now));
             let grant = Grant::new(&decision, plan.scopes().count());
             let charged = Some(Charged { plan, grant, backend });
-            Next::Forward { endpoint, shown, charged, permit }
+            Next::Forward { endpoint, shown, charged, permit, holds }
         }
     }
 }
@@ -331,14 +335,21 @@ async fn check(
     active: &Active,
     exchange: &mut Exchange,
     plan: &Plan<'_>,
-) -> Checked {
+) -> (Checked, Option<Holds>) {
     let gate = &worker.gate;
     let started = clock::stopwatch();
     let now = gate.clock.now();
-    let checked = match &worker.redis {
-        Some(redis) => redis.check(plan, now).await,
+    let (checked, holds) = match &worker.redis {
+        Some(redis) => {
+            let expected = redis.expect_places(plan);
+            let checked = redis.check(plan, now).await;
+            let holds = expected.and_then(|expected| Holds::in_redis(expected, &checked));
+            (checked, holds)
+        }
         None => {
-            Checked::Decided { decision: gate.memory.check(plan, now), backend: Backend::Memory }
+            let decision = gate.memory.check(plan, now);
+            let holds = Holds::in_memory(&gate.memory, plan, &decision);
+            (Checked::Decided { decision, backend: Backend::Memory }, holds)
         }
     };
     let took = clock::stopwatch().saturating_duration_since(started);
@@ -369,7 +380,7 @@ async fn check(
             exchange.note_slow(QueryType::Redis, took, timed_out);
         }
     }
-    checked
+    (checked, holds)
 }
 
 fn denied(worker: &Worker, decision: &Decision) -> Response<ProxyBody> {

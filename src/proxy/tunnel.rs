@@ -20,6 +20,7 @@ use crate::health::tasks::watched;
 use crate::metrics::cells::LevelGuard;
 use crate::metrics::edge_labels::TunnelEvent;
 use crate::metrics::labels::{Direction, TaskType};
+use crate::store::places::Holds;
 
 use super::circuit::{self, Permit, STABLE_AFTER};
 use super::gate::Drain;
@@ -48,6 +49,8 @@ pub struct Held {
     pub guard: Option<LevelGuard>,
     /// What lets it be told how the call went.
     pub permit: Option<Permit>,
+    /// Its places among its caller's requests at once.
+    pub holds: Option<Holds>,
 }
 
 /// Relays between the two sides once both have switched protocols. Runs until the tunnel ends.
@@ -67,8 +70,8 @@ pub fn spawn(
     let (worker, conn) = (Rc::clone(worker), Arc::clone(conn));
     let relayed = async move {
         // Held to the end: the connection counts as open, the upstream's is no one else's.
-        let Held { lease, guard, mut permit } = held;
-        let (_conn, _held) = (conn, (lease, guard));
+        let Held { lease, guard, mut permit, holds } = held;
+        let (_conn, _held) = (conn, (lease, guard, holds));
         let both = async {
             let downstream = downstream.await.map_err(|_| TunnelEvent::CloseClient)?;
             let upstream = upstream.await.map_err(|_| TunnelEvent::CloseUpstream)?;

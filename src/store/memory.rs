@@ -124,7 +124,14 @@ impl MemoryStore {
         let hash = self.keys.hash(identity);
         let Some(Padded(shard)) = self.shard_of(hash) else { return };
         let mut shard = shard.lock();
-        let forgotten = scopes.filter(|scope| shard.forget(hash.key(*scope))).count();
+        let forgotten = scopes.filter(|scope| {
+            let key = hash.key(*scope);
+            let record = shard.find(key).and_then(|place| shard.get_mut(place));
+            // The requests that hold places are still there.
+            let stays = record.is_some_and(|record| record.state.forget());
+            !stays && shard.forget(key)
+        });
+        let forgotten = forgotten.count();
         self.shards.count_forgotten(forgotten);
     }
 

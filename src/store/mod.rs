@@ -4,6 +4,7 @@ pub mod counters;
 pub mod deny;
 pub mod failover;
 pub mod memory;
+pub mod places;
 pub mod redis;
 pub mod share;
 

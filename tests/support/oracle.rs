@@ -196,13 +196,13 @@ impl Scope {
             let counts = if is_day { &mut self.days } else { &mut self.months };
             let number = date(came, is_day).0;
             if !counts.iter().any(|(it, _)| *it == number) {
-                counts.push((number, 0));
-                // The present one and the latest of the others are kept.
-                counts.sort_unstable();
-                if counts.len() > 2 {
-                    let oldest = counts.iter().position(|(it, _)| *it != number).unwrap();
-                    counts.remove(oldest);
+                counts.retain(|(_, spent)| *spent > 0);
+                // Beside the present one the next is kept, else the latest of those before.
+                counts.sort_unstable_by_key(|(it, _)| (*it <= number + 1, *it));
+                if counts.len() == 2 {
+                    counts.remove(0);
                 }
+                counts.push((number, 0));
             }
             let count = counts.iter_mut().find(|(it, _)| *it == number).unwrap();
             count.1 += u64::from(cost);

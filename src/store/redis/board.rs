@@ -11,6 +11,7 @@ use crate::policy::identity::Identity;
 
 use super::RedisStore;
 use super::error::CheckError;
+use super::further::Kind;
 
 const SCRIPT: &str = include_str!("board.lua");
 /// How long one call may take. Nobody's request waits for it.
@@ -126,7 +127,12 @@ impl RedisStore {
         let names = &self.shared().settings().names;
         let hash = names.identity_hash(identity);
         for scopes in scopes.chunks(KEYS_AT_ONCE) {
-            let keys = scopes.iter().map(|scope| names.scope(&hash, scope)).collect();
+            // Places stay: the requests that hold them are still there.
+            let quota = Kind::Calendar.letter();
+            let keys = scopes
+                .iter()
+                .flat_map(|scope| [names.scope(&hash, scope), names.further(&hash, quota, scope)]);
+            let keys = keys.collect();
             self.link().delete(keys, BUDGET).await?;
         }
         Ok(())

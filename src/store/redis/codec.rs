@@ -11,12 +11,17 @@ use crate::limiter::share::Debit;
 use crate::limiter::time::{Micros, Timestamp};
 use crate::policy::plan::Plan;
 
+use super::further::{self, KINDS, Task};
 use super::names::KeyNames;
 
-/// The script, for charges, refunds and checks; the heads of its parts have the shapes of what is
-/// packed here.
-pub const SCRIPT: &str =
-    concat!(include_str!("charge.lua"), include_str!("refund.lua"), include_str!("check.lua"));
+/// The script, for places, charges, refunds and checks; the heads of its parts have the shapes of
+/// what is packed here.
+pub const SCRIPT: &str = concat!(
+    include_str!("places.lua"),
+    include_str!("charge.lua"),
+    include_str!("refund.lua"),
+    include_str!("check.lua")
+);
 
 /// Above this a double skips integers.
 const EXACT_MAX: u64 = (1 << 53) - 1;
@@ -32,12 +37,12 @@ const REPLY_LEASE: usize = 8;
 /// One call of the script.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// One for each scope.
+    /// One for each scope, then one for each of their further limits.
     pub keys: Vec<Bytes>,
     /// The packed argument.
     pub argument: Bytes,
-    /// Whether it only looks.
-    pub is_peek: bool,
+    /// The second one, where there is more to say.
+    pub how: Option<Bytes>,
     /// Of a charge: the counts.
     pub counts: Option<Bytes>,
     /// The lease that is wished for, packed.
@@ -52,6 +57,16 @@ pub struct Ticket {
     /// Echoed in the reply.
     pub sequence: u32,
     scopes: usize,
+    further: usize,
+}
+
+/// Who calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// Whose places are counted as one.
+    pub holder: u64,
+    /// The call's number.
+    pub sequence: u32,
 }
 
 /// A reply that the script does not give, or not to this call.
@@ -83,20 +98,27 @@ pub enum ReplyError {
 
 impl Call {
     /// The call for `plan`. `now` is for tests and replays; without it Redis's own clock decides.
-    pub fn new(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, sequence: u32) -> Self {
+    pub fn new(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, asker: Asker) -> Self {
         let scopes = plan.scopes();
         let mut argument = Vec::with_capacity(ARGUMENT_HEAD + 3 * ARGUMENT_SCOPE);
         // 0 asks for Redis's clock, so a given epoch is one microsecond late.
         let now = now.map_or(0, |now| now.as_micros().clamp(1, EXACT_MAX));
-        argument.extend_from_slice(&sequence.to_le_bytes());
+        argument.extend_from_slice(&asker.sequence.to_le_bytes());
         argument.extend_from_slice(&(now as f64).to_le_bytes());
         argument.extend_from_slice(&plan.cost.to_le_bytes());
         for scope in scopes.clone() {
             push_limits(&mut argument, &scope.limits.set, scope.limits.mode);
         }
-        let keys = keys(names, plan);
-        let ticket = Ticket { sequence, scopes: keys.len() };
-        Call { keys, argument: argument.into(), is_peek: false, wish: None, counts: None, ticket }
+        let how = further::argument(Task::Check, asker.holder, sets(plan), None);
+        let ticket = Ticket::new(plan, asker.sequence);
+        Call {
+            keys: keys(names, plan),
+            argument: argument.into(),
+            how,
+            wish: None,
+            counts: None,
+            ticket,
+        }
     }
 
     /// The same call, which is not to be done once Redis's clock is past `before`.
@@ -118,12 +140,12 @@ impl Call {
         debit: &Debit,
         now: Timestamp,
         before: Option<Timestamp>,
-        sequence: u32,
+        asker: Asker,
     ) -> Self {
         let exact = |number: u64| (number.min(EXACT_MAX) as f64).to_le_bytes();
         let [minute, hour] = debit.ages(now);
         let mut argument = Vec::with_capacity(CHARGE);
-        argument.extend_from_slice(&sequence.to_le_bytes());
+        argument.extend_from_slice(&asker.sequence.to_le_bytes());
         argument.extend_from_slice(&exact(before.map_or(0, Timestamp::as_micros)));
         argument.extend_from_slice(&debit.rate.to_le_bytes());
         argument.extend_from_slice(&exact(debit.tokens));
@@ -137,16 +159,17 @@ impl Call {
         Call {
             keys: vec![key],
             argument: argument.into(),
-            is_peek: false,
+            how: None,
             wish: None,
             counts: Some(counts.into()),
-            ticket: Ticket { sequence, scopes: 0 },
+            ticket: Ticket { sequence: asker.sequence, scopes: 0, further: 0 },
         }
     }
 
     /// What a check of `plan` would come to now. Charges nothing.
-    pub fn peek(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, sequence: u32) -> Self {
-        Call { is_peek: true, ..Self::new(names, plan, now, sequence) }
+    pub fn peek(names: &KeyNames, plan: &Plan<'_>, now: Option<Timestamp>, asker: Asker) -> Self {
+        let how = further::argument(Task::Look, asker.holder, sets(plan), None);
+        Call { how, ..Self::new(names, plan, now, asker) }
     }
 
     /// A check of `plan`, which has one scope, that may come back with a lease.
@@ -155,35 +178,35 @@ impl Call {
         plan: &Plan<'_>,
         wish: &Wish,
         now: Option<Timestamp>,
-        sequence: u32,
+        asker: Asker,
     ) -> Self {
         let span = u32::try_from(wish.span.as_micros()).unwrap_or(u32::MAX);
         let words = [wish.tokens, span, wish.divisor.get()];
         let packed: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
-        Call { wish: Some(packed.into()), ..Self::new(names, plan, now, sequence) }
+        Call { wish: Some(packed.into()), ..Self::new(names, plan, now, asker) }
     }
 
     /// Takes back what a check of `plan` charged. The ticket is for no reply: there is nothing in
     /// it that matters.
-    pub fn refund(names: &KeyNames, plan: &Plan<'_>, grant: &Grant, sequence: u32) -> Self {
+    pub fn refund(names: &KeyNames, plan: &Plan<'_>, grant: &Grant, asker: Asker) -> Self {
         let limits = plan.scopes().map(|scope| scope.limits);
-        Self::refund_of(keys(names, plan), plan.cost, limits, grant, sequence)
+        Self::refund_of(keys(names, plan), plan.cost, limits, grant, asker)
     }
 
     /// The same for the keys and limits of a plan that is gone.
     pub fn refund_of(
         keys: Vec<Bytes>,
         cost: u32,
-        limits: impl Iterator<Item = Limits>,
+        limits: impl Iterator<Item = Limits> + Clone,
         grant: &Grant,
-        sequence: u32,
+        asker: Asker,
     ) -> Self {
         let mut argument = Vec::with_capacity(REFUND_HEAD + 3 * REFUND_SCOPE);
         let exact = |number: u64| (number.min(EXACT_MAX) as f64).to_le_bytes();
         argument.push(1);
         argument.extend_from_slice(&exact(grant.at().as_micros()));
         argument.extend_from_slice(&cost.to_le_bytes());
-        for (index, limits) in limits.enumerate() {
+        for (index, limits) in limits.clone().enumerate() {
             let charge = grant.charge(index);
             let set = &limits.set;
             let rate = set.second.map_or(0, |bucket| bucket.rate.get());
@@ -201,8 +224,18 @@ impl Call {
             argument.extend_from_slice(&exact(minute));
             argument.extend_from_slice(&exact(hour));
         }
-        let ticket = Ticket { sequence, scopes: keys.len() };
-        Call { keys, argument: argument.into(), is_peek: false, wish: None, counts: None, ticket }
+        let sets = limits.map(|limits| limits.set);
+        let how = further::argument(Task::GiveBack, asker.holder, sets, Some(grant));
+        let ticket = Ticket { sequence: asker.sequence, scopes: 1, further: 0 };
+        Call { keys, argument: argument.into(), how, wish: None, counts: None, ticket }
+    }
+
+    /// Says how many places of this key its holder holds. The ticket is for no reply.
+    pub fn places(key: Bytes, count: u32, asker: Asker) -> Self {
+        let how = further::places(asker.holder, count);
+        let ticket = Ticket { sequence: asker.sequence, scopes: 1, further: 0 };
+        let (how, argument) = (Some(how), Bytes::new());
+        Call { keys: vec![key], argument, how, wish: None, counts: None, ticket }
     }
 
     /// Writes a value and has it expire at once: shows that Redis can still do what a check needs.
@@ -220,15 +253,20 @@ impl Call {
         Call {
             keys,
             argument: argument.into(),
-            is_peek: false,
+            how: None,
             counts: None,
             wish: None,
-            ticket: Ticket { sequence, scopes: 1 },
+            ticket: Ticket { sequence, scopes: 1, further: 0 },
         }
     }
 }
 
 impl Ticket {
+    fn new(plan: &Plan<'_>, sequence: u32) -> Self {
+        let (scopes, further) = (plan.scopes().count(), further::of(sets(plan)).count());
+        Ticket { sequence, scopes, further }
+    }
+
     /// Whether the reply to a probe says that it was allowed, hence written.
     ///
     /// # Errors
@@ -268,12 +306,16 @@ impl Ticket {
         let mut fields = self.fields(reply)?;
         let verdict = fields.verdict()?;
         let mut decision = Decision::new(verdict, Timestamp::from_micros(fields.micros()));
+        let sliding = self.scopes.saturating_mul(Period::SLIDING.len() * REPLY_LIMIT);
+        let mut beyond = Fields(fields.0.get(sliding..).unwrap_or_default());
         for (index, limits) in (0_u8..).zip(limits) {
-            for period in Period::SLIDING {
+            let mut push = |period: Option<Period>, fields: &mut Fields<'_>| {
                 let remaining = fields.u32();
                 let wait = Micros::from_micros(fields.micros());
                 let whole_at = Timestamp::from_micros(fields.micros());
-                if let Some((quota, limit)) = limits.set.quota_and_limit(period) {
+                let found =
+                    period.and_then(|period| Some((period, limits.set.quota_and_limit(period)?)));
+                if let Some((period, (quota, limit))) = found {
                     let (scope, mode) = (index, limits.mode);
                     decision.push(LimitStatus {
                         scope,
@@ -285,6 +327,14 @@ impl Ticket {
                         wait,
                         whole_at,
                     });
+                }
+            };
+            for period in Period::SLIDING {
+                push(Some(period), &mut fields);
+            }
+            for kind in KINDS.into_iter().filter(|kind| kind.is_in(&limits.set)) {
+                for period in kind.periods() {
+                    push(period, &mut beyond);
                 }
             }
         }
@@ -317,7 +367,8 @@ impl Ticket {
                 return Err(ReplyError::TooLate(Timestamp::from_micros(fields.micros())));
             }
         }
-        let expected = REPLY_HEAD + self.scopes * Period::SLIDING.len() * REPLY_LIMIT;
+        let limits = self.scopes * Period::SLIDING.len() + self.further * 2;
+        let expected = REPLY_HEAD + limits * REPLY_LIMIT;
         if reply.len() != expected {
             return Err(ReplyError::Length { found: reply.len(), expected });
         }
@@ -330,9 +381,14 @@ impl Ticket {
     }
 }
 
+fn sets<'a>(plan: &'a Plan<'_>) -> impl Iterator<Item = LimitSet> + Clone + 'a {
+    plan.scopes().map(|scope| scope.limits.set)
+}
+
 fn keys(names: &KeyNames, plan: &Plan<'_>) -> Vec<Bytes> {
     let hash = names.identity_hash(&plan.identity);
-    plan.scopes().map(|scope| names.scope(&hash, scope.key)).collect()
+    let own = plan.scopes().map(|scope| names.scope(&hash, scope.key));
+    own.chain(further::keys(names, &hash, plan)).collect()
 }
 
 fn push_limits(argument: &mut Vec<u8>, set: &LimitSet, mode: Mode) {
@@ -379,6 +435,7 @@ impl Fields<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    const ASKER: Asker = Asker { holder: 1, sequence: 7 };
     use crate::limiter::quota::Bucket;
     use crate::policy::identity::Identity;
     use crate::policy::plan::{RuleId, Scope, TierId, TierSource};
@@ -418,7 +475,7 @@ mod tests {
 
     #[test]
     fn each_scope_has_a_key() {
-        let call = Call::new(&names(), &plan(), None, 1);
+        let call = Call::new(&names(), &plan(), None, ASKER);
         let hash = names().identity_hash(&Identity::User("42".into()));
         assert_eq!(call.keys, [format!("tg:{{{hash}}}:i"), format!("tg:{{{hash}}}:e:reports")]);
     }
@@ -426,7 +483,7 @@ mod tests {
     #[test]
     fn the_argument_is_packed_as_the_script_reads_it() {
         let now = Timestamp::from_micros(1_700_000_000_123_456);
-        let call = Call::new(&names(), &plan(), Some(now), 7);
+        let call = Call::new(&names(), &plan(), Some(now), ASKER);
         let mut expected = vec![7, 0, 0, 0];
         expected.extend(1_700_000_000_123_456_f64.to_le_bytes());
         expected.extend([3, 0, 0, 0]);
@@ -437,7 +494,7 @@ mod tests {
 
     #[test]
     fn a_reply_becomes_the_limits_that_the_plan_has() {
-        let call = Call::new(&names(), &plan(), None, 7);
+        let call = Call::new(&names(), &plan(), None, ASKER);
         let limits = [
             (2, 0.0, 6e6),
             (97, 0.0, 66e6),
@@ -466,7 +523,7 @@ mod tests {
 
     #[test]
     fn a_reply_to_another_call_is_no_decision() {
-        let call = Call::new(&names(), &plan(), None, 7);
+        let call = Call::new(&names(), &plan(), None, ASKER);
         let limits = [(1, 0.0, 0.0); 6];
         let decode = |reply: &[u8]| call.ticket.decode(&plan(), reply).unwrap_err();
         let other = ReplyError::Sequence { found: 8, expected: 7 };

@@ -6,6 +6,7 @@
 
 mod watcher;
 
+use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -26,8 +27,9 @@ use crate::redis::node::{AbortOnDrop, Node, Route};
 use crate::redis::servers::{Attendant, Servers};
 
 use super::RedisShared;
-use super::codec::{Call, ReplyError, SCRIPT};
+use super::codec::{Asker, Call, ReplyError, SCRIPT};
 use super::error::CheckError;
+use super::places::Places;
 
 /// Checks of one worker that may wait for Redis, late ones included; more are decided without it.
 const IN_FLIGHT_MAX: usize = 1_024;
@@ -65,14 +67,17 @@ pub struct Link {
     /// Whether there is one to every server that is needed.
     is_whole: AtomicBool,
     in_flight: AtomicUsize,
+    places: Places,
     sequence: AtomicU32,
+    /// Stands for this worker of this process among all that hold places.
+    holder: u64,
     /// Set when an answer was not one to its call: the next look gives the connection up.
     distrusted: AtomicBool,
 }
 
 impl Link {
     /// Starts to connect.
-    pub fn open(shared: Arc<RedisShared>) -> (Arc<Self>, [AbortOnDrop; 2]) {
+    pub fn open(shared: Arc<RedisShared>) -> (Arc<Self>, [AbortOnDrop; 3]) {
         let settings = &shared.settings;
         // Not the budget: answers up to here are counted.
         let answer_max = LATE_MAX.max(settings.timeout);
@@ -87,14 +92,17 @@ impl Link {
             up,
             is_whole: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            places: Places::default(),
             sequence: AtomicU32::new(0),
+            holder: RandomState::new().hash_one(std::process::id()),
             distrusted: AtomicBool::new(false),
         });
         let driven = Arc::clone(&link);
         let drive = async move { driven.servers.drive(&*driven).await };
         let drive = tokio::spawn(watched(TaskType::Redis, drive));
         let watch = tokio::spawn(watched(TaskType::Redis, Arc::clone(&link).watch()));
-        (link, [AbortOnDrop(drive), AbortOnDrop(watch)])
+        let keep = tokio::spawn(watched(TaskType::Redis, Places::keep(Arc::clone(&link))));
+        (link, [drive, watch, keep].map(AbortOnDrop))
     }
 
     /// Runs a script of another kind, which is rare, and ends within `budget`.
@@ -138,6 +146,16 @@ impl Link {
         &self.shared
     }
 
+    /// The places that this worker's requests hold.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// Whether it is worth a call to tell Redis something.
+    pub fn can_be_told(&self) -> bool {
+        *self.up.borrow() && self.shared.breaker.is_closed()
+    }
+
     /// Whether there is a connection.
     pub fn is_up(&self) -> bool {
         *self.up.borrow()
@@ -148,9 +166,10 @@ impl Link {
         self.servers.are_parts()
     }
 
-    /// A number for the next call; comes again after 2^32 others.
-    pub fn next_sequence(&self) -> u32 {
-        self.sequence.fetch_add(1, Ordering::Relaxed)
+    /// A number for the next call, which comes again after 2^32 others, and who makes it.
+    pub fn asker(&self) -> Asker {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        Asker { holder: self.holder, sequence }
     }
 
     /// Waits for a connection, of several servers for all of them, at most so long. Returns whether
@@ -298,11 +317,13 @@ impl Link {
         arguments.extend([Value::String(hash), count.into()]);
         arguments.extend(call.keys.iter().cloned().map(Value::Bytes));
         arguments.push(Value::Bytes(call.argument.clone()));
-        if call.is_peek {
-            arguments.push(Value::from_static_str("peek"));
+        // The third is where it is whether there is a second or not.
+        let how = call.how.clone().or_else(|| call.wish.as_ref().map(|_| Bytes::new()));
+        if let Some(how) = how {
+            arguments.push(Value::Bytes(how));
         }
         if let Some(wish) = &call.wish {
-            arguments.extend([Value::from_static_str(""), Value::Bytes(wish.clone())]);
+            arguments.push(Value::Bytes(wish.clone()));
         }
         if let Some(counts) = &call.counts {
             let charge = Value::from_static_str("charge");

@@ -7,9 +7,11 @@
 pub mod board;
 pub mod codec;
 pub mod error;
+pub mod further;
 mod link;
 pub mod names;
 mod outage;
+pub mod places;
 mod recovery;
 pub mod replicas;
 pub mod settings;
@@ -28,13 +30,14 @@ use crate::health::breaker::{BreakerSettings, Outcome, jitter};
 use crate::health::shared_breaker::SharedBreaker;
 use crate::health::tasks::watched;
 use crate::limiter::check::lease::{Leased, Wish};
-use crate::limiter::decision::{Decision, Verdict};
+use crate::limiter::decision::{Decision, LimitStatus, Verdict};
+use crate::limiter::quota::Mode;
 use crate::limiter::refund::Grant;
 use crate::limiter::share::Alone;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
 use crate::policy::compiled::FailureMode;
-use crate::policy::plan::Plan;
+use crate::policy::plan::{Plan, Scope};
 use crate::redis::node::AbortOnDrop;
 
 use super::deny::{DenyCache, Known};
@@ -44,8 +47,10 @@ use super::share::{ShareStore, Target};
 use super::{Backend, Checked};
 use codec::{Call, ReplyError, Ticket};
 use error::CheckError;
+use further::Kind;
 use link::{Late, Link, Unanswered};
 use outage::Outage;
+use places::{HeldPlaces, Here};
 use recovery::Unsettled;
 use replicas::Replicas;
 use settings::RedisSettings;
@@ -60,6 +65,7 @@ pub struct RedisShared {
     settings: RedisSettings,
     share: ShareStore,
     replicas: Replicas,
+    here: Here,
     outage: Outage,
     breaker: Arc<SharedBreaker>,
     stats: RedisStats,
@@ -85,6 +91,7 @@ impl RedisShared {
         RedisShared {
             share: ShareStore::new(memory.capacity(), settings.names.clone()),
             replicas: Replicas::new(settings.expected_replicas),
+            here: Here::default(),
             outage: Outage::new(),
             settings,
             breaker: SharedBreaker::new(BreakerSettings::STEADY, monotonic()),
@@ -192,7 +199,29 @@ impl RedisShared {
     fn decide_without(&self, plan: &Plan<'_>, now: Timestamp, reason: Reason) -> Checked {
         let mode = self.mode(plan);
         self.stats.count_fallback(mode, reason);
-        decide_without(mode, || self.share.check(plan, self.outage.there(now), self.alone()))
+        decide_without(mode, || {
+            let (there, alone) = (self.outage.there(now), self.alone());
+            let places = places::alone(self, plan, there);
+            let is_full = |it: &LimitStatus| it.mode == Mode::Enforce && !it.wait.is_zero();
+            let mut decision = if places.iter().any(is_full) {
+                let mut seen = self.share.peek(plan, there, alone);
+                seen.verdict = Verdict::Deny;
+                seen
+            } else {
+                self.share.check(plan, there, alone)
+            };
+            places.into_iter().for_each(|status| decision.push(status));
+            decision
+        })
+    }
+
+    /// What the requests of this replica hold.
+    fn here(&self) -> &Here {
+        &self.here
+    }
+
+    fn replicas_here(&self) -> &Replicas {
+        &self.replicas
     }
 
     fn mode(&self, plan: &Plan<'_>) -> FailureMode {
@@ -266,7 +295,7 @@ impl RedisShared {
 #[derive(Debug)]
 pub struct RedisStore {
     link: Arc<Link>,
-    _tasks: [AbortOnDrop; 2],
+    _tasks: [AbortOnDrop; 3],
 }
 
 impl RedisStore {
@@ -342,6 +371,21 @@ impl RedisStore {
         }
     }
 
+    /// Counts a request that is about to be checked among those that hold places, if its plan has
+    /// any. To be called right before the check, and told what has come of it.
+    pub fn expect_places(&self, plan: &Plan<'_>) -> Option<HeldPlaces> {
+        let holds = |scope: &Scope<'_>| Kind::Places.is_in(&scope.limits.set);
+        if !plan.scopes().any(holds) {
+            return None;
+        }
+        let names = &self.shared().settings.names;
+        let hash = names.identity_hash(&plan.identity);
+        let letter = Kind::Places.letter();
+        let holding = plan.scopes().enumerate().filter(|(_, scope)| holds(scope));
+        let keys = holding.map(|(index, scope)| (index, names.further(&hash, letter, scope.key)));
+        Some(HeldPlaces::expect(&self.link, keys))
+    }
+
     /// Has an answer waited for that did not come in time, for a request that was decided otherwise.
     fn settle(&self, plan: &Plan<'_>, checked: &Checked, unsaid: Unsaid) {
         let Unsaid { late, keys, ticket, .. } = unsaid;
@@ -390,7 +434,7 @@ impl RedisStore {
         now: Option<Timestamp>,
     ) -> Result<Leased, CheckError> {
         let names = &self.shared().settings.names;
-        let call = Call::lease(names, plan, wish, now, self.link.next_sequence());
+        let call = Call::lease(names, plan, wish, now, self.link.asker());
         let asked = self.ask(call, |ticket, reply| ticket.decode_lease(plan, reply));
         asked.await.map_err(Unsaid::give_up)
     }
@@ -398,7 +442,7 @@ impl RedisStore {
     async fn ask_for(&self, plan: &Plan<'_>, now: Option<Timestamp>) -> Result<Decision, Unsaid> {
         let shared = self.shared();
         let names = &shared.settings.names;
-        let call = Call::new(names, plan, now, self.link.next_sequence());
+        let call = Call::new(names, plan, now, self.link.asker());
         if now.is_some() {
             return self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await;
         }
@@ -439,7 +483,7 @@ impl RedisStore {
         budget: Duration,
     ) -> Result<Decision, CheckError> {
         let names = &self.shared().settings.names;
-        let call = Call::peek(names, plan, now, self.link.next_sequence());
+        let call = Call::peek(names, plan, now, self.link.asker());
         let ticket = call.ticket;
         let reply = self.link.call(call, budget).await?;
         let reply = reply.as_bytes().unwrap_or_default();
@@ -484,7 +528,7 @@ impl RedisStore {
         let link = Arc::clone(&self.link);
         let settings = &self.shared().settings;
         let budget = settings.timeout;
-        let call = Call::refund(&settings.names, plan, grant, link.next_sequence());
+        let call = Call::refund(&settings.names, plan, grant, link.asker());
         let identity = plan.identity.clone();
         async move {
             let result = link.call(call, budget).await.map(|_| ());

@@ -66,6 +66,11 @@ impl KeyNames {
         [&self.prefix, ":{", identity_hash, "}:", scope].concat().into()
     }
 
+    /// The key of one kind of a scope's further limits. No scope's own name begins as these do.
+    pub fn further(&self, identity_hash: &str, kind: &str, scope: &str) -> Bytes {
+        [&self.prefix, ":{", identity_hash, "}:", kind, ":", scope].concat().into()
+    }
+
     /// The same by the hash as it is.
     pub fn scope_of(&self, identity: &[u8; HASH_BYTES], scope: &str) -> Bytes {
         self.scope(&hex(identity), scope)

@@ -166,9 +166,8 @@ impl Link {
         let shared = self.shared();
         let outage = &shared.outage;
         let before = outage.too_late(CHARGE_BUDGET / 2);
-        let sequence = self.next_sequence();
-        let call =
-            Call::charge(owed.redis_key.clone(), &owed.debit, outage.now(), before, sequence);
+        let asker = self.asker();
+        let call = Call::charge(owed.redis_key.clone(), &owed.debit, outage.now(), before, asker);
         let ticket = call.ticket;
         let result = self.call(call, CHARGE_BUDGET).await.and_then(|reply| {
             let reply = ticket.decode_charge(reply.as_bytes().unwrap_or_default());
@@ -216,9 +215,9 @@ impl Link {
             }
             Some(decision) => {
                 let grant = Grant::new(&decision, keys.len());
-                let sequence = self.next_sequence();
+                let asker = self.asker();
                 let limits = target.limits();
-                let refund = Call::refund_of(keys, target.cost(), limits, &grant, sequence);
+                let refund = Call::refund_of(keys, target.cost(), limits, &grant, asker);
                 let budget = shared.settings.timeout;
                 if let Err(error) = self.call(refund, budget).await {
                     shared.stats.count_error(error.kind);

@@ -8,16 +8,20 @@
 --          whether it was charged (2: and leases may have been granted since, 250000 us ahead of their
 --          time), u32 rate (0 = no bucket), f64 numbers since the epoch of the
 --          sub-buckets that the minute and the hour were counted in (0 = no such limit).
---          No check's argument is as long.
+-- ARGV[2]  packed as the check's, of what the calendar limits, with the numbers of the day and month
+--          in which it was counted in place of limits.
 -- Reply    how many values there were to take from.
 --
 -- A value keeps the time that it expires at: absent means whole, so later than needed does no harm.
 
-if #ARGV == 1 and #ARGV[1] == 13 + 21 * #KEYS then
+if #ARGV == 2 and ARGV[2]:byte() == 2 then
   local pack, unpack = struct.pack, struct.unpack
+  local scopes, found = (#ARGV[1] - 13) / 21, 0
+  if scopes < 1 or #ARGV[2] ~= 13 + 10 * (#KEYS - scopes) then
+    return redis.error_reply('ERR tollgate refund: keys and packed arguments for them expected')
+  end
   local _, granted, cost = unpack('<BdI4', ARGV[1])
-  local found = 0
-  for scope = 1, #KEYS do
+  for scope = 1, scopes do
     local charged, rate, minute, hour = unpack('<BI4dd', ARGV[1], 21 * scope - 7)
     local raw = charged > 0 and redis.pcall('GET', KEYS[scope])
     local ttl = type(raw) == 'string' and redis.call('PTTL', KEYS[scope]) or 0
@@ -90,6 +94,23 @@ if #ARGV == 1 and #ARGV[1] == 13 + 21 * #KEYS then
       else
         redis.call('SET', KEYS[scope], value, 'PX', ttl)
       end
+    end
+  end
+  for index = 1, #KEYS - scopes do
+    local scope, _, day, month = unpack('<BBI4I4', ARGV[2], 4 + 10 * index)
+    local key = KEYS[scopes + index]
+    local raw = ARGV[1]:byte(21 * scope - 7) == 1 and redis.pcall('GET', key)
+    local ttl = type(raw) == 'string' and #raw == 32 and redis.call('PTTL', key) or 0
+    if ttl > 0 then
+      local counts = { unpack('<I4I4I4I4I4I4I4I4', raw) }
+      for at = 1, 7, 2 do
+        if counts[at] == (at < 5 and day or month) then
+          counts[at + 1] = math.max(0, counts[at + 1] - cost)
+        end
+      end
+      found = found + 1
+      redis.call('SET', key, pack('<I4I4I4I4I4I4I4I4', counts[1], counts[2], counts[3], counts[4],
+        counts[5], counts[6], counts[7], counts[8]), 'PX', ttl)
     end
   end
   return found

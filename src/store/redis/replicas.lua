@@ -6,7 +6,7 @@
 --          time in ms; ARGV[4] how long, in ms, a replica that is not heard of still counts;
 --          ARGV[5] how long, in ms, the name in KEYS[2] is kept.
 -- Reply    replicas that count; those that were heard of since ARGV[3]; the name in KEYS[2]; this
---          server's time in us, as text.
+--          server's time in us, as text; how many of them have a name before this one's.
 
 local call = redis.call
 local time = call('TIME')
@@ -18,7 +18,11 @@ end
 call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.0f', now - tonumber(ARGV[4])))
 call('SET', KEYS[2], ARGV[2], 'NX')
 call('PEXPIRE', KEYS[2], ARGV[5])
+local rank = 0
+for _, name in ipairs(call('ZRANGE', KEYS[1], 0, -1)) do
+  if name < ARGV[1] then rank = rank + 1 end
+end
 return {
   call('ZCARD', KEYS[1]), call('ZCOUNT', KEYS[1], ARGV[3], '+inf'), call('GET', KEYS[2]),
-  string.format('%.0f', time[1] * 1000000 + time[2]),
+  string.format('%.0f', time[1] * 1000000 + time[2]), rank,
 }

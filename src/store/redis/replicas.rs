@@ -40,6 +40,8 @@ pub struct Replicas {
     name: String,
     expected: u32,
     counted: AtomicU32,
+    /// Replicas whose names come before this one's.
+    rank: AtomicU32,
     beat: Mutex<Beats>,
 }
 
@@ -62,6 +64,8 @@ pub struct Seen {
     pub generation: Box<str>,
     /// The time by its clock.
     pub now: Timestamp,
+    /// How many have a name before this one's.
+    pub rank: u32,
 }
 
 impl Replicas {
@@ -71,6 +75,7 @@ impl Replicas {
             name: random_name(),
             expected,
             counted: AtomicU32::new(0),
+            rank: AtomicU32::new(u32::MAX),
             beat: Mutex::default(),
         }
     }
@@ -83,6 +88,14 @@ impl Replicas {
     /// How many Redis has last told of; 0: never.
     pub fn counted(&self) -> u32 {
         self.counted.load(Ordering::Relaxed)
+    }
+
+    /// This replica's part of so many places: as many as the others', and those that are left over
+    /// go to the first. All parts come to the whole as long as the number of replicas is known.
+    pub fn part(&self, places: u32) -> u32 {
+        let replicas = self.count();
+        let is_first = self.rank.load(Ordering::Relaxed) < places % replicas;
+        (places / replicas).saturating_add(u32::from(is_first))
     }
 
     /// Whether a beat is due; who asks has to make it. One worker does it for all.
@@ -103,6 +116,7 @@ impl Replicas {
     /// Notes how many there are.
     pub fn note(&self, seen: &Seen) {
         self.counted.store(seen.replicas, Ordering::Relaxed);
+        self.rank.store(seen.rank, Ordering::Relaxed);
     }
 
     /// Notes what Redis is named. Returns whether it had another name before.
@@ -163,12 +177,13 @@ fn random_name() -> String {
 
 fn seen(reply: Value) -> Option<Seen> {
     let Value::Array(parts) = reply else { return None };
-    let [replicas, recent, generation, now] = parts.as_slice() else { return None };
+    let [replicas, recent, generation, now, rank] = parts.as_slice() else { return None };
     let count = |value: &Value| value.as_i64().and_then(|count| u32::try_from(count).ok());
     Some(Seen {
         replicas: count(replicas)?,
         recent: count(recent)?,
         generation: generation.as_str()?.as_ref().into(),
         now: Timestamp::from_micros(now.as_str()?.parse().ok()?),
+        rank: count(rank)?,
     })
 }

@@ -209,7 +209,7 @@ impl Link {
 
     async fn write(self: &Arc<Self>) -> Result<(), CheckError> {
         let settings = &self.shared.settings;
-        let call = Call::probe(&settings.names, self.next_sequence());
+        let call = Call::probe(&settings.names, self.asker().sequence);
         let ticket = call.ticket;
         let reply = self.call(call, settings.timeout).await?;
         match ticket.decode_probe(reply.as_bytes().unwrap_or_default()) {
