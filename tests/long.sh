@@ -41,6 +41,8 @@ tests/long.sh NAME [ARGUMENTS]
   compose      starts docker-compose.yml, or the services that are named, and runs each curl of
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
   flood        ten thousand requests a second of one caller: what Redis gets of them (needs redis-server)
+  leases       1, 2, 4 and 8 processes on one Redis and one caller: calls of Redis, and whether the limits
+               are kept (needs redis-server)
   overrides    how long it takes until another replica obeys (needs redis-server)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
@@ -69,6 +71,10 @@ conformance)
 flood)
     export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
     exec cargo test --release --locked --test deny_cache ten_thousand -- --ignored --nocapture "$@"
+    ;;
+leases)
+    export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+    exec cargo test --release --locked --test leases curve -- --ignored --nocapture "$@"
     ;;
 overrides) exec cargo test --locked --test overrides -- --ignored --nocapture "$@" ;;
 spread) exec cargo bench --locked --bench spread -- "$@" ;;

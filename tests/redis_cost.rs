@@ -6,14 +6,19 @@
 mod redis;
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tollgate::limiter::check::Limits;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::Timestamp;
 use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
+use tollgate::store::memory::MemoryStore;
 use tollgate::store::redis::codec::{Asker, Call, SCRIPT};
 use tollgate::store::redis::names::KeyNames;
+use tollgate::store::redis::settings::RedisSettings;
+use tollgate::store::redis::{RedisShared, RedisStore};
 
 use redis::{RedisServer, Reply};
 
@@ -60,6 +65,7 @@ fn call(sha: &[u8], user: usize, sets: &[LimitSet], now: Option<u64>) -> Command
     let mut command = vec![b"EVALSHA".to_vec(), sha.to_vec(), keys];
     command.extend(call.keys.iter().map(|key| key.to_vec()));
     command.push(call.argument.to_vec());
+    command.extend(call.how.map(|how| how.to_vec()));
     command
 }
 
@@ -80,12 +86,30 @@ fn cpu_us(server: &RedisServer) -> f64 {
     field("used_cpu_user_main_thread:").or_else(|| field("used_cpu_user:")).unwrap() * 1e6
 }
 
+/// The least that anybody could write for three limits: plain token buckets in one packed value,
+/// with the time of the server, all or nothing; no windows, no report, no shadow, no end of its own
+/// but a minute.
+const THREE_BUCKETS: &str = "
+local raw, time = redis.call('GET', KEYS[1]), redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local last, a, b, c = now, 10, 100, 1000
+if raw then last, a, b, c = struct.unpack('<dddd', raw) end
+local passed = (now - last) / 1000000
+a = math.min(10, a + passed * 5)
+b = math.min(100, b + passed * 100 / 60)
+c = math.min(1000, c + passed * 1000 / 3600)
+if a < 1 or b < 1 or c < 1 then return {0, math.floor(a), math.floor(b), math.floor(c)} end
+redis.call('SET', KEYS[1], struct.pack('<dddd', now, a - 1, b - 1, c - 1), 'PX', 60000)
+return {1, math.floor(a - 1), math.floor(b - 1), math.floor(c - 1)}
+";
+
 #[test]
 #[ignore = "a measurement"]
 fn cost() {
     let Some(server) = RedisServer::spawn() else { return };
     let check = load(&server, SCRIPT);
     let empty = load(&server, "return 1");
+    let buckets = load(&server, THREE_BUCKETS);
     let of = |count: usize, make: &dyn Fn(usize) -> Command| (0..count).map(make).collect();
     let wide = set(1_000_000, 1_000_000, 1_000_000, 1_000_000);
     let two = [free(), set(0, 0, 50, 500)];
@@ -108,8 +132,17 @@ fn cost() {
     let incr_and_expire: Vec<Command> =
         std::iter::zip(incr, expire).flat_map(|(incr, expire)| [incr, expire]).collect();
     let spent = of(20, &|_| call(&check, 1, &[free()], None));
+    let plain: Vec<Command> = of(CALLS, &|user| {
+        let key = format!("tg:{{{user:032x}}}:i").into();
+        vec![b"EVALSHA".to_vec(), buckets.clone(), b"1".to_vec(), key]
+    });
+    let calendar =
+        LimitSet { day: NonZeroU32::new(10_000), month: NonZeroU32::new(100_000), ..free() };
+    let with_calendar: Vec<Command> = of(CALLS, &|user| call(&check, user, &[calendar], None));
+    let places = LimitSet { concurrency: NonZeroU32::new(1_000_000), ..free() };
+    let with_places: Vec<Command> = of(CALLS, &|user| call(&check, user, &[places], None));
 
-    let cases: [(&str, &[Command], &[Command]); 8] = [
+    let cases: [(&str, &[Command], &[Command]); 11] = [
         (
             "empty script",
             &[],
@@ -124,6 +157,9 @@ fn cost() {
         ("one hot key, allowed", &[], &of(CALLS, &|_| call(&check, 1, &[wide], None))),
         ("full key, moving on", &full, &full_moving),
         ("FREE and a rule allowed, second", &two_warm, &two_warm),
+        ("three plain token buckets, second", &plain, &plain),
+        ("FREE with day and month, second", &with_calendar, &with_calendar),
+        ("FREE with requests at once, second", &with_places, &with_places),
     ];
     let mut results = vec![Vec::new(); cases.len()];
     for _ in 0..ROUNDS {
@@ -147,4 +183,50 @@ fn cost() {
         server.command(&[b"MEMORY", b"USAGE", &server.keys()[0]])
     };
     println!("MEMORY USAGE: light {:?}, full {:?}", bytes(&spent), bytes(&full));
+}
+
+/// How long a check takes at so many in flight, through the store that the proxy uses. `cargo test`
+/// with `CARGO_PROFILE_TEST_OPT_LEVEL=3`, else it is the compiler that is measured.
+#[test]
+#[ignore = "a measurement"]
+fn latency() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let url = tollgate::config::url::redis(&server.url()).unwrap().target();
+        let settings =
+            RedisSettings { timeout: Duration::from_secs(10), ..RedisSettings::new(url) };
+        let memory = Arc::new(MemoryStore::new(1_000));
+        let store = Arc::new(RedisStore::connect(Arc::new(RedisShared::new(settings, memory))));
+        assert!(store.wait_connected(Duration::from_secs(10)).await);
+        println!("a check, us: in flight, p50, p99, checks a second");
+        for in_flight in [1_usize, 64, 512] {
+            let rounds = 40_000 / in_flight.max(8);
+            let started = Instant::now();
+            let tasks: Vec<_> = (0..in_flight)
+                .map(|task| {
+                    let store = Arc::clone(&store);
+                    tokio::spawn(async move {
+                        let mut took = Vec::with_capacity(rounds);
+                        for round in 0..rounds {
+                            let plan = plan(task * rounds + round, &[free()]);
+                            let started = Instant::now();
+                            store.evaluate(&plan, None).await.unwrap();
+                            took.push(started.elapsed());
+                        }
+                        took
+                    })
+                })
+                .collect();
+            let mut took = Vec::new();
+            for task in tasks {
+                took.extend(task.await.unwrap());
+            }
+            let all = started.elapsed().as_secs_f64();
+            took.sort_unstable();
+            let at = |part: f64| took[(took.len() as f64 * part) as usize].as_micros();
+            let rate = took.len() as f64 / all;
+            println!("  {in_flight:4} {:6} {:6} {rate:8.0}", at(0.5), at(0.99));
+        }
+    });
 }

@@ -345,13 +345,17 @@ impl Ticket {
     ///
     /// # Errors
     /// A reply that the script does not give to this call.
-    pub fn decode_lease(&self, plan: &Plan<'_>, reply: &[u8]) -> Result<Leased, ReplyError> {
+    pub fn decode_lease(
+        &self,
+        limits: impl Iterator<Item = Limits>,
+        reply: &[u8],
+    ) -> Result<Leased, ReplyError> {
         if reply.len() == REPLY_HEAD {
             self.fields(reply)?;
         }
-        let (reply, lease) = reply.split_at(reply.len().saturating_sub(REPLY_LEASE));
-        let decision = self.decode(plan, reply)?;
-        let mut lease = Fields(lease);
+        let check = without_lease(reply);
+        let decision = self.decode_of(limits, check)?;
+        let mut lease = Fields(reply.get(check.len()..).unwrap_or_default());
         let tokens = lease.u32();
         Ok(Leased { decision, tokens, span: Micros::from_micros(u64::from(lease.u32())) })
     }
@@ -379,6 +383,12 @@ impl Ticket {
         }
         Ok(fields)
     }
+}
+
+/// The part of a lease's reply that is a check's.
+pub fn without_lease(reply: &[u8]) -> &[u8] {
+    let end = if reply.len() == REPLY_HEAD { 0 } else { REPLY_LEASE };
+    reply.get(..reply.len().saturating_sub(end)).unwrap_or_default()
 }
 
 fn sets<'a>(plan: &'a Plan<'_>) -> impl Iterator<Item = LimitSet> + Clone + 'a {
