@@ -785,15 +785,16 @@ fn hammer(
 ) -> Hammered {
     let (passed, refused) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let stop = Arc::new(AtomicBool::new(false));
-    let started = monotonic();
-    let threads: Vec<_> = (0..connections * tollgates.len())
+    let (started, count) = (monotonic(), connections * tollgates.len());
+    let threads: Vec<_> = (0..count)
         .map(|index| {
             let address = tollgates[index % tollgates.len()].data;
             let (passed, refused) = (Arc::clone(&passed), Arc::clone(&refused));
             let stop = Arc::clone(&stop);
             std::thread::spawn(move || {
                 let mut client = Client::connect(address);
-                let mut next = monotonic();
+                // Not all of them at the same moment.
+                let mut next = started + pace.mul_f64(index as f64 / count as f64);
                 while !stop.load(Relaxed) {
                     next += pace;
                     std::thread::sleep(next.saturating_duration_since(monotonic()));

@@ -38,7 +38,7 @@ use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
 use crate::policy::compiled::FailureMode;
 use crate::policy::plan::{Plan, Scope};
-use crate::redis::servers::AbortOnDrop;
+use crate::redis::node::AbortOnDrop;
 
 use super::deny::{DenyCache, Known};
 use super::failover::decide_without;

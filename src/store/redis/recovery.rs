@@ -17,7 +17,7 @@ use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{RedisErrorKind, TaskType};
-use crate::redis::servers::Node;
+use crate::redis::node::Node;
 use crate::store::share::{Cursor, Owed, Target};
 
 use super::codec::{Call, Ticket};
