@@ -340,7 +340,7 @@ impl RedisStore {
         let mode = shared.mode(plan);
         if mode == FailureMode::Local && shared.outage.is_apart() {
             let checked = shared.decide_without(plan, now, Reason::BreakerOpen);
-            if checked.is_alone() {
+            if checked.is_alone() && shared.outage.is_told() {
                 let link = Arc::clone(&self.link);
                 let charge = link.charge_target(Target::new(&shared.share, plan));
                 tokio::spawn(watched(TaskType::Redis, charge));

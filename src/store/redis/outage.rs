@@ -18,6 +18,8 @@ const LOOKED_FOR: Micros = Micros::from_micros(300_000);
 #[derive(Debug)]
 pub struct Outage {
     is_apart: AtomicBool,
+    /// Whether Redis has been told, since it is back, what was let pass while it was away.
+    is_told: AtomicBool,
     /// Whether Redis has lost what it was told.
     is_lost: AtomicBool,
     /// Whether something may be left that Redis was not told of.
@@ -45,6 +47,7 @@ impl Outage {
     pub fn new() -> Self {
         Outage {
             is_apart: AtomicBool::new(false),
+            is_told: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
             owes: AtomicBool::new(false),
             is_recovering: AtomicBool::new(false),
@@ -60,7 +63,19 @@ impl Outage {
 
     /// From now on it does.
     pub fn part(&self) {
+        self.is_told.store(false, Ordering::Release);
         self.is_apart.store(true, Ordering::Release);
+    }
+
+    /// Whether single requests may be told of: one that lost what it knew is told all of it first,
+    /// and what it was told of before that would count twice.
+    pub fn is_told(&self) -> bool {
+        self.is_told.load(Ordering::Acquire)
+    }
+
+    /// Redis has been told what was let pass while it was away.
+    pub fn set_told(&self) {
+        self.is_told.store(true, Ordering::Release);
     }
 
     /// From now on Redis decides again.

@@ -113,6 +113,7 @@ impl Link {
         if is_lost {
             shared.outage.set_lost(false);
         }
+        shared.outage.set_told();
         // Only from here on does this replica count as one that has told what it let pass.
         let (others, deadline) = (shared.replicas.counted(), monotonic() + SETTLE_MAX);
         loop {
