@@ -42,6 +42,8 @@ tests/long.sh NAME [ARGUMENTS]
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
   flood        ten thousand requests a second of one caller: what Redis gets of them (needs redis-server)
   overrides    how long it takes until another replica obeys (needs redis-server)
+  simulation   replicas, clocks, a network and a Redis that are made up from seeds: a thousand seeds of each
+               (SIMULATION_SEED is the first, SIMULATION_SEEDS how many, SIMULATION_SECONDS at most)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
 }
@@ -71,6 +73,10 @@ flood)
     exec cargo test --release --locked --test deny_cache ten_thousand -- --ignored --nocapture "$@"
     ;;
 overrides) exec cargo test --locked --test overrides -- --ignored --nocapture "$@" ;;
+simulation)
+    export SIMULATION_SEEDS="${SIMULATION_SEEDS:-1000}" SIMULATION_SECONDS="${SIMULATION_SECONDS:-3600}"
+    exec cargo test --locked --test simulation -- --nocapture "$@"
+    ;;
 spread) exec cargo bench --locked --bench spread -- "$@" ;;
 route-bench) exec cargo bench --locked --bench router -- "$@" ;;
 identity-bench) exec cargo bench --locked --bench identity -- "$@" ;;
