@@ -482,6 +482,28 @@ fn the_readme_s_policy_is_one() {
     );
 }
 
+/// What no file can change is no warning.
+#[test]
+fn check_says_what_differs_where_redis_is_several_servers() {
+    let notes = |url: &str| {
+        let config = format!("store: {{ redis: {{ url: '{url}' }} }}");
+        let ended = run_with_files(&config, "", &["check"]);
+        assert_eq!(ended.code, Some(0), "{}", ended.output);
+        assert!(ended.output.contains("0 errors, 0 warnings, "), "{}", ended.output);
+        let json = run_with_files(&config, "", &["check", "--format", "json"]);
+        let json: serde_json::Value = serde_json::from_str(&json.output).unwrap();
+        let in_json = json["notes"].as_array().map_or(0, Vec::len);
+        let notes = ended.output.lines().filter(|line| line.starts_with("note: store.redis.url: "));
+        assert_eq!(notes.clone().count(), in_json);
+        notes.map(str::to_owned).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(notes("redis://a"), "");
+    let of_sentinels = notes("redis-sentinel://a?sentinelServiceName=b");
+    assert!(of_sentinels.contains("before a failover may be lost"), "{of_sentinels}");
+    let of_cluster = notes("redis-cluster://a");
+    assert!(of_cluster.contains("decided as one") && of_cluster.contains(&of_sentinels));
+}
+
 #[test]
 fn check_tells_programs_the_same_in_json() {
     let parsed = |ended: &Ended| -> serde_json::Value {

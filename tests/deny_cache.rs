@@ -397,7 +397,7 @@ fn flood(tollgate: &Tollgate, connections: usize, each: usize) -> BTreeMap<u16, 
 
 fn start(backend: &support::Backend, server: &RedisServer, tiers: &str) -> Tollgate {
     let config = format!(
-        "store: {{ redis: {{ url: '{}', timeout: 10s }} }}
+        "store: {{ redis: {{ url: '{}', timeout: 10s, leases: off }} }}
 server: {{ workers: 2, trusted_proxies: [127.0.0.0/8] }}
 log: {{ access: stdout }}
 ",

@@ -41,6 +41,10 @@ tests/long.sh NAME [ARGUMENTS]
   compose      starts docker-compose.yml, or the services that are named, and runs each curl of
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
   flood        ten thousand requests a second of one caller: what Redis gets of them (needs redis-server)
+  outage       four processes lose their Redis for a minute, stopped and killed, and get it back: what the
+               backend saw in any minute, and what was lost (needs redis-server; seven minutes)
+  leases       1, 2, 4 and 8 processes on one Redis and one caller: calls of Redis, and whether the limits
+               are kept (needs redis-server)
   overrides    how long it takes until another replica obeys (needs redis-server)
   simulation   replicas, clocks, a network and a Redis that are made up from seeds: a thousand seeds of each
                (SIMULATION_SEED is the first, SIMULATION_SEEDS how many, SIMULATION_SECONDS at most)
@@ -71,6 +75,11 @@ conformance)
 flood)
     export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
     exec cargo test --release --locked --test deny_cache ten_thousand -- --ignored --nocapture "$@"
+    ;;
+outage) exec cargo test --locked --test outage -- --ignored --nocapture "$@" ;;
+leases)
+    export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+    exec cargo test --release --locked --test leases curve -- --ignored --nocapture "$@"
     ;;
 overrides) exec cargo test --locked --test overrides -- --ignored --nocapture "$@" ;;
 simulation)

@@ -282,6 +282,117 @@ async fn late_answers_are_counted() {
     }
 }
 
+/// What Redis has counted for a plan of an hour's limit, once nothing is on its way any more.
+async fn counted(store: &RedisStore, plan: &Plan<'_>) -> u32 {
+    let deadline = monotonic() + SOON;
+    while store.shared().stats().in_flight() > 0 {
+        assert!(monotonic() < deadline, "calls never end");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let decision = store.peek(plan, None, SOON).await.unwrap();
+    decision.statuses().iter().map(|it| it.limit - it.remaining).sum()
+}
+
+/// Waits until Redis has counted so much.
+async fn counts(store: &RedisStore, plan: &Plan<'_>, expected: u32) {
+    let deadline = monotonic() + SOON;
+    while counted(store, plan).await != expected {
+        let found = counted(store, plan).await;
+        assert!(monotonic() < deadline, "{found}, expected {expected}: {:?}", store.shared());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_late_answer_counts_once_and_no_answer_counts_too() {
+    let Some(server) = RedisServer::spawn_tcp() else { return };
+    let relay = Relay::spawn(server.port()).await;
+    let url = format!("redis://{}", relay.address());
+    let store = connected(&url, FailureMode::Local).await;
+    recovered(&store).await;
+    // Redis grants and says so too late: it was let pass here as well.
+    let late = plan("late", 1_000_000);
+    relay.delay(2 * BUDGET);
+    let mut passed = 0;
+    for _ in 0..3 {
+        expect_mode(&check(&store, &late).await, FailureMode::Local);
+        passed += 1;
+    }
+    relay.delay(Duration::ZERO);
+    recovered(&store).await;
+    counts(&store, &late, passed).await;
+    assert!(store.shared().stats().late_replies() >= 1);
+    // Nothing arrives, and nothing comes back: only Redis's being told later counts.
+    let lost = plan("lost", 1_000_000);
+    relay.swallow();
+    let mut passed = 0;
+    while store.shared().breaker_state() == BreakerState::Closed {
+        expect_mode(&check(&store, &lost).await, FailureMode::Local);
+        passed += 1;
+    }
+    for _ in 0..20 {
+        expect_mode(&check(&store, &lost).await, FailureMode::Local);
+        passed += 1;
+    }
+    recovered(&store).await;
+    counts(&store, &lost, passed).await;
+}
+
+#[tokio::test]
+async fn days_and_months_go_on_alone_and_redis_is_told() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let store = connected(&server.url(), FailureMode::Local).await;
+    recovered(&store).await;
+    let mut plan = Plan::new(Identity::User("42".into()), TierId(0), TierSource::Default);
+    let set =
+        LimitSet { day: NonZeroU32::new(6), month: NonZeroU32::new(50), ..LimitSet::default() };
+    let limits = Limits { set, mode: Mode::Enforce };
+    plan.push(Scope { rule: None, key: "i", key_hash: 0, limits });
+    let left = async || {
+        let Checked::Decided { decision, .. } = check(&store, &plan).await else { panic!() };
+        let left = decision.statuses().iter().map(|it| it.remaining).collect::<Vec<_>>();
+        (decision.verdict == Verdict::Allow, left)
+    };
+    assert_eq!(left().await, (true, vec![5, 49]));
+    assert_eq!(left().await, (true, vec![4, 48]));
+    server.pause();
+    opened(&store, FailureMode::Local).await;
+    assert_eq!(left().await, (true, vec![3, 47]));
+    assert_eq!(left().await, (true, vec![2, 46]));
+    server.resume();
+    recovered(&store).await;
+    // Of the day and of the month.
+    counts(&store, &plan, 4 + 4).await;
+    assert_eq!(left().await, (true, vec![1, 45]));
+    assert_eq!(left().await, (true, vec![0, 44]));
+    assert!(!left().await.0);
+}
+
+#[tokio::test]
+async fn what_was_refused_here_and_granted_late_is_given_back() {
+    let Some(server) = RedisServer::spawn_tcp() else { return };
+    let relay = Relay::spawn(server.port()).await;
+    let url = format!("redis://{}", relay.address());
+    let mut settings = RedisSettings::new(url::redis(&url).unwrap().target());
+    settings.timeout = BUDGET;
+    // So many that the share of any of them is nothing.
+    settings.expected_replicas = 1_000;
+    let shared = RedisShared::new(settings, Arc::new(MemoryStore::new(1_000)));
+    let store = RedisStore::connect(Arc::new(shared));
+    recovered(&store).await;
+    let stranger = plan("stranger", 100);
+    relay.delay(2 * BUDGET);
+    let Checked::Decided { decision, backend } = check(&store, &stranger).await else { panic!() };
+    assert_eq!((decision.verdict, backend), (Verdict::Deny, Backend::Local));
+    // It is not for ever, as it would be were it above the limit.
+    assert_eq!(decision.retry_after(), Some(1));
+    let status = decision.shown().unwrap();
+    assert_eq!((status.limit, status.remaining), (100, 0));
+    relay.delay(Duration::ZERO);
+    counts(&store, &stranger, 0).await;
+    assert_eq!(store.shared().stats().late_replies(), 1);
+}
+
 #[tokio::test]
 async fn a_demoted_primary_counts_as_lost() {
     let Some(server) = RedisServer::spawn() else { return };

@@ -24,7 +24,7 @@ use tollgate::store::redis::names::KeyNames;
 
 use certificates::Authority;
 use redis::{RedisServer, Reply};
-use redis_forms::{Cluster, SILENCE_MS, Sentinel, Watched, agreed, ok, slot, text};
+use redis_forms::{Cluster, SILENCE_MS, Sentinel, Watched, agreed, has_sentinels, ok, slot, text};
 use support::{Backend, Start, Tollgate, wait_until};
 
 /// Within so long after the servers are ready again, limits are decided there again.
@@ -202,6 +202,30 @@ fn key_of(caller: &str) -> String {
     format!("tg:{{{}}}", KeyNames::new("tg").identity_hash(&identity))
 }
 
+// ------------------------------------------------------------------------------------ one server
+
+#[test]
+fn one_server_that_forgets_ends_and_is_demoted() {
+    let Some(mut server) = RedisServer::spawn_tcp() else { return };
+    let backend = Backend::ok();
+    let tollgate = start(&backend, &server.tcp_url(), "", WIDE);
+    wait_in_redis(&tollgate);
+    ok(&server, "SCRIPT FLUSH");
+    assert!(is_in_redis(&tollgate), "each request brings the script, if it is not there");
+    let is_open = || tollgate.metric("circuit_breaker_state{service=\"redis\"}") == 2.0;
+    let traffic = Traffic::of_all(&tollgate);
+    server.kill();
+    wait_until("it is given up", is_open);
+    server.start();
+    in_time(&tollgate, "one server that started with nothing", monotonic());
+    ok(&server, "REPLICAOF 127.0.0.1 1");
+    wait_until("it is given up", is_open);
+    ok(&server, "REPLICAOF NO ONE");
+    in_time(&tollgate, "one server that was a replica for a while", monotonic());
+    traffic.end_well();
+    expect_ends([&server]);
+}
+
 // ------------------------------------------------------------------------------------------- TLS
 
 #[test]
@@ -286,7 +310,9 @@ fn a_cluster_and_sentinels_may_use_tls_too() {
     let port = redis::free_port().to_string();
     let options = tls(&port);
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    let Some(server) = RedisServer::spawn_with(&options) else { return };
+    let (Some(server), Some(())) = (RedisServer::spawn_with(&options), has_sentinels()) else {
+        return;
+    };
     let sentinel = redis::free_port().to_string();
     let _sentinel = Sentinel::spawn_over_tls(&port, &tls(&sentinel));
     let url =

@@ -65,10 +65,11 @@ install_web() {
 }
 
 install() {
-    local redis_was_installed=no postgres_was_installed=no
+    local redis_was_installed=no sentinel_was_installed=no postgres_was_installed=no
     local prometheus_was_installed=no alertmanager_was_installed=no nginx_was_installed=no
     local exporter_was_installed=no
     if has redis-server; then redis_was_installed=yes; fi
+    if has redis-sentinel; then sentinel_was_installed=yes; fi
     if has_postgres; then postgres_was_installed=yes; fi
     if has prometheus; then prometheus_was_installed=yes; fi
     if has_alertmanager; then alertmanager_was_installed=yes; fi
@@ -84,6 +85,9 @@ install() {
     # The packages start servers of their own; the tests bring theirs, so those go again.
     if [ "$redis_was_installed" = no ] && unit_is_active redis-server; then
         stop_unit redis-server
+    fi
+    if [ "$sentinel_was_installed" = no ] && unit_is_active redis-sentinel; then
+        stop_unit redis-sentinel
     fi
     if [ "$prometheus_was_installed" = no ] && unit_is_active prometheus; then
         stop_unit prometheus
@@ -107,6 +111,7 @@ install() {
 
 missing=()
 has redis-server || missing+=(redis-server)
+has redis-sentinel || missing+=(redis-sentinel)
 has_postgres || missing+=(postgresql)
 # The guides are typed as they stand, and certificates are made.
 for tool in curl openssl; do
@@ -147,12 +152,12 @@ if ! has cc || ! has make; then
     exit 1
 fi
 
-if has redis-server; then
+if has redis-server && has redis-sentinel && has redis-cli; then
     # From here on a test that finds no Redis fails instead of passing without a look.
     export TOLLGATE_REQUIRE_REDIS=1
     say "redis-server: $(redis-server --version | cut -d ' ' -f 1-3)"
 else
-    skipped+=("everything that needs a real Redis (no redis-server)")
+    skipped+=("everything that needs a real Redis (no redis-server, redis-sentinel or redis-cli)")
 fi
 if has_postgres; then
     export TOLLGATE_REQUIRE_POSTGRES=1

@@ -93,6 +93,7 @@ pub fn publish(
     let entries = store.len().saturating_add(identifier.tokens_remembered());
     let held = Held {
         local_cache_entries: entries.saturating_add(users).saturating_add(denials),
+        leases: redis.map_or(0, |redis| redis.leases().figures().held),
         jwks_keys: identifier.keys_fetched(),
         sweeps: store.sweeps(),
         swept: store.swept(),

@@ -19,6 +19,7 @@ use crate::otlp::encode::Resource;
 use crate::overrides::SYNC_INTERVAL;
 use crate::proxy::connect::Place;
 use crate::proxy::health_check;
+use crate::store::redis::leasing::RETURN_INTERVAL;
 
 use super::logging::{Exporting, Logs};
 use super::reload_files::Origin;
@@ -29,6 +30,8 @@ use super::{Failure, RunArgs, live, memory, reload, reload_files, say, subscript
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long what is left of leases may take to go back at the end.
+const RETURNS_AT_END: Duration = Duration::from_millis(500);
 /// How long a start waits for key sets.
 const KEYS_AT_START: Duration = Duration::from_secs(3);
 /// How long a start waits for overrides and denials.
@@ -191,6 +194,10 @@ fn serve_logged(
         wired.admin.readiness.set_bound();
         announce(&addresses);
         let end = control(&wired, data_path, &mut signals).await;
+        if let Some(redis) = wired.admin.counters.redis() {
+            // What nobody can spend any more is of use to others.
+            let _ = tokio::time::timeout(RETURNS_AT_END, redis.give_leases_back(true)).await;
+        }
         if let Some(exporting) = exporting {
             exporting.finish().await;
         }
@@ -266,6 +273,17 @@ fn spawn_background(wired: &Wired) {
     #[cfg(feature = "leak-drill")]
     background(super::drill::run());
     let gate = Arc::clone(&wired.gate);
+    if gate.redis.is_some() {
+        let admin = Arc::clone(&wired.admin);
+        background(async move {
+            let mut interval = tokio::time::interval(RETURN_INTERVAL);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            while let Some(redis) = admin.counters.redis() {
+                interval.tick().await;
+                redis.give_leases_back(false).await;
+            }
+        });
+    }
     background(async move {
         let shards = u32::try_from(gate.memory.shards()).unwrap_or(u32::MAX).max(1);
         let mut interval = tokio::time::interval(SWEEP_INTERVAL.max(SWEEP_ROUND / shards));

@@ -367,6 +367,7 @@ fn redis_settings(settings: &LoadedRedis) -> RedisSettings {
         target: settings.url.target(),
         timeout: settings.timeout,
         on_failure: settings.on_failure,
+        leases: settings.leases,
         names,
         expected_replicas: settings.expected_replicas,
     }
@@ -440,11 +441,18 @@ fn limiter_view(redis: Option<Arc<RedisShared>>, clock: Clock) -> View<LimiterVi
 }
 
 fn redis_figures(redis: &RedisShared) -> RedisFigures {
-    let stats = redis.stats();
+    let (stats, leases) = (redis.stats(), redis.leases().figures());
     let mut figures = RedisFigures {
         queue: stats.in_flight(),
         reconnects: stats.reconnects(),
         denied_from_cache: redis.denials().hits(),
+        late_replies: stats.late_replies(),
+        replicas: redis.replicas(),
+        admitted_alone: redis.share().admitted(),
+        charged: stats.charges(true),
+        leases: [leases.granted, leases.refused],
+        lease_tokens: [leases.tokens_spent, leases.tokens_returned, leases.tokens_lost],
+        lease_tokens_held: leases.tokens_held,
         ..RedisFigures::default()
     };
     for (count, kind) in figures.errors.iter_mut().zip(RedisErrorKind::ALL) {

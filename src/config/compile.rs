@@ -21,7 +21,7 @@ use super::compile_signals::{LogSettings, TracingSettings, log, self_service, tr
 use super::compile_upstream::{UpstreamNeed, UpstreamSettings, upstream};
 use super::compile_usage::usage;
 use super::report::{Path, Problem, Report, nearest};
-use super::schema::{Config, Exposed, OnFailure, Reset, Server, StoreConfig};
+use super::schema::{Config, Exposed, Leases, OnFailure, Reset, Server, StoreConfig};
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
 use super::value::{DURATION_MAX, HumanDuration, Redacted};
@@ -113,6 +113,8 @@ pub struct RedisSettings {
     pub timeout: Duration,
     /// What decides while it does not answer.
     pub on_failure: FailureMode,
+    /// Whether tokens may be leased.
+    pub leases: bool,
     /// What every key begins with.
     pub key_prefix: String,
     /// As how many replicas this one is taken for one of at least; 0: as many as there are.
@@ -273,6 +275,7 @@ fn redis(
         url,
         timeout,
         on_failure: failure_mode(redis.on_failure),
+        leases: redis.leases == Leases::Auto,
         key_prefix: prefix.clone(),
         expected_replicas: redis.expected_replicas.unwrap_or(0),
         identity_secret: None,

@@ -330,7 +330,8 @@ pub struct RedisConfig {
     pub on_failure: OnFailure,
     /// What every key begins with: 1 to 64 letters, digits, or any of `_-.:/`.
     pub key_prefix: String,
-    /// Whether replicas may lease tokens. Without effect yet: every check asks Redis.
+    /// Whether replicas lease tokens of generous limits, a quarter of a second's at a time, in place
+    /// of asking for each request. No limit is exceeded by it.
     pub leases: Leases,
     /// How many replicas there are at least, for `local`: while Redis is away each lets pass its share
     /// of a limit, of callers that it has not seen one in so many. `null`: as many as Redis has last
@@ -385,7 +386,7 @@ pub enum OnFailure {
 pub enum Leases {
     /// Every check asks Redis.
     Off,
-    /// Where that is exact enough, a replica may take several tokens at once.
+    /// For busy callers of tiers that allow a hundred requests a second or more.
     Auto,
 }
 

@@ -76,6 +76,17 @@ impl Calendar {
         })
     }
 
+    /// What is counted: numbers of days or months since the epoch, and counts.
+    pub fn counts(&self, period: Period) -> impl Iterator<Item = (u32, u32)> {
+        let counts = self.pair(period).0.iter().filter(|count| count.spent > 0);
+        counts.map(|count| (count.number, count.spent))
+    }
+
+    /// Counts `cost` in the day or month of this number.
+    pub fn add_at(&mut self, period: Period, number: u32, cost: u32) {
+        self.pair_mut(period).add(number, cost);
+    }
+
     fn pair(&self, period: Period) -> &Pair {
         if period == Period::Month { &self.months } else { &self.days }
     }

@@ -308,6 +308,28 @@ impl State {
         self.rest.as_ref().map_or(0, |rest| rest.calendar.spent(period, now))
     }
 
+    /// What is counted of days or months, by their numbers.
+    pub(super) fn quota_counts(&self, period: Period) -> Vec<(u32, u32)> {
+        let counts = |rest: &Rest| rest.calendar.counts(period).collect();
+        self.rest.as_deref().map(counts).unwrap_or_default()
+    }
+
+    /// Counts something in a day or a month.
+    pub(super) fn add_quota(&mut self, period: Period, number: u32, cost: u32) {
+        self.rest.get_or_insert_default().calendar.add_at(period, number, cost);
+    }
+
+    /// What a window, a day or a month of `now` holds; no later than it has.
+    pub(super) fn counted(&self, period: Period, now: Timestamp) -> u32 {
+        let gone = steps(self.last, now, period);
+        match period {
+            Period::Minute => self.minute.aged(gone).sum(),
+            Period::Hour => self.hour.aged(gone).sum(),
+            Period::Day | Period::Month => self.spent(period, now),
+            Period::Second | Period::Concurrency => 0,
+        }
+    }
+
     /// Forgets all that was spent. Whether requests still hold places here, which stay.
     pub fn forget(&mut self) -> bool {
         let in_flight = self.in_flight();

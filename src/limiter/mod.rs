@@ -9,6 +9,7 @@ pub mod bucket;
 pub mod calendar;
 pub mod check;
 pub mod decision;
+pub mod own;
 pub mod quota;
 pub mod refund;
 pub mod share;

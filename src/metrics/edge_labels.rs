@@ -193,6 +193,28 @@ label! {
 }
 
 label! {
+    /// What came of asking Redis for a lease.
+    LeaseResult {
+        /// There is one.
+        Granted = "granted",
+        /// There was too little left to lend, or nothing at all, or no answer.
+        Refused = "refused",
+    }
+}
+
+label! {
+    /// Where the tokens of a lease went.
+    LeaseTokens {
+        /// Requests have spent them.
+        Spent = "spent",
+        /// They went back.
+        Returned = "returned",
+        /// Nobody had the use of them.
+        Lost = "lost",
+    }
+}
+
+label! {
     /// What holds for a single identity by an operator's word.
     OverrideKind {
         /// Another tier.

@@ -6,8 +6,8 @@ use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
 use super::edge_labels::{
-    AdminChange, AdminRefusal, CutReason, IdentityError, OverrideKind, RefusalReason,
-    SelfServiceResult, ShedReason, TunnelEvent,
+    AdminChange, AdminRefusal, CutReason, IdentityError, LeaseResult, LeaseTokens, OverrideKind,
+    RefusalReason, SelfServiceResult, ShedReason, TunnelEvent,
 };
 use super::exposition::for_exporter;
 use super::labels::{Attempt, FallbackMode, FallbackReason, QueryType, RedisErrorKind};
@@ -76,6 +76,11 @@ pub(super) struct Events {
     pub(super) redis_errors: Box<[Counter]>,
     pub(super) redis_reconnects: Counter,
     pub(super) deny_cache_hits: Counter,
+    pub(super) late_replies: Counter,
+    pub(super) outage_admitted: Counter,
+    pub(super) outage_charged: Counter,
+    pub(super) leases: Box<[Counter]>,
+    pub(super) lease_tokens: Box<[Counter]>,
     pub(super) slow: Box<[Counter]>,
     pub(super) timeouts: Box<[Counter]>,
     pub(super) refused: Box<[Counter]>,
@@ -103,6 +108,9 @@ impl Events {
         let refused: Vec<&str> = AdminRefusal::ALL.iter().map(|it| it.as_str()).collect();
         let changes: Vec<&str> = AdminChange::ALL.iter().map(|it| it.as_str()).collect();
         let answers: Vec<&str> = SelfServiceResult::ALL.iter().map(|it| it.as_str()).collect();
+        let leases: Vec<&str> = LeaseResult::ALL.iter().map(|it| it.as_str()).collect();
+        let lease_tokens: Vec<&str> = LeaseTokens::ALL.iter().map(|it| it.as_str()).collect();
+        handles.gauge(&names::LEASE_TOKENS_HELD, &[]).set(0.0);
         for kind in OverrideKind::ALL {
             handles.gauge(&names::OVERRIDES, &[kind.as_str()]).set(0.0);
         }
@@ -128,6 +136,11 @@ impl Events {
             redis_errors: each(&names::REDIS_ERRORS, &kinds),
             redis_reconnects: handles.counter(&names::REDIS_RECONNECTS, &[]),
             deny_cache_hits: handles.counter(&names::DENY_CACHE_HITS, &[]),
+            late_replies: handles.counter(&names::LATE_REPLIES, &[]),
+            outage_admitted: handles.counter(&names::OUTAGE_ADMITTED, &[]),
+            outage_charged: handles.counter(&names::OUTAGE_CHARGED, &[]),
+            leases: each(&names::LEASES, &leases),
+            lease_tokens: each(&names::LEASE_TOKENS, &lease_tokens),
             slow: each(&names::SLOW_QUERIES, &queries),
             timeouts: each(&names::QUERY_TIMEOUTS, &queries),
             refused: each(&names::CONNECTIONS_REFUSED, &refusals),

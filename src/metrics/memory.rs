@@ -20,6 +20,8 @@ use super::series::{EndpointSeries, ListenerSeries};
 pub struct Held {
     /// Entries of stores and caches in memory.
     pub local_cache_entries: usize,
+    /// Leases that have something left.
+    pub leases: usize,
     /// Keys of key sets that were fetched.
     pub jwks_keys: usize,
     /// Rounds that the sweep has made over the store in memory.
@@ -110,8 +112,7 @@ impl Metrics {
             (ObjectType::Requests, self.requests_in_flight()),
             (ObjectType::Buffers, self.memory.buffers.count()),
             (ObjectType::LocalCacheEntries, held.local_cache_entries),
-            // None are taken yet: every check asks its store.
-            (ObjectType::Leases, 0),
+            (ObjectType::Leases, held.leases),
             (ObjectType::JwksKeys, held.jwks_keys),
             (ObjectType::WebsocketTunnels, endpoints.iter().map(|it| it.websockets.count()).sum()),
         ];

@@ -7,8 +7,8 @@ use metrics::Unit;
 
 use super::edge_labels::{
     AdminChange, AdminRefusal, CacheResult, CutReason, HandshakeResult, IdentifierTypes,
-    IdentityError, OverrideKind, Periods, PoolState, RefusalReason, SelfServiceResult, ShedReason,
-    TunnelEvent,
+    IdentityError, LeaseResult, LeaseTokens, OverrideKind, Periods, PoolState, RefusalReason,
+    SelfServiceResult, ShedReason, TunnelEvent,
 };
 use super::labels::{
     AllocatorKind, Attempt, BreakerState, CheckResult, CodeClass, Dependency, Direction, ErrorType,
@@ -139,7 +139,7 @@ declare! {
         "From the plan being made to the decision being there, all limits of a request together, taken around the call on the worker that serves it: with Redis it includes the wait for its answer, with memory it is less than a microsecond or two. Requests without limits are not in it.";
     OVER_ADMISSION: Gauge "tollgate_over_admission_estimate" [] Count
         "Most requests that this process may have let pass beyond limits in the last 60 seconds, because it decided without the store."
-        "0 as long as decisions are exact, so always with the store in memory. While Redis does not answer, each request that the modes `local` and `open` admit counts, for a minute: replicas do not see each other then, and any of these requests may be one too many. A bound, and a wide one: with `local` and few replicas most of them were within the limits. Add it up over replicas. Limits of an hour may be exceeded for longer than it shows.";
+        "0 as long as decisions are exact, so always with the store in memory. While Redis does not answer, each request that the modes `local` and `open` admit counts, for a minute: replicas do not see each other then. A bound, and a wide one: with `local` each keeps to its share, so that next to none of them is one too many. Add it up over replicas. Limits of an hour may be exceeded for longer than it shows. Leases are exact, and add nothing to it.";
     SHED: Counter "tollgate_shed_total" ["reason": ShedReason] Count
         "Requests refused with 503 because there was too much to do."
         "There is no shedding in this version (`shedding.mode: off`), so it stays 0; it is there for the dashboards.";
@@ -290,9 +290,30 @@ declare! {
     REDIS_RECONNECTS: Counter "tollgate_redis_reconnects_total" [] Count
         "Connections to Redis that had to be made anew."
         "Each worker has a connection of its own. The first ones of the start do not count.";
+    LATE_REPLIES: Counter "tollgate_redis_late_replies_total" [] Count
+        "Answers of Redis that came after their request had been decided without them."
+        "Within a second: what comes later is not waited for. Each is made good: what Redis has counted is not charged again, what was refused is given back there. Many of them say that `store.redis.timeout` is too short for this network.";
+    REPLICAS: Gauge "tollgate_replicas" [] Count
+        "Replicas that share this Redis, as this one knows."
+        "Each tells Redis every two seconds that it is there, and counts for ten seconds more; or `store.redis.expected_replicas`, if that is more. While Redis is away the last number holds: of callers that this replica has not seen it lets one part in so many pass. 0 without Redis.";
+    OUTAGE_ADMITTED: Counter "tollgate_outage_admitted_total" [] Count
+        "Requests that were let pass by this replica's share of the limits, without Redis."
+        "Under `on_failure: local`: while Redis is away, for a moment after that, and wherever a single check was not answered in time. Redis is told of all of them: see tollgate_outage_charged_total.";
+    OUTAGE_CHARGED: Counter "tollgate_outage_charged_total" [] Count
+        "Times that Redis was told what one caller was let pass without it."
+        "One for each caller and scope, however many requests that were, shortly after Redis is back. What Redis does not confirm is told again and counts here only once it does.";
     DENY_CACHE_HITS: Counter "tollgate_deny_cache_hits_total" [] Count
         "Requests that were refused by what Redis had said a moment ago, without asking it again."
         "What Redis denies is remembered until the request could pass, for a second at most: a flood of one caller costs Redis a call a second, not one for each request. They are counted like all refusals, and in tollgate_limiter_duration_seconds under `cache`. Against rate_limit_blocks_total it is the share of refusals that Redis was spared.";
+    LEASES: Counter "tollgate_leases_total" ["result": LeaseResult] Count
+        "Calls of Redis that asked for several tokens at once, for a busy caller of a tier that allows 100 requests a second or more."
+        "`granted`: requests spend them for up to a quarter of a second without asking, which tollgate_limiter_duration_seconds counts under `cache`. `refused`: an ordinary check was made, because there was too little left to share, or the answer was a denial, or there was none. Stands still with `store.redis.leases: off`.";
+    LEASE_TOKENS: Counter "tollgate_lease_tokens_total" ["outcome": LeaseTokens] Count
+        "Tokens of leases that are over, by where they went."
+        "`returned` is normal, some per cent of `spent`: what a caller did not ask for in time goes back, and can be spent by others. `lost` is charged to the caller and was of use to nobody: a reset, a reload or an override came between, Redis was away, or did not answer in time.";
+    LEASE_TOKENS_HELD: Gauge "tollgate_lease_tokens_held" [] Count
+        "Tokens that this process holds and that no request has spent yet."
+        "They are charged in Redis already: it is by how many requests callers may find less left than there is, for a quarter of a second. By no request more than the limits allow.";
     LOOKUPS: Counter "tollgate_subscription_lookups_total" ["result": LookupResult] Count
         "Requests that asked what their user has bought, by how they came to know or not to know it."
         "One for each request whose user may have a subscription. `hit` and `stale` cost nothing; the others wait for the database or go on without it.";
@@ -354,7 +375,7 @@ declare! {
         "Added up over all arenas for each scrape. resident far above allocated is fragmentation, or a burst just past, and no leak.";
     OBJECTS: Gauge "memory_objects_count" ["type": ObjectType] Count
         "Live objects that the program counts itself; not a census of the heap."
-        "Taken at the scrape. Whatever rises here beside memory_rss_bytes tells what the memory is for. What is remembered of denials is among the local_cache_entries, 65,536 of them at most. Buffers inside of the HTTP library are not counted; two of 16 KiB for each upgraded connection are. Leases are 0: every check asks its store.";
+        "Taken at the scrape. Whatever rises here beside memory_rss_bytes tells what the memory is for. What is remembered of denials is among the local_cache_entries, 65,536 of them at most. Buffers inside of the HTTP library are not counted; two of 16 KiB for each upgraded connection are. Leases are those that have something left.";
     GC_COLLECTIONS: Counter "memory_gc_collections_total" ["generation": Generation] Count
         "Reclaim runs. Generation 0: rounds of the sweep over the store in memory; 1: the allocator's purges of dirty pages; 2: of muzzy pages."
         "There is no garbage collector: these three take back what is no longer used. A round goes over the whole store and takes a second at the least. Purges are as jemalloc counts them, over all arenas; muzzy ones only happen where its muzzy_decay_ms is above 0, which it is not by itself.";

@@ -14,7 +14,9 @@ use crate::limiter::time::Timestamp;
 use crate::policy::identity::IdentifierType;
 
 use super::cells::{Level, LevelGuard, PerShard};
-use super::edge_labels::{CutReason, IdentityError, PoolState, RefusalReason};
+use super::edge_labels::{
+    CutReason, IdentityError, LeaseResult, LeaseTokens, PoolState, RefusalReason,
+};
 use super::handles::{Events, Handles, describe_all, increment, set_all};
 use super::histogram::{HistogramTotals, LIMITER_EDGES};
 use super::labels::{
@@ -52,6 +54,20 @@ pub struct RedisFigures {
     pub reconnects: u64,
     /// Requests that were denied without asking again.
     pub denied_from_cache: u64,
+    /// Answers that came too late.
+    pub late_replies: u64,
+    /// Replicas, as far as is known.
+    pub replicas: u32,
+    /// Requests that were let pass by this replica's share.
+    pub admitted_alone: u64,
+    /// Charges for them.
+    pub charged: u64,
+    /// Leases that were asked for, by what came of it.
+    pub leases: [u64; LeaseResult::COUNT],
+    /// Their tokens, by where they went.
+    pub lease_tokens: [u64; LeaseTokens::COUNT],
+    /// Tokens that are held now.
+    pub lease_tokens_held: u64,
     /// Changes of the circuit breaker, by the state that it came to.
     pub transitions: [u64; BreakerState::COUNT],
 }
@@ -203,6 +219,13 @@ impl Metrics {
         set_all(&events.fallbacks, figures.fallbacks.as_flattened());
         events.redis_reconnects.absolute(figures.reconnects);
         events.deny_cache_hits.absolute(figures.denied_from_cache);
+        events.late_replies.absolute(figures.late_replies);
+        events.outage_admitted.absolute(figures.admitted_alone);
+        events.outage_charged.absolute(figures.charged);
+        self.handles.gauge(&names::REPLICAS, &[]).set(f64::from(figures.replicas));
+        set_all(&events.leases, &figures.leases);
+        set_all(&events.lease_tokens, &figures.lease_tokens);
+        self.handles.gauge(&names::LEASE_TOKENS_HELD, &[]).set(figures.lease_tokens_held as f64);
         if let Some(timeouts) = events.timeouts.get(QueryType::Redis.index()) {
             let index = RedisErrorKind::Timeout.index();
             timeouts.absolute(figures.errors.get(index).copied().unwrap_or(0));

@@ -19,7 +19,7 @@ use super::route::{PathError, Router};
 use super::tier::Resolved;
 
 /// What Redis calls the scope of a tier's own limits.
-const TIER_SCOPE: &str = "i";
+pub const TIER_SCOPE: &str = "i";
 /// The `endpoint` label, and the name in answers, of what no rule matched.
 pub const NO_RULE: &str = "other";
 

@@ -4,6 +4,7 @@
 //! [`servers::Servers`] holds a connection to each server that has to be asked and knows which of
 //! them to ask for a key. What is asked is not known here, nor what becomes of a request meanwhile.
 
+pub mod node;
 mod sentinels;
 pub mod servers;
 mod slots;

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use fred::clients::Client;
 use fred::interfaces::ClientLike;
-use fred::types::{ClusterHash, CustomCommand, Value};
+use fred::types::Value;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::servers::drive;
+use super::node::{custom, drive};
 use super::target::{Form, RedisAddress, RedisTarget};
 
 /// For the answers of all.
@@ -47,9 +47,8 @@ impl Sentinels {
         if !client.is_connected() {
             return None;
         }
-        let command = CustomCommand::new_static("SENTINEL", ClusterHash::FirstKey, false);
         let arguments = vec!["GET-MASTER-ADDR-BY-NAME".to_owned(), self.service.clone()];
-        match timeout(ANSWER_MAX, client.custom::<Value, _>(command, arguments)).await {
+        match timeout(ANSWER_MAX, client.custom::<Value, _>(custom("SENTINEL"), arguments)).await {
             Ok(Ok(reply)) => {
                 let (host, port): (String, u16) = reply.convert().ok()?;
                 Some(RedisAddress::Tcp { host, port })

@@ -6,43 +6,36 @@
 //! after a lost connection, would take another command's answer for that to `ASKING`, and would
 //! send nothing to anybody while one of several servers is away.
 
+mod seek;
+
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind as FredKind};
 use fred::interfaces::{ClientLike, EventInterface};
+use fred::types::Value;
 use fred::types::config::Server;
-use fred::types::{ClusterHash, CustomCommand, Value};
 use fred::util::redis_keyslot;
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::monotonic;
 
-use super::sentinels::Sentinels;
-use super::slots::{Range, Redirection, SLOTS, ranges, redirection};
+use super::node::{Node, PONG_MAX, Route, custom, drive};
+use super::slots::{Redirection, redirection};
 use super::target::{CONNECT_MAX, Form, RedisAddress, RedisTarget};
 
-/// For the answer to a look at a server, and to the question where the others are.
-pub const PONG_MAX: Duration = Duration::from_millis(250);
-/// Unanswered looks after which a connection is given up.
-pub const MISSES_MAX: u32 = 3;
 /// Failures in a row after which one of several servers is not asked until it has answered a look.
 const FAILURES_MAX: u32 = 5;
-/// Between two looks for where the servers are: while all is well, and while it is not.
-const SEEK_REST: Duration = Duration::from_secs(1);
-const SEEK_HASTE: Duration = Duration::from_millis(100);
-/// The least between two of them, however many ask for one.
+/// The least between two looks for where the servers are, however many ask for one.
 const SEEK_GAP: Duration = Duration::from_millis(20);
 /// Before a server is asked again whether it is a primary by now.
 const ROLE_PAUSE: Duration = Duration::from_millis(50);
@@ -54,18 +47,6 @@ const HOPS_MAX: u8 = 5;
 const LATER_PAUSE: Duration = Duration::from_millis(2);
 /// How long a server is kept that was named in a redirection and keeps no slot yet.
 const NAMED_KEPT: Duration = Duration::from_secs(10);
-/// Of a slot that nobody keeps.
-const NOBODY: u16 = u16::MAX;
-
-/// A task that ends with its owner.
-#[derive(Debug)]
-pub struct AbortOnDrop<T = ()>(pub JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
 
 /// Who is told of connections.
 pub trait Attendant: Send + Sync {
@@ -91,96 +72,6 @@ impl Attendant for Nobody {
     }
 
     fn changed(&self) {}
-}
-
-/// One server, and the connection to it.
-#[derive(Debug)]
-pub struct Node {
-    address: RedisAddress,
-    client: Client,
-    /// Whether it can be asked, as far as is known.
-    up: watch::Sender<bool>,
-    /// Whether its connection has been greeted.
-    is_ready: AtomicBool,
-    misses: AtomicU32,
-    failures: AtomicU32,
-    kept_until: Mutex<Option<Instant>>,
-    retired: Notify,
-    /// Scripts that it was given so far, and the right to give it one.
-    pub loads: AtomicU64,
-    /// See `loads`.
-    pub loading: tokio::sync::Mutex<()>,
-}
-
-impl Node {
-    /// The client of its connection.
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
-    /// Whether it can be asked, as far as is known.
-    pub fn is_up(&self) -> bool {
-        *self.up.borrow()
-    }
-
-    /// It was looked at. Returns whether the connection is to be given up.
-    pub fn looked(&self, is_well: bool) -> bool {
-        if is_well {
-            self.misses.store(0, Ordering::Relaxed);
-            return false;
-        }
-        let is_over = self.misses.fetch_add(1, Ordering::Relaxed) + 1 >= MISSES_MAX;
-        if is_over {
-            self.misses.store(0, Ordering::Relaxed);
-        }
-        is_over
-    }
-
-    async fn waited_for(&self, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(monotonic());
-        let mut up = self.up.subscribe();
-        timeout(left, up.wait_for(|up| *up)).await.is_ok_and(|waited| waited.is_ok())
-    }
-}
-
-/// Whom a command is sent to.
-#[derive(Clone, Debug)]
-pub struct Route {
-    node: Arc<Node>,
-    is_asking: bool,
-    hops: u8,
-}
-
-impl Route {
-    /// The server.
-    pub fn node(&self) -> &Node {
-        &self.node
-    }
-
-    /// Sends a command there.
-    ///
-    /// # Errors
-    /// What the server or the client says.
-    pub async fn send(
-        &self,
-        command: &'static str,
-        arguments: Vec<Value>,
-    ) -> Result<Value, FredError> {
-        let client = &self.node.client;
-        let own = custom(command);
-        if !self.is_asking {
-            return client.custom(own, arguments).await;
-        }
-        // One after the other on the connection, with nothing in between.
-        let both = client.pipeline();
-        let _: Value = both.custom(custom("ASKING"), Vec::<Value>::new()).await?;
-        let _: Value = both.custom(own, arguments).await?;
-        both.last().await
-    }
-}
-
-fn custom(command: &'static str) -> CustomCommand {
-    CustomCommand::new_static(command, ClusterHash::FirstKey, false)
 }
 
 /// Who keeps what.
@@ -304,7 +195,7 @@ impl Servers {
     pub fn route(&self, key: &[u8]) -> Option<Route> {
         let map = self.map.load();
         let node = map.owner(key).filter(|node| node.is_up())?;
-        Some(Route { node: Arc::clone(node), is_asking: false, hops: 0 })
+        Some(Route::new(Arc::clone(node)))
     }
 
     /// Whom to ask instead of a server that answered with this error; `None`: nobody. Such a
@@ -313,7 +204,7 @@ impl Servers {
         if !self.are_parts() {
             return None;
         }
-        let (address, is_asking) = match redirection(error, &route.node.address)? {
+        let (address, is_asking) = match redirection(error, &route.node().address)? {
             Redirection::Moved(address) => (address, false),
             Redirection::Ask(address) => (address, true),
             Redirection::Later => {
@@ -326,10 +217,11 @@ impl Servers {
         }
         let hops = route.hops.saturating_add(1);
         let node = self.named(&address);
-        (hops <= HOPS_MAX && node.waited_for(deadline).await).then_some(Route {
-            node,
-            is_asking,
-            hops,
+        let is_fit = hops <= HOPS_MAX && node.waited_for(deadline).await;
+        is_fit.then(|| {
+            let mut route = Route::new(node);
+            (route.is_asking, route.hops) = (is_asking, hops);
+            route
         })
     }
 
@@ -375,9 +267,11 @@ impl Servers {
         self.sought.notify_one();
     }
 
-    /// Notes whether a server can be asked. One that was not greeted cannot.
+    /// Notes whether a server can be asked. One that sentinels named cannot before it has said that
+    /// it is a primary.
     pub fn set_up(&self, node: &Node, is_up: bool) {
-        let is_up = is_up && node.is_ready.load(Ordering::Relaxed);
+        let is_sentinel = matches!(self.target.form(), Form::Sentinel { .. });
+        let is_up = is_up && (!is_sentinel || node.is_ready.load(Ordering::Relaxed));
         let is_new = node.up.send_if_modified(|up| std::mem::replace(up, is_up) != is_up);
         if is_new {
             node.failures.store(0, Ordering::Relaxed);
@@ -407,12 +301,12 @@ impl Servers {
     pub async fn tend(&self) {
         let nodes = self.nodes();
         join_all(nodes.iter().map(async |node| {
-            if !node.client.is_connected() {
+            if !node.client().is_connected() {
                 self.set_up(node, false);
                 node.looked(true);
                 return;
             }
-            let pong = timeout(PONG_MAX, node.client.ping::<()>(None)).await;
+            let pong = timeout(PONG_MAX, node.client().ping::<()>(None)).await;
             let is_well = matches!(pong, Ok(Ok(())));
             if is_well {
                 self.set_up(node, true);
@@ -428,23 +322,12 @@ impl Servers {
     pub async fn give_up(&self, node: &Node) {
         node.is_ready.store(false, Ordering::Relaxed);
         self.set_up(node, false);
-        let _ = timeout(CONNECT_MAX, node.client.force_reconnection()).await;
+        let _ = timeout(CONNECT_MAX, node.client().force_reconnection()).await;
     }
 
     fn node(&self, address: &RedisAddress) -> Arc<Node> {
-        let (up, _) = watch::channel(false);
-        let node = Arc::new(Node {
-            address: address.clone(),
-            client: self.target.client(address, self.answer_max, self.commands_max),
-            up,
-            is_ready: AtomicBool::new(false),
-            misses: AtomicU32::new(0),
-            failures: AtomicU32::new(0),
-            kept_until: Mutex::default(),
-            retired: Notify::new(),
-            loads: AtomicU64::new(0),
-            loading: tokio::sync::Mutex::new(()),
-        });
+        let client = self.target.client(address, self.answer_max, self.commands_max);
+        let node = Arc::new(Node::new(address, client));
         self.fresh.lock().push(Arc::clone(&node));
         self.changed.notify_one();
         node
@@ -468,14 +351,14 @@ impl Servers {
 
     async fn keep(&self, node: Arc<Node>, attendant: &dyn Attendant) {
         // Subscribed before the client starts, so that no event is missed.
-        let (errors, connections) = (node.client.error_rx(), node.client.reconnect_rx());
+        let (errors, connections) = (node.client().error_rx(), node.client().reconnect_rx());
         let retired = async {
             node.retired.notified().await;
             // What was sent may still be answered.
             sleep(self.answer_max).await;
         };
         tokio::select! {
-            () = drive(&node.client) => {}
+            () = drive(node.client()) => {}
             () = self.follow(&node, errors, connections, attendant) => {}
             () = retired => {}
         }
@@ -530,8 +413,8 @@ impl Servers {
         if !matches!(self.target.form(), Form::Sentinel { .. }) {
             return true;
         }
-        while node.client.is_connected() {
-            let role = node.client.custom::<Value, Value>(custom("ROLE"), Vec::new());
+        while node.client().is_connected() {
+            let role = node.client().custom::<Value, Value>(custom("ROLE"), Vec::new());
             let role = match timeout(PONG_MAX, role).await {
                 Ok(Ok(Value::Array(role))) => role.first().and_then(Value::as_string),
                 Ok(Ok(_)) | Err(_) => None,
@@ -546,144 +429,5 @@ impl Servers {
             sleep(ROLE_PAUSE).await;
         }
         false
-    }
-
-    async fn seek_for_ever(&self) {
-        match self.target.form() {
-            Form::Single(_) => std::future::pending().await,
-            Form::Sentinel { .. } => {
-                let Some(sentinels) = Sentinels::of(&self.target) else { return };
-                tokio::select! {
-                    () = sentinels.drive() => {}
-                    () = self.seek_primary(&sentinels) => {}
-                }
-            }
-            Form::Cluster { .. } => self.seek_slots().await,
-        }
-    }
-
-    async fn seek_primary(&self, sentinels: &Sentinels) {
-        loop {
-            let known = self.map.load().nodes.first().cloned();
-            let is_up = known.as_ref().is_some_and(|node| node.is_up());
-            let named = sentinels.named(known.as_ref().map(|node| &node.address), is_up).await;
-            let is_new = |it: &RedisAddress| known.as_ref().is_none_or(|at| at.address != *it);
-            if let Some(best) = named.filter(is_new) {
-                let _changing = self.changing.lock();
-                tracing::info!(server = %self.target, primary = %best, "sentinels name a primary");
-                self.map.store(Arc::new(Map::of_one(self.node(&best))));
-                if let Some(known) = known {
-                    known.retired.notify_one();
-                }
-            }
-            self.pause().await;
-        }
-    }
-
-    async fn seek_slots(&self) {
-        let mut turn = 0_usize;
-        loop {
-            match self.slots(turn).await {
-                Some(ranges) => self.adopt(&ranges),
-                None if !self.is_up() => self.call_seeds(),
-                None => {}
-            }
-            turn = turn.wrapping_add(1);
-            self.pause().await;
-        }
-    }
-
-    /// Asks one after the other of those that can be asked, another one first each time.
-    async fn slots(&self, turn: usize) -> Option<Vec<Range>> {
-        let mut nodes = self.nodes();
-        nodes.retain(|node| node.is_up());
-        let first = turn.checked_rem(nodes.len())?;
-        nodes.rotate_left(first);
-        for node in nodes {
-            let asked = node.client.custom::<Value, Value>(custom("CLUSTER"), vec!["SLOTS".into()]);
-            match timeout(PONG_MAX, asked).await {
-                Ok(Ok(reply)) => {
-                    let found = ranges(&reply, &node.address).filter(|found| !found.is_empty());
-                    if found.is_some() {
-                        return found;
-                    }
-                    self.complain(&node.address, "it knows of nobody who keeps a slot");
-                }
-                Ok(Err(error)) => self.complain(&node.address, error.details()),
-                Err(_) => {}
-            }
-        }
-        None
-    }
-
-    fn complain(&self, of: &RedisAddress, why: &str) {
-        let mut complaint = self.complaint.lock();
-        if *complaint != why {
-            why.clone_into(&mut complaint);
-            tracing::warn!(server = %self.target, of = %of, error = why, "redis does not say who is who");
-        }
-    }
-
-    /// Makes a new map, and lets those go that are not needed any more.
-    fn adopt(&self, ranges: &[Range]) {
-        let _changing = self.changing.lock();
-        let old = self.map.load();
-        let mut map = Map { owners: vec![NOBODY; SLOTS], ..Map::default() };
-        for range in ranges {
-            let place = map.nodes.iter().position(|node| node.address == range.owner);
-            let index = place.unwrap_or_else(|| {
-                let known = old.at(&range.owner).cloned();
-                map.nodes.push(known.unwrap_or_else(|| self.node(&range.owner)));
-                map.nodes.len() - 1
-            });
-            let index = u16::try_from(index).unwrap_or(NOBODY);
-            let slots = usize::from(range.first)..=usize::from(range.last);
-            map.owners.get_mut(slots).into_iter().for_each(|slots| slots.fill(index));
-        }
-        map.keepers = map.nodes.len();
-        map.is_full = !map.owners.contains(&NOBODY);
-        let is_whole = map.is_whole();
-        let now = monotonic();
-        for node in &old.nodes {
-            if map.at(&node.address).is_some() {
-                continue;
-            }
-            let is_named = node.kept_until.lock().is_some_and(|until| until > now);
-            // While some owner is away, whoever answers is worth asking.
-            if is_named || (node.is_up() && !is_whole) {
-                map.nodes.push(Arc::clone(node));
-            } else {
-                node.retired.notify_one();
-            }
-        }
-        self.map.store(Arc::new(map));
-    }
-
-    /// Nobody can be asked: the servers that the configuration names may know others by now.
-    fn call_seeds(&self) {
-        let Form::Cluster { seeds } = self.target.form() else { return };
-        let _changing = self.changing.lock();
-        let map = self.map.load();
-        let unknown: Vec<_> = seeds.iter().filter(|seed| map.at(seed).is_none()).collect();
-        if unknown.is_empty() {
-            return;
-        }
-        self.map.store(Arc::new(map.with(unknown.into_iter().map(|seed| self.node(seed)))));
-    }
-
-    async fn pause(&self) {
-        sleep(SEEK_GAP).await;
-        let rest = if self.is_whole() { SEEK_REST } else { SEEK_HASTE };
-        let _ = timeout(rest, self.sought.notified()).await;
-    }
-}
-
-/// Drives a client for ever. It ends by itself only on what no reconnection mends, as a server
-/// that is no plain one; that too may change.
-pub async fn drive(client: &Client) {
-    loop {
-        let mut driver = AbortOnDrop(client.connect());
-        let _ = (&mut driver.0).await;
-        sleep(CONNECT_MAX).await;
     }
 }

@@ -94,7 +94,7 @@ impl Counters {
     /// What Redis has said so far is to be asked for anew: somebody has changed what it depends on.
     pub fn forget_answers(&self) {
         if let Some(shared) = &self.shared {
-            shared.denials().forget();
+            shared.forget_answers();
         }
     }
 }

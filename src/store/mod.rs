@@ -3,6 +3,7 @@
 pub mod counters;
 pub mod deny;
 pub mod failover;
+pub mod lease;
 pub mod memory;
 pub mod places;
 pub mod redis;
@@ -19,7 +20,7 @@ pub enum Backend {
     Redis,
     /// This process's memory, because Redis did not answer.
     Local,
-    /// What Redis has said a moment ago.
+    /// What Redis has said or lent a moment ago.
     Cache,
 }
 

@@ -15,8 +15,9 @@ use smallvec::SmallVec;
 
 use crate::limiter::check::Limits;
 use crate::limiter::decision::{Decision, SCOPES_USUAL, Verdict};
+use crate::limiter::own::{Debit, Own};
 use crate::limiter::refund::Grant;
-use crate::limiter::share::{self, Alone, Debit, Own, Owns};
+use crate::limiter::share::{self, Alone, Owns};
 use crate::limiter::time::Timestamp;
 use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
@@ -24,6 +25,7 @@ use crate::policy::plan::Plan;
 use super::memory::key::{IdentityHash, Key, Keys};
 use super::memory::shard::{Kept, Record, Shard};
 use super::memory::shards::{Padded, Shards};
+use super::redis::further::Kind;
 use super::redis::names::{HASH_BYTES, KeyNames};
 
 /// Records that are looked at under one lock: well below a millisecond.
@@ -63,8 +65,8 @@ pub struct Target {
 pub struct Owed {
     shard: usize,
     key: Key,
-    /// The key of the scope in Redis.
-    pub redis_key: Bytes,
+    /// The key of the scope in Redis, and where days and months are owed that of those.
+    pub redis_keys: SmallVec<[Bytes; 2]>,
     /// What was let pass.
     pub debit: Debit,
 }
@@ -322,8 +324,13 @@ impl ShareStore {
         }
         let debit = record.state.own.take_debit(now, all);
         let scope = self.scopes.read().get(&record.state.scope).cloned()?;
-        let redis_key = self.names.scope_of(&record.state.identity, &scope);
-        (!debit.is_empty()).then(|| Owed { shard, key: record.key(), redis_key, debit })
+        let mut redis_keys = SmallVec::new();
+        redis_keys.push(self.names.scope_of(&record.state.identity, &scope));
+        if debit.has_quotas() {
+            let kind = Kind::Calendar.letter();
+            redis_keys.push(self.names.further_of(&record.state.identity, kind, &scope));
+        }
+        (!debit.is_empty()).then(|| Owed { shard, key: record.key(), redis_keys, debit })
     }
 
     fn held(&self, plan: &Plan<'_>, index: usize, own: Own) -> Held {

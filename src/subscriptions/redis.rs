@@ -9,7 +9,8 @@ use fred::types::Value;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::monotonic;
-use crate::redis::servers::{Nobody, PONG_MAX, Servers};
+use crate::redis::node::PONG_MAX;
+use crate::redis::servers::{Nobody, Servers};
 
 use super::settings::{HashKey, RedisSettings};
 use super::stats::Waiting;

@@ -53,6 +53,8 @@ impl Scrape {
 pub struct Story {
     /// Before the first request.
     pub start: Scrape,
+    /// While a lease is held.
+    pub leased: Scrape,
     /// While a request, a tunnel and a handshake are open.
     pub busy: Scrape,
     /// While look-ups wait for the one connection to the database.
@@ -141,6 +143,21 @@ pub const MOVES: &[Move] = &[
             && it.rose("tollgate_deny_cache_hits_total") >= 1.0
             && it.rose("tollgate_limiter_duration_seconds_count{backend=\"cache\"}") >= 1.0
             && it.alone.sum("tollgate_deny_cache_hits_total") == 0.0
+    }),
+    ("tollgate_leases_total", "a caller of a generous tier asked often", |it| {
+        it.start.sum("tollgate_leases_total") == 0.0
+            && it.rose("tollgate_leases_total{result=\"granted\"}") >= 1.0
+            && it.alone.sum("tollgate_leases_total") == 0.0
+    }),
+    ("tollgate_lease_tokens_total", "it spent some of them; the rest went back", |it| {
+        it.rose("tollgate_lease_tokens_total{outcome=\"spent\"}") >= 1.0
+            && it.rose("tollgate_lease_tokens_total{outcome=\"returned\"}") >= 1.0
+    }),
+    ("tollgate_lease_tokens_held", "what it had left a moment later", |it| {
+        it.start.sum("tollgate_lease_tokens_held") == 0.0
+            && it.leased.sum("tollgate_lease_tokens_held") >= 1.0
+            && it.leased.sum("memory_objects_count{type=\"leases\"}") >= 1.0
+            && it.end.sum("tollgate_lease_tokens_held") == 0.0
     }),
     ("tollgate_over_admission_estimate", "requests let pass while Redis stood still", |it| {
         it.busy.sum("tollgate_over_admission_estimate") == 0.0
@@ -341,6 +358,20 @@ pub const MOVES: &[Move] = &[
     ("tollgate_redis_errors_total", "checks that Redis did not answer", |it| {
         it.rose("tollgate_redis_errors_total{kind=\"timeout\"}") >= 1.0
             && it.rose("tollgate_redis_errors_total{kind=\"readonly\"}") == 0.0
+    }),
+    ("tollgate_redis_late_replies_total", "Redis paused for longer than a check waits", |it| {
+        it.start.sum("tollgate_redis_late_replies_total") == 0.0
+            && it.rose("tollgate_redis_late_replies_total") >= 1.0
+    }),
+    ("tollgate_replicas", "one process told Redis that it is there; one has no Redis", |it| {
+        it.outage.sum("tollgate_replicas") == 1.0 && it.alone.sum("tollgate_replicas") == 0.0
+    }),
+    ("tollgate_outage_admitted_total", "requests while Redis stood still", |it| {
+        it.start.sum("tollgate_outage_admitted_total") == 0.0
+            && it.outage.sum("tollgate_outage_admitted_total") >= 8.0
+    }),
+    ("tollgate_outage_charged_total", "Redis was told of them when it was back", |it| {
+        it.rose("tollgate_outage_charged_total") >= 1.0
     }),
     ("tollgate_redis_reconnects_total", "Redis was killed and started again", |it| {
         it.rose("tollgate_redis_reconnects_total") >= 1.0

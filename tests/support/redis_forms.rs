@@ -49,6 +49,23 @@ pub fn slot(server: &RedisServer, key: &str) -> usize {
     }
 }
 
+/// Whether there is what sentinels take; `None`, with a printed line, where there is not. With
+/// `TOLLGATE_REQUIRE_REDIS=1` its lack is a failure.
+pub fn has_sentinels() -> Option<()> {
+    for program in ["redis-sentinel", "redis-cli"] {
+        let mut command = Command::new(program);
+        if command.arg("--version").stdout(Stdio::null()).status().is_err() {
+            assert!(
+                std::env::var_os("TOLLGATE_REQUIRE_REDIS").is_none_or(|it| it != "1"),
+                "TOLLGATE_REQUIRE_REDIS=1, but there is no {program}"
+            );
+            println!("SKIPPED: no {program} found; install one to run this test");
+            return None;
+        }
+    }
+    Some(())
+}
+
 /// A cluster: so many primaries, then their replicas, one for each of the first, then such as keep
 /// nothing.
 pub struct Cluster {
@@ -224,6 +241,7 @@ impl Watched {
     /// Starts one primary, so many replicas, and three sentinels, who have a password if one is
     /// given.
     pub fn spawn(replicas: usize, password: Option<&str>) -> Option<Self> {
+        has_sentinels()?;
         let primary = RedisServer::spawn_tcp_with(&["--repl-diskless-sync-delay", "0"])?;
         let port = primary.port().to_string();
         let mut servers = vec![primary];

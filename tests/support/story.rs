@@ -34,6 +34,7 @@ endpoints:
 - { name: heavy, path: /heavy, cost: 5 }
 - { name: ws, path: /ws, limits: { free: { per_minute: 2 } } }
 - { name: exempt, path: /exempt, exempt: true }
+- { name: often, path: /often, cost: 1 }
 ";
 /// User 1 is quick, user 2 is slow, users from 10 on are slower than anybody waits.
 const USERS: &str = "create table users (id bigint primary key, subscription text, pause float8);
@@ -207,7 +208,7 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
                 && it.sum("dependency_health_status{dependency=\"redis\"}") == 1.0
         });
         let mut story = Story { start, ..Story::default() };
-        self.requests();
+        story.leased = self.requests();
         self.users();
         assert_eq!(self.get("/own"), 200);
         self.operate("PUT", "identities/user:98/override", r#"{"tier":"premium"}"#);
@@ -254,11 +255,19 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
         assert!((200..300).contains(&answer.status), "{method} {path}: {}", answer.text());
     }
 
-    fn requests(&self) {
+    fn requests(&self) -> Scrape {
         for target in ["/ok", "/ok", "/ok", "/shadow", "/shadow", "/heavy", "/exempt", "/slow"] {
             assert_eq!(self.get(target), 200, "{target}");
         }
         assert_eq!([(); 4].map(|()| self.get("/tight")), [200, 200, 429, 429]);
+        let often = || assert!([(); 20].map(|()| self.get("/often")).iter().all(|it| *it == 200));
+        let leased = self.until("a lease has something left", |it| {
+            often();
+            it.sum("tollgate_lease_tokens_held") >= 1.0
+        });
+        self.until("what it had left has gone back", |it| {
+            it.sum("tollgate_lease_tokens_total{outcome=\"returned\"}") >= 1.0
+        });
         assert_eq!([self.get("/fail"), self.get("/hang"), self.get("/drop")], [500, 504, 502]);
         let post = "POST /ok HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello";
         assert_eq!(self.tollgate.connect().send(post).answer().status, 200);
@@ -276,6 +285,7 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
             it.sum("error_rate_total{error_type=\"client_abort\"}") == 1.0
         });
         self.is_held.store(false, Ordering::SeqCst);
+        leased
     }
 
     fn users(&self) {
@@ -383,6 +393,10 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
     fn outage(&mut self) -> (Scrape, Scrape) {
         self.redis.words("CLIENT PAUSE 50 ALL");
         assert_eq!(self.get("/ok"), 200);
+        // Longer than a check waits, and not so long that its answer is given up.
+        self.redis.words("CLIENT PAUSE 800 ALL");
+        assert_eq!(self.get("/ok"), 200);
+        self.until("a late answer", |it| it.sum("tollgate_redis_late_replies_total") >= 1.0);
         self.redis.pause();
         let address = self.tollgate.data;
         let stalled = std::thread::scope(|scope| {
@@ -408,7 +422,9 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
         self.redis.kill();
         self.redis.start();
         self.until("Redis is back again", |it| {
-            it.sum("tollgate_redis_reconnects_total") >= 1.0 && is_back(it)
+            it.sum("tollgate_redis_reconnects_total") >= 1.0
+                && it.sum("tollgate_outage_charged_total") >= 1.0
+                && is_back(it)
         });
         (stalled, outage)
     }

@@ -36,7 +36,7 @@ use crate::limiter::time::{Micros, Timestamp};
 /// The longest that a lease holds.
 pub const LEASE_MAX: Micros = Micros::from_micros(250_000);
 /// A shorter one is not worth having: the second is nearly over.
-pub const LEASE_MIN: Micros = Micros::from_micros(20_000);
+pub const LEASE_MIN: Micros = Micros::from_micros(10_000);
 /// Buckets of this many tokens a second and more may be leased from.
 pub const LEASED_RATE_MIN: u32 = 100;
 
@@ -45,7 +45,7 @@ pub const LEASED_RATE_MIN: u32 = 100;
 pub struct Wish {
     /// Tokens, those of the request included.
     pub tokens: u32,
-    /// For so long, at most [`LEASE_MAX`].
+    /// For so long, at most [`LEASE_MAX`]. Where it can only be for less, that many fewer tokens do.
     pub span: Micros,
     /// A lease is at most what is left, divided by this: twice the number of replicas leaves the
     /// others something.
@@ -83,7 +83,8 @@ pub fn lease(
         _ => status.remaining,
     });
     let left = left.min().unwrap_or(0);
-    let tokens = (left / wish.divisor).min(wish.tokens);
+    let wished = wished(wish, span);
+    let tokens = (left / wish.divisor).min(wished);
     let is_leased = limits.mode == Mode::Enforce && limits.set.concurrency.is_none();
     if !is_leased || span < LEASE_MIN || tokens / 2 < cost.max(1) {
         let decision = check(states, &[*limits], cost, now);
@@ -102,9 +103,22 @@ pub fn lease(
 
 /// How long a lease holds that is granted now.
 fn span(wished: Micros, now: Timestamp) -> Micros {
+    wished.min(LEASE_MAX).min(rest_of_second(now))
+}
+
+/// Until the next whole second.
+pub fn rest_of_second(now: Timestamp) -> Micros {
     let second = Micros::SECOND.as_micros();
-    let rest = second.saturating_sub(now.as_micros().checked_rem(second).unwrap_or(0));
-    wished.min(LEASE_MAX).min(Micros::from_micros(rest))
+    let gone = now.as_micros().checked_rem(second).unwrap_or(0);
+    Micros::from_micros(second.saturating_sub(gone))
+}
+
+/// Tokens that are wished for, for as long as it can be.
+fn wished(wish: &Wish, span: Micros) -> u32 {
+    let whole = wish.span.min(LEASE_MAX).as_micros();
+    let share = u64::from(wish.tokens).saturating_mul(span.as_micros());
+    let tokens = if whole == 0 { 0 } else { share.div_ceil(whole) };
+    u32::try_from(tokens).unwrap_or(u32::MAX)
 }
 
 /// What comes back to a bucket in a span, in units of debt.

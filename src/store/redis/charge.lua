@@ -1,13 +1,14 @@
 -- Charges what a replica let pass while it was alone, whatever room there is. Stands before check.lua
 -- in the same script; a check goes past with one comparison.
 --
--- The twin of charge in src/limiter/share.rs, which is the law.
+-- The twin of charge in src/limiter/own.rs, which is the law.
 --
--- KEYS[1]  that of one scope.
+-- KEYS[1]  that of one scope. KEYS[2], if there is one: that of its days and months.
 -- ARGV[1]  packed, little endian: u32 sequence number, echoed; f64 time in us by this server's clock
 --          after which nothing is to be charged, 0 = never; u32 rate (0 = no bucket); f64 units of
 --          debt to add; f64 the least that the debt comes to; u8 how many counts the minute has.
--- ARGV[2]  packed: for each count, the minute's first, u8 age in sub-buckets, u32 count.
+-- ARGV[2]  packed: for each count, the minute's first, u8 age in sub-buckets, u32 count; then for
+--          two days and two months u32 number since the epoch, u32 count (0 = none).
 -- ARGV[3]  'charge'
 -- Reply    packed: u32 sequence number; u8 0, or 2 where it came too late; f64 now in us.
 
@@ -62,7 +63,8 @@ if ARGV[3] == 'charge' then
     end
     counts[window] = aged
   end
-  for index = 1, #ARGV[2] / 5 do
+  local of_quotas = #ARGV[2] - 31
+  for index = 1, (of_quotas - 1) / 5 do
     local window = index <= of_minute and 1 or 2
     local age, count = unpack('<BI4', ARGV[2], 5 * index - 4)
     counts[window][age] = (counts[window][age] or 0) + count
@@ -102,6 +104,36 @@ if ARGV[3] == 'charge' then
   local ttl = whole - now
   if ttl < 1 then ttl = 1 end
   call('SET', KEYS[1], value, 'PX', string.format('%.0f', (ttl + -ttl % 1000) / 1000))
+
+  -- Days, then months, as check.lua does: in place of one that holds nothing, then of one beyond the
+  -- next, then of the older. Kept longer than needed, as nobody says here which of them it is.
+  if KEYS[2] then
+    local kept = redis.pcall('GET', KEYS[2])
+    if type(kept) ~= 'string' or #kept ~= 32 then kept = string.rep('\0', 32) end
+    local all, ms = { unpack('<I4I4I4I4I4I4I4I4', kept) }, 3 * 86400000
+    for index = 0, 3 do
+      local number, count = unpack('<I4I4', ARGV[2], of_quotas + 8 * index)
+      if count > 0 then
+        local from = index < 2 and 1 or 5
+        local at, worth = from, { 0, 0 }
+        if index > 1 then ms = 63 * 86400000 end
+        for place = 1, 2 do
+          local its = all[from + 2 * place - 2]
+          if all[from + 2 * place - 1] > 0 then worth[place] = its <= number + 1 and 2 or 1 end
+        end
+        if worth[2] < worth[1] or worth[2] == worth[1] and all[from] > all[from + 2] then
+          at = from + 2
+        end
+        if all[from] == number then at = from elseif all[from + 2] == number then at = from + 2 end
+        if all[at] ~= number then all[at], all[at + 1] = number, 0 end
+        all[at + 1] = all[at + 1] + count
+      end
+    end
+    local left = call('PTTL', KEYS[2])
+    if left > ms then ms = left end
+    call('SET', KEYS[2], pack('<I4I4I4I4I4I4I4I4', all[1], all[2], all[3], all[4], all[5], all[6],
+      all[7], all[8]), 'PX', string.format('%.0f', ms))
+  end
   return pack('<I4Bd', seq, 0, now)
 end
 

@@ -16,9 +16,9 @@
 --          u32: kind 1, by the calendar of UTC: limit of the day, of the month (0 = no such limit);
 --          kind 2, requests at once: the limit, and 0.
 -- ARGV[3]  if there is one: a lease is asked for, packed: u32 tokens; u32 span in us, 250000 at most;
---          u32 divisor. For one scope, enforced: where a divisor-th of what is left, and what is wished
---          for, are enough for two such requests, so many tokens are charged at once, to the bucket as
---          if at the end of the span, which ends with the second at the latest.
+--          u32 divisor. For one scope, enforced. The span ends with the second at the latest, and fewer
+--          tokens are for less of it. Where they, and a divisor-th of what is left, are enough for two
+--          such requests, so many are charged at once, to the bucket as if at the end of the span.
 -- Reply    packed: u32 sequence number; u8 verdict (0 allow, 1 deny, 2 came too late, with nothing
 --          behind the time); f64 now in us; then per scope and for second, minute, hour: u32
 --          remaining, f64 wait in us (0 = had room, 4e15 = never), f64 whole_at in us. What has no
@@ -299,8 +299,9 @@ while again do
     if charging and not blocked and #ARGV == 3 and mode == 0 then
       local wished, most, divisor = unpack('<I4I4I4', ARGV[3])
       span = 1000000 - now % 1000000
+      if most > 250000 then most = 250000 end
       if most < span then span = most end
-      if span > 250000 then span = 250000 end
+      if most > 0 then wished = (wished * span + -(wished * span) % most) / most end
       local left, ahead = 4294967295, debt
       if rate > 0 then
         if span * rate > ahead then ahead = span * rate end
@@ -319,7 +320,7 @@ while again do
       end
       if divisor > 0 then left = (left - left % divisor) / divisor end
       if wished < left then left = wished end
-      if span >= 20000 and left >= 2 * cost and left >= 2 then
+      if span >= 10000 and left >= 2 * cost and left >= 2 then
         lease, cost, debt = left, left, ahead
       end
     end

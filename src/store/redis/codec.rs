@@ -5,9 +5,9 @@ use fred::bytes::Bytes;
 use crate::limiter::check::Limits;
 use crate::limiter::check::lease::{Leased, Wish};
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
+use crate::limiter::own::Debit;
 use crate::limiter::quota::{LimitSet, Mode, Period};
 use crate::limiter::refund::Grant;
-use crate::limiter::share::Debit;
 use crate::limiter::time::{Micros, Timestamp};
 use crate::policy::plan::Plan;
 
@@ -133,10 +133,11 @@ impl Call {
         self
     }
 
-    /// Charges what was let pass alone to one scope, unless Redis's clock is past `before`. `now` is
+    /// Charges what was let pass alone to one scope, and under a second key, where there is one, to
+    /// its days and months, unless Redis's clock is past `before`. `now` is
     /// that clock, as far as it is known.
     pub fn charge(
-        key: Bytes,
+        keys: Vec<Bytes>,
         debit: &Debit,
         now: Timestamp,
         before: Option<Timestamp>,
@@ -156,8 +157,15 @@ impl Call {
             counts.push(age);
             counts.extend_from_slice(&count.to_le_bytes());
         }
+        for of_period in &debit.quotas {
+            for place in 0..2 {
+                let (number, count) = of_period.get(place).copied().unwrap_or_default();
+                counts.extend_from_slice(&number.to_le_bytes());
+                counts.extend_from_slice(&count.to_le_bytes());
+            }
+        }
         Call {
-            keys: vec![key],
+            keys,
             argument: argument.into(),
             how: None,
             wish: None,
@@ -345,13 +353,17 @@ impl Ticket {
     ///
     /// # Errors
     /// A reply that the script does not give to this call.
-    pub fn decode_lease(&self, plan: &Plan<'_>, reply: &[u8]) -> Result<Leased, ReplyError> {
+    pub fn decode_lease(
+        &self,
+        limits: impl Iterator<Item = Limits>,
+        reply: &[u8],
+    ) -> Result<Leased, ReplyError> {
         if reply.len() == REPLY_HEAD {
             self.fields(reply)?;
         }
-        let (reply, lease) = reply.split_at(reply.len().saturating_sub(REPLY_LEASE));
-        let decision = self.decode(plan, reply)?;
-        let mut lease = Fields(lease);
+        let check = without_lease(reply);
+        let decision = self.decode_of(limits, check)?;
+        let mut lease = Fields(reply.get(check.len()..).unwrap_or_default());
         let tokens = lease.u32();
         Ok(Leased { decision, tokens, span: Micros::from_micros(u64::from(lease.u32())) })
     }
@@ -379,6 +391,12 @@ impl Ticket {
         }
         Ok(fields)
     }
+}
+
+/// The part of a lease's reply that is a check's.
+pub fn without_lease(reply: &[u8]) -> &[u8] {
+    let end = if reply.len() == REPLY_HEAD { 0 } else { REPLY_LEASE };
+    reply.get(..reply.len().saturating_sub(end)).unwrap_or_default()
 }
 
 fn sets<'a>(plan: &'a Plan<'_>) -> impl Iterator<Item = LimitSet> + Clone + 'a {

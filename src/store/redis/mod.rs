@@ -8,6 +8,7 @@ pub mod board;
 pub mod codec;
 pub mod error;
 pub mod further;
+pub mod leasing;
 mod link;
 pub mod names;
 mod outage;
@@ -29,7 +30,6 @@ use crate::clock::monotonic;
 use crate::health::breaker::{BreakerSettings, Outcome, jitter};
 use crate::health::shared_breaker::SharedBreaker;
 use crate::health::tasks::watched;
-use crate::limiter::check::lease::{Leased, Wish};
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
 use crate::limiter::quota::Mode;
 use crate::limiter::refund::Grant;
@@ -38,10 +38,11 @@ use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{BreakerState, RedisErrorKind, TaskType};
 use crate::policy::compiled::FailureMode;
 use crate::policy::plan::{Plan, Scope};
-use crate::redis::servers::AbortOnDrop;
+use crate::redis::node::AbortOnDrop;
 
 use super::deny::{DenyCache, Known};
 use super::failover::decide_without;
+use super::lease::LeaseTable;
 use super::memory::MemoryStore;
 use super::share::{ShareStore, Target};
 use super::{Backend, Checked};
@@ -70,6 +71,7 @@ pub struct RedisShared {
     breaker: Arc<SharedBreaker>,
     stats: RedisStats,
     denials: DenyCache,
+    leases: LeaseTable,
     /// The script's hash, as the first load told it; depends on nothing but the script.
     script: OnceLock<Str>,
     /// Stores, one for each worker.
@@ -89,6 +91,7 @@ impl RedisShared {
     /// as `memory` may hold.
     pub fn new(settings: RedisSettings, memory: Arc<MemoryStore>) -> Self {
         RedisShared {
+            leases: LeaseTable::new(settings.leases, monotonic()),
             share: ShareStore::new(memory.capacity(), settings.names.clone()),
             replicas: Replicas::new(settings.expected_replicas),
             here: Here::default(),
@@ -135,15 +138,12 @@ impl RedisShared {
 
     /// The state of every limit of the plan as this replica may use it alone; nothing is charged.
     pub fn peek_alone(&self, plan: &Plan<'_>, now: Timestamp) -> Decision {
-        self.share.peek(plan, self.outage.there(now), self.alone())
+        let now = self.outage.there(now);
+        self.share.peek(plan, now, self.alone(now))
     }
 
-    fn alone(&self) -> Alone {
-        Alone {
-            replicas: self.replicas.count(),
-            since: self.outage.heard(),
-            started: self.outage.started(),
-        }
+    fn alone(&self, now: Timestamp) -> Alone {
+        Alone { replicas: self.replicas.count(), since: self.outage.lost(now) }
     }
 
     /// Notes that Redis has answered, at `now` by its clock.
@@ -200,7 +200,8 @@ impl RedisShared {
         let mode = self.mode(plan);
         self.stats.count_fallback(mode, reason);
         decide_without(mode, || {
-            let (there, alone) = (self.outage.there(now), self.alone());
+            let there = self.outage.there(now);
+            let alone = self.alone(there);
             let places = places::alone(self, plan, there);
             let is_full = |it: &LimitStatus| it.mode == Mode::Enforce && !it.wait.is_zero();
             let mut decision = if places.iter().any(is_full) {
@@ -280,7 +281,7 @@ impl RedisShared {
         let Some(state) = changed else { return };
         self.stats.count_transition(state);
         if state == BreakerState::Closed {
-            self.denials.forget();
+            self.forget_answers();
             let away = opened_at.map_or(Duration::ZERO, |at| monotonic().duration_since(at));
             tracing::info!(
                 server = %self.settings.target,
@@ -323,8 +324,8 @@ impl RedisStore {
     }
 
     /// Checks and charges every limit of the plan, all or nothing, within the settings' timeout.
-    /// `now` is the local clock, for decisions that are made without Redis. What Redis has denied is
-    /// denied again without asking it, until it could pass.
+    /// `now` is the local clock, for decisions that are made without Redis. What is leased is spent, and
+    /// what Redis has denied is denied again, without asking it.
     ///
     /// Cancelled, the check may have been charged.
     pub async fn check(&self, plan: &Plan<'_>, now: Timestamp) -> Checked {
@@ -346,13 +347,30 @@ impl RedisStore {
             }
             return checked;
         }
-        let known = match shared.denials.look(plan, monotonic()) {
+        let at = monotonic();
+        let subject = shared.leases.subject(plan);
+        if let Some(subject) = &subject
+            && let Some(decision) = shared.leases.spend(subject, plan, at)
+        {
+            if mode == FailureMode::Local {
+                shared.share.note(plan, &decision);
+            }
+            return Checked::Decided { decision, backend: Backend::Cache };
+        }
+        let known = match shared.denials.look(plan, at) {
             Known::Denied(decision) => {
                 return Checked::Decided { decision, backend: Backend::Cache };
             }
             Known::Nothing(ticket) => ticket,
         };
-        match self.ask_for(plan, None).await {
+        let asking = subject.and_then(|subject| {
+            shared.leases.wish(&subject, shared.replicas(), at, shared.settings.timeout)
+        });
+        let answer = match &asking {
+            Some(asking) => self.check_for_lease(plan, asking).await,
+            None => self.ask_for(plan, None).await,
+        };
+        match answer {
             Ok(decision) => {
                 if decision.verdict == Verdict::Deny {
                     shared.denials.note(&known, plan, &decision, monotonic());
@@ -422,23 +440,6 @@ impl RedisStore {
         self.ask_for(plan, now).await.map_err(Unsaid::give_up)
     }
 
-    /// The same, and for a lease of the plan's one scope.
-    ///
-    /// # Errors
-    /// No decision, and why. After a timeout or a lost connection it may have been charged, with the
-    /// lease.
-    pub async fn lease(
-        &self,
-        plan: &Plan<'_>,
-        wish: &Wish,
-        now: Option<Timestamp>,
-    ) -> Result<Leased, CheckError> {
-        let names = &self.shared().settings.names;
-        let call = Call::lease(names, plan, wish, now, self.link.asker());
-        let asked = self.ask(call, |ticket, reply| ticket.decode_lease(plan, reply));
-        asked.await.map_err(Unsaid::give_up)
-    }
-
     async fn ask_for(&self, plan: &Plan<'_>, now: Option<Timestamp>) -> Result<Decision, Unsaid> {
         let shared = self.shared();
         let names = &shared.settings.names;
@@ -490,11 +491,11 @@ impl RedisStore {
         ticket.decode(plan, reply).map_err(|error| self.link.distrust(&error))
     }
 
-    /// Takes back what a check by `backend` charged. In this process's memory at once, and then it
-    /// says how the limits stand; in Redis some time soon, or never: it is tried once, waits for
-    /// Redis no longer than a check does, beside as many, and is not waited for here. That it
-    /// failed costs its caller some tokens and is counted among the errors, but says nothing of
-    /// Redis that checks will not.
+    /// Takes back what a check by `backend` charged. In this process's memory, or in the lease that it
+    /// was spent of, at once, and then it says how the limits stand; in Redis some time soon, or
+    /// never: it is tried once, waits for Redis no longer than a check does, beside as many, and is
+    /// not waited for here. That it failed costs its caller some tokens and is counted among the
+    /// errors, but says nothing of Redis that checks will not.
     pub fn refund(
         &self,
         plan: &Plan<'_>,
@@ -503,12 +504,15 @@ impl RedisStore {
         now: Timestamp,
     ) -> Option<Decision> {
         let shared = self.shared();
-        if backend != Backend::Redis {
-            let (now, alone) = (shared.outage.there(now), shared.alone());
-            return Some(shared.share.refund(plan, grant, now, alone));
+        if backend == Backend::Local {
+            let now = shared.outage.there(now);
+            return Some(shared.share.refund(plan, grant, now, shared.alone(now)));
         }
         if shared.mode(plan) == FailureMode::Local {
             shared.share.refunded(plan, grant);
+        }
+        if let Some(left) = shared.leases.put_back(plan, grant, monotonic()) {
+            return Some(left);
         }
         // What decides meanwhile knows nothing of this charge.
         if shared.breaker.is_closed() && plan.scopes().next().is_some() {

@@ -76,6 +76,11 @@ impl KeyNames {
         self.scope(&hex(identity), scope)
     }
 
+    /// The key of a kind of further limits, by the hash as it is.
+    pub fn further_of(&self, identity: &[u8; HASH_BYTES], kind: &str, scope: &str) -> Bytes {
+        self.further(&hex(identity), kind, scope)
+    }
+
     /// The two keys of who is there: replicas by when they were heard of, and a name that Redis was
     /// given when it knew of none.
     pub fn replicas(&self) -> [Bytes; 2] {

@@ -11,6 +11,8 @@ use crate::limiter::time::{Micros, Timestamp};
 /// By how much what was heard is kept less exactly than it could be, so that the workers need not
 /// write for each answer.
 const STEP_US: u64 = 1_000;
+/// Within what time an answer is heard while there are any: the watcher's, and its jitter.
+const LOOKED_FOR: Micros = Micros::from_micros(300_000);
 
 /// The state of things between this replica and Redis.
 #[derive(Debug)]
@@ -26,7 +28,6 @@ pub struct Outage {
     heard_us: AtomicU64,
     /// By how much that is ahead of this machine's; below 0: behind.
     ahead_us: AtomicI64,
-    started: Timestamp,
 }
 
 /// The right to tell Redis what was let pass alone.
@@ -49,7 +50,6 @@ impl Outage {
             is_recovering: AtomicBool::new(false),
             heard_us: AtomicU64::new(0),
             ahead_us: AtomicI64::new(0),
-            started: Clock::System.now(),
         }
     }
 
@@ -106,6 +106,18 @@ impl Outage {
         }
     }
 
+    /// Redis has answered, and did not say what its clock shows.
+    pub fn hear_of(&self) {
+        if self.heard() > Timestamp::EPOCH {
+            self.heard_us.store(self.now().as_micros(), Ordering::Relaxed);
+        }
+    }
+
+    /// When Redis may last have answered others, by its clock: no later than `now`.
+    pub fn lost(&self, now: Timestamp) -> Timestamp {
+        now.min(self.heard().plus(LOOKED_FOR))
+    }
+
     /// When Redis has last answered anything, by its clock; the epoch if it never has.
     pub fn heard(&self) -> Timestamp {
         Timestamp::from_micros(self.heard_us.load(Ordering::Relaxed))
@@ -131,10 +143,5 @@ impl Outage {
         let budget = u64::try_from(budget.as_micros()).unwrap_or(u64::MAX);
         let span = Micros::from_micros(budget.saturating_mul(2));
         Some(self.now().plus(span))
-    }
-
-    /// Since when this process has been there, by Redis's clock.
-    pub fn started(&self) -> Timestamp {
-        self.there(self.started)
     }
 }

@@ -17,7 +17,7 @@ use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{RedisErrorKind, TaskType};
-use crate::redis::servers::Node;
+use crate::redis::node::Node;
 use crate::store::share::{Cursor, Owed, Target};
 
 use super::codec::{Call, Ticket};
@@ -167,7 +167,7 @@ impl Link {
         let outage = &shared.outage;
         let before = outage.too_late(CHARGE_BUDGET / 2);
         let asker = self.asker();
-        let call = Call::charge(owed.redis_key.clone(), &owed.debit, outage.now(), before, asker);
+        let call = Call::charge(owed.redis_keys.to_vec(), &owed.debit, outage.now(), before, asker);
         let ticket = call.ticket;
         let result = self.call(call, CHARGE_BUDGET).await.and_then(|reply| {
             let reply = ticket.decode_charge(reply.as_bytes().unwrap_or_default());

@@ -99,7 +99,7 @@ if #ARGV == 2 and ARGV[2]:byte() == 2 then
   for index = 1, #KEYS - scopes do
     local scope, _, day, month = unpack('<BBI4I4', ARGV[2], 4 + 10 * index)
     local key = KEYS[scopes + index]
-    local raw = ARGV[1]:byte(21 * scope - 7) == 1 and redis.pcall('GET', key)
+    local raw = ARGV[1]:byte(21 * scope - 7) > 0 and redis.pcall('GET', key)
     local ttl = type(raw) == 'string' and #raw == 32 and redis.call('PTTL', key) or 0
     if ttl > 0 then
       local counts = { unpack('<I4I4I4I4I4I4I4I4', raw) }

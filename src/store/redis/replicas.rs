@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::health::breaker::jitter;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::RedisErrorKind;
-use crate::redis::servers::Node;
+use crate::redis::node::Node;
 
 use super::error::CheckError;
 use super::link::Link;

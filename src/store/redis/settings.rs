@@ -16,6 +16,8 @@ pub struct RedisSettings {
     pub timeout: Duration,
     /// What decides then, where neither endpoint nor tier say.
     pub on_failure: FailureMode,
+    /// Whether tokens may be leased.
+    pub leases: bool,
     /// How keys are named.
     pub names: KeyNames,
     /// As how many replicas this one is taken for one of at least; 0: as many as there are.
@@ -29,6 +31,7 @@ impl RedisSettings {
             target,
             timeout: Duration::from_millis(20),
             on_failure: FailureMode::Local,
+            leases: true,
             names: KeyNames::new("tg"),
             expected_replicas: 0,
         }
