@@ -22,9 +22,10 @@ use std::time::{Duration, Instant};
 use tollgate::limiter::check::lease::{LEASE_MAX, LEASED_RATE_MIN, Wish, lease};
 use tollgate::limiter::check::{Limits, State, States, check, peek};
 use tollgate::limiter::decision::{Decision, Verdict};
+use tollgate::limiter::own::{self, Own};
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::refund::{Grant, refund};
-use tollgate::limiter::share::{self, Alone, Own, Owns};
+use tollgate::limiter::share::{self, Alone, Owns};
 use tollgate::limiter::time::{Micros, Timestamp};
 use tollgate::policy::identity::Identity;
 use tollgate::policy::plan::{Plan, Scope, TierId, TierSource};
@@ -781,11 +782,7 @@ impl Outage {
     }
 
     fn decide_alone(&mut self, replica: usize, now: u64) {
-        let alone = Alone {
-            replicas: self.owns.len() as u32,
-            since: ts(self.from),
-            started: ts(START - HOUR),
-        };
+        let alone = Alone { replicas: self.owns.len() as u32, since: ts(self.from) };
         let limits = [enforced(self.set)];
         let own = &mut OneOwn(&mut self.owns[replica]);
         let decision = share::check(own, &limits, 1, ts(now), alone);
@@ -799,7 +796,7 @@ impl Outage {
         let own = &mut self.owns[replica];
         if own.has_debit(all) {
             let debit = own.take_debit(ts(now), all);
-            share::charge(&mut self.redis, &self.set, &debit, ts(now));
+            own::charge(&mut self.redis, &self.set, &debit, ts(now));
         }
     }
 
