@@ -11,6 +11,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
+    clippy::large_enum_variant,
     reason = "a test stops at the first surprise, and ends"
 )]
 
