@@ -46,6 +46,8 @@ tests/long.sh NAME [ARGUMENTS]
   leases       1, 2, 4 and 8 processes on one Redis and one caller: calls of Redis, and whether the limits
                are kept (needs redis-server)
   overrides    how long it takes until another replica obeys (needs redis-server)
+  simulation   replicas, clocks, a network and a Redis that are made up from seeds: a thousand seeds of each
+               (SIMULATION_SEED is the first, SIMULATION_SEEDS how many, SIMULATION_SECONDS at most)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
 }
@@ -80,6 +82,10 @@ leases)
     exec cargo test --release --locked --test leases curve -- --ignored --nocapture "$@"
     ;;
 overrides) exec cargo test --locked --test overrides -- --ignored --nocapture "$@" ;;
+simulation)
+    export SIMULATION_SEEDS="${SIMULATION_SEEDS:-1000}" SIMULATION_SECONDS="${SIMULATION_SECONDS:-3600}"
+    exec cargo test --locked --test simulation -- --nocapture "$@"
+    ;;
 spread) exec cargo bench --locked --bench spread -- "$@" ;;
 route-bench) exec cargo bench --locked --bench router -- "$@" ;;
 identity-bench) exec cargo bench --locked --bench identity -- "$@" ;;

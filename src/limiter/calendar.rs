@@ -43,17 +43,18 @@ impl Calendar {
         pair.spent(number).max(pair.spent(number.saturating_add(1)))
     }
 
-    /// When all of it is unspent again if nothing more comes; `now` where it is.
+    /// When all of it is unspent again if nothing more comes; `now` where it is. A clock that was
+    /// ahead may have spent of the two after the present one, so that it is never before a wait ends.
     pub fn whole_at(&self, period: Period, now: Timestamp) -> Timestamp {
         let (pair, number) = (self.pair(period), number(period, now));
-        let over = end(period, now);
-        if pair.spent(number.saturating_add(1)) > 0 {
-            end(period, over)
-        } else if pair.spent(number) > 0 {
-            over
-        } else {
-            now
+        let (mut at, mut whole_at) = (now, now);
+        for ahead in 0..3 {
+            at = end(period, at);
+            if pair.spent(number.saturating_add(ahead)) > 0 {
+                whole_at = at;
+            }
         }
+        whole_at
     }
 
     /// Counts `cost`.

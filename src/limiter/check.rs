@@ -291,10 +291,11 @@ impl State {
         if cost > limit.get() {
             return Micros::NEVER;
         }
-        // Neither is above 2^31. The present one and the next may be used up, and no more.
+        // Neither is above 2^31. Of a clock that was ahead, the present one and the two after it may
+        // be used up, and no more: two are kept, and each counts in the one before it as well.
         let has_room = |at| self.spent(period, at).saturating_add(cost) <= limit.get();
         let mut at = now;
-        for _ in 0..2 {
+        for _ in 0..3 {
             if !has_room(at) {
                 at = calendar::end(period, at);
             }

@@ -214,12 +214,16 @@ impl Scope {
         let set = self.limits.set;
         let quotas = [(Period::Day, set.day, &self.days), (Period::Month, set.month, &self.months)];
         let quota = |(period, limit, counts): (_, Option<NonZeroU32>, &Vec<(u64, u64)>)| {
-            let (number, mut end) = date(now, period == Period::Day);
+            let number = date(now, period == Period::Day).0;
             let spent = |number| counts.iter().find(|(it, _)| *it == number).map_or(0, |it| it.1);
             // What a clock that was set back will meet again counts already.
             let (present, next) = (spent(number), spent(number + 1));
-            if next > 0 {
-                end = date(end, period == Period::Day).1;
+            let (mut at, mut end) = (now, now);
+            for ahead in 0..3 {
+                at = date(at, period == Period::Day).1;
+                if spent(number + ahead) > 0 {
+                    end = at;
+                }
             }
             Some((period, u64::from(limit?.get()), present.max(next), end))
         };
@@ -288,7 +292,7 @@ impl Scope {
         });
         let quotas = self.quotas(now).into_iter().map(|(period, limit, spent, end)| {
             let left = u128::from(limit.saturating_sub(spent));
-            status(period, left, if spent > 0 { end } else { now })
+            status(period, left, end)
         });
         let places = self.limits.set.concurrency.map(|limit| {
             let left = limit.get().saturating_sub(self.held);

@@ -80,7 +80,7 @@ if further > 0 then
     end
     return (name == 4 or name == 6 or name == 9 or name == 11) and 30 or 31
   end
-  -- Days and months of UTC: which one it is, when it is over, and when the next is. Years are
+  -- Days and months of UTC: which one it is, when it is over, and when the next two are. Years are
   -- counted from 1 March, so that the odd day comes last.
   local today = floor(now / DAY)
   local day = today + 719468
@@ -92,8 +92,9 @@ if further > 0 then
   local month = (floor(day / 146097) * 400 + year) * 12 + from_march + 2 - 23640
   local first = today - of_year + floor((153 * from_march + 2) / 5)
   local over = first + length(month)
-  days = { 1, today, (today + 1) * DAY, (today + 2) * DAY }
-  months = { 5, month, over * DAY, (over + length(month + 1)) * DAY }
+  local next_over = over + length(month + 1)
+  days = { 1, today, (today + 1) * DAY, (today + 2) * DAY, (today + 3) * DAY }
+  months = { 5, month, over * DAY, next_over * DAY, (next_over + length(month + 2)) * DAY }
 
   for index = 1, further do
     local scope, kind, one, other = unpack('<BBI4I4', how, 4 + 10 * index)
@@ -114,9 +115,12 @@ if further > 0 then
           if cost > limit then
             note.waits[which] = NEVER
           elseif math.max(spent[1], spent[2]) + cost > limit then
-            -- A clock that was ahead may have used up the next one, too.
-            local later = math.max(spent[2], spent[3]) + cost > limit
-            note.waits[which] = period[later and 4 or 3] - now
+            -- A clock that was ahead may have used up the next ones, too.
+            local at = 3
+            if math.max(spent[2], spent[3]) + cost > limit then
+              at = spent[3] + cost > limit and 5 or 4
+            end
+            note.waits[which] = period[at] - now
           end
         end
         note.spent[which] = spent
@@ -426,6 +430,7 @@ for index = 1, further do
           end
           if counts[period[1]] == period[2] then at = period[1] end
           if counts[period[1] + 2] == period[2] then at = period[1] + 2 end
+          if counts[at] == period[2] + 2 then spent[3] = 0 end
           spent[1] = spent[1] + cost
           counts[at], counts[at + 1] = period[2], spent[1]
         end
@@ -433,6 +438,7 @@ for index = 1, further do
         if left < 0 or in_shadow and waits[which] > 0 then left = 0 end
         if spent[1] > 0 then whole_at = period[3] end
         if spent[2] > 0 then whole_at = period[4] end
+        if spent[3] > 0 then whole_at = period[5] end
         reports = reports .. pack('<I4dd', left, waits[which], whole_at)
       else
         reports = reports .. pack('<I4dd', 0, 0, 0)
