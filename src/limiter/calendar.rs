@@ -9,6 +9,9 @@ use super::time::{Micros, Timestamp};
 
 /// One day.
 pub const DAY: Micros = Micros::from_micros(86_400_000_000);
+/// How many in a row, the present one first, may have no room. Two are counted, and each counts in
+/// the one before it as well.
+pub const AHEAD_MAX: u8 = 4;
 /// Days of 400 years, after which the calendar repeats.
 const DAYS_OF_ERA: u64 = 146_097;
 /// From 1 March of the year 0 to 1 January 1970, in days.
@@ -44,11 +47,11 @@ impl Calendar {
     }
 
     /// When all of it is unspent again if nothing more comes; `now` where it is. A clock that was
-    /// ahead may have spent of the two after the present one, so that it is never before a wait ends.
+    /// ahead may have spent of those after the present one, so that it is never before a wait ends.
     pub fn whole_at(&self, period: Period, now: Timestamp) -> Timestamp {
         let (pair, number) = (self.pair(period), number(period, now));
         let (mut at, mut whole_at) = (now, now);
-        for ahead in 0..3 {
+        for ahead in 0..u32::from(AHEAD_MAX) {
             at = end(period, at);
             if pair.spent(number.saturating_add(ahead)) > 0 {
                 whole_at = at;

@@ -291,14 +291,14 @@ impl State {
         if cost > limit.get() {
             return Micros::NEVER;
         }
-        // Neither is above 2^31. Of a clock that was ahead, the present one and the two after it may
-        // be used up, and no more: two are kept, and each counts in the one before it as well.
+        // Neither is above 2^31. A clock that was ahead may have used up some of those to come.
         let has_room = |at| self.spent(period, at).saturating_add(cost) <= limit.get();
         let mut at = now;
-        for _ in 0..3 {
-            if !has_room(at) {
-                at = calendar::end(period, at);
+        for _ in 0..calendar::AHEAD_MAX {
+            if has_room(at) {
+                break;
             }
+            at = calendar::end(period, at);
         }
         at.since(now)
     }

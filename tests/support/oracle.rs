@@ -219,7 +219,7 @@ impl Scope {
             // What a clock that was set back will meet again counts already.
             let (present, next) = (spent(number), spent(number + 1));
             let (mut at, mut end) = (now, now);
-            for ahead in 0..3 {
+            for ahead in 0..4 {
                 at = date(at, period == Period::Day).1;
                 if spent(number + ahead) > 0 {
                     end = at;

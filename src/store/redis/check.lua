@@ -80,7 +80,7 @@ if further > 0 then
     end
     return (name == 4 or name == 6 or name == 9 or name == 11) and 30 or 31
   end
-  -- Days and months of UTC: which one it is, when it is over, and when the next two are. Years are
+  -- Days and months of UTC: which one it is, when it is over, and when the next three are. Years are
   -- counted from 1 March, so that the odd day comes last.
   local today = floor(now / DAY)
   local day = today + 719468
@@ -93,8 +93,10 @@ if further > 0 then
   local first = today - of_year + floor((153 * from_march + 2) / 5)
   local over = first + length(month)
   local next_over = over + length(month + 1)
-  days = { 1, today, (today + 1) * DAY, (today + 2) * DAY, (today + 3) * DAY }
-  months = { 5, month, over * DAY, next_over * DAY, (next_over + length(month + 2)) * DAY }
+  local third_over = next_over + length(month + 2)
+  local fourth_over = third_over + length(month + 3)
+  days = { 1, today, (today + 1) * DAY, (today + 2) * DAY, (today + 3) * DAY, (today + 4) * DAY }
+  months = { 5, month, over * DAY, next_over * DAY, third_over * DAY, fourth_over * DAY }
 
   for index = 1, further do
     local scope, kind, one, other = unpack('<BBI4I4', how, 4 + 10 * index)
@@ -103,24 +105,22 @@ if further > 0 then
     if kind == 1 then
       if type(raw) ~= 'string' or #raw ~= 32 then raw = string.rep('\0', 32) end
       local counts = { unpack('<I4I4I4I4I4I4I4I4', raw) }
-      -- What is spent in the present one, the next, and the one after.
+      -- What is spent in the present one and the three after it.
       note.spent = {}
       for which, period in ipairs({ days, months }) do
-        local spent, limit = { 0, 0, 0 }, note.limits[which]
+        local spent, limit = { 0, 0, 0, 0 }, note.limits[which]
         for at = period[1], period[1] + 2, 2 do
           local ahead = counts[at] - period[2] + 1
-          if ahead >= 1 and ahead <= 3 then spent[ahead] = counts[at + 1] end
+          if ahead >= 1 and ahead <= 4 then spent[ahead] = counts[at + 1] end
         end
         if limit > 0 then
           if cost > limit then
             note.waits[which] = NEVER
           elseif math.max(spent[1], spent[2]) + cost > limit then
             -- A clock that was ahead may have used up the next ones, too.
-            local at = 3
-            if math.max(spent[2], spent[3]) + cost > limit then
-              at = spent[3] + cost > limit and 5 or 4
-            end
-            note.waits[which] = period[at] - now
+            local at = 2
+            while at < 5 and math.max(spent[at], spent[at + 1] or 0) + cost > limit do at = at + 1 end
+            note.waits[which] = period[at + 1] - now
           end
         end
         note.spent[which] = spent
@@ -430,7 +430,8 @@ for index = 1, further do
           end
           if counts[period[1]] == period[2] then at = period[1] end
           if counts[period[1] + 2] == period[2] then at = period[1] + 2 end
-          if counts[at] == period[2] + 2 then spent[3] = 0 end
+          local replaced = counts[at] - period[2] + 1
+          if replaced >= 3 and replaced <= 4 then spent[replaced] = 0 end
           spent[1] = spent[1] + cost
           counts[at], counts[at + 1] = period[2], spent[1]
         end
@@ -439,6 +440,7 @@ for index = 1, further do
         if spent[1] > 0 then whole_at = period[3] end
         if spent[2] > 0 then whole_at = period[4] end
         if spent[3] > 0 then whole_at = period[5] end
+        if spent[4] > 0 then whole_at = period[6] end
         reports = reports .. pack('<I4dd', left, waits[which], whole_at)
       else
         reports = reports .. pack('<I4dd', 0, 0, 0)
