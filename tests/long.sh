@@ -48,6 +48,8 @@ tests/long.sh NAME [ARGUMENTS]
   overrides    how long it takes until another replica obeys (needs redis-server)
   simulation   replicas, clocks, a network and a Redis that are made up from seeds: a thousand seeds of each
                (SIMULATION_SEED is the first, SIMULATION_SEEDS how many, SIMULATION_SECONDS at most)
+  memory-churn  how long a check waits while ten million identities come and go, and what an idle one takes
+               (MEMORY_CHURN_IDENTITIES, MEMORY_CHURN_RESIDENT, MEMORY_CHURN_PAUSE_MS)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
 }
@@ -82,6 +84,12 @@ leases)
     exec cargo test --release --locked --test leases curve -- --ignored --nocapture "$@"
     ;;
 overrides) exec cargo test --locked --test overrides -- --ignored --nocapture "$@" ;;
+memory-churn)
+    # Optimised, without the minutes of a release; one after the other, as the second measures memory.
+    export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
+    exec cargo test --locked --target-dir target/memory-churn --test memory_churn -- \
+        --ignored --nocapture --test-threads 1 "$@"
+    ;;
 simulation)
     export SIMULATION_SEEDS="${SIMULATION_SEEDS:-1000}" SIMULATION_SECONDS="${SIMULATION_SECONDS:-3600}"
     exec cargo test --locked --test simulation -- --nocapture "$@"
