@@ -44,7 +44,7 @@ impl Pair {
         // A budget that only an outage misses.
         let config = format!(
             "server: {{ workers: 2, trusted_proxies: [127.0.0.0/8] }}\n\
-             store: {{ redis: {{ url: '{}', timeout: 10s }} }}\n",
+             store: {{ redis: {{ url: '{}', timeout: 10s, leases: 'off' }} }}\n",
             server.url()
         );
         let replicas = [(); 2].map(|()| {

@@ -155,7 +155,7 @@ impl PolicyFile {
         let active = Arc::new(Active { policy: Arc::new(policy), metrics });
         self.retired.keep(self.gate.active.swap(active));
         if let Some(redis) = &self.gate.redis {
-            redis.forget_answers();
+            redis.forget_denials();
         }
         self.admin.set_in_force(hash);
         let file = self.path.display();

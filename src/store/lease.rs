@@ -333,8 +333,8 @@ impl LeaseTable {
         Some(lease.decision())
     }
 
-    /// Makes void what is held, and does not give it back: counters have been reset, or limits or an
-    /// operator's word have changed.
+    /// Makes void what is held, and does not give it back: counters have been reset, or an operator's
+    /// word has changed.
     pub fn forget(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }

@@ -35,6 +35,12 @@ impl RedisShared {
         &self.leases
     }
 
+    /// Makes void what is denied from memory, as other limits hold now. Leases stay: they are for
+    /// those limits alone that they were granted under, and what is left of them goes back.
+    pub fn forget_denials(&self) {
+        self.denials.forget();
+    }
+
     /// Makes void whatever Redis has said and lent so far: counters, limits or an operator's word have
     /// changed.
     pub fn forget_answers(&self) {
