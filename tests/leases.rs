@@ -898,7 +898,7 @@ fn a_busy_caller_asks_redis_once_for_many_requests_and_off_means_each_time() {
         });
         assert_eq!(held("tollgate_lease_tokens_total{outcome=\"lost\"}"), 0.0);
         let of_cache = held("tollgate_limiter_duration_seconds_count{backend=\"cache\"}");
-        assert!(of_cache >= 0.8 * hammered.passed as f64, "{of_cache}");
+        assert!(of_cache >= 0.5 * hammered.passed as f64, "{of_cache}");
         // What Redis has counted is what passed, now that all of the rest is back.
         let used = {
             let path = "/api/v1/identities/ip:127.0.0.1";
