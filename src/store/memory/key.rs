@@ -25,7 +25,7 @@ pub struct IdentityHash {
 /// 95 bits of hash over an identity and a scope. Among ten million, two agree with a chance of
 /// 10^-15.
 #[derive(Clone, Copy, Debug, Default)]
-// Aligned to 4, so that a record with its expiry beside the key is 64 bytes.
+// Aligned to 4, so that the expiry beside the key costs a record nothing.
 #[repr(C, packed(4))]
 pub struct Key {
     hash: u64,
