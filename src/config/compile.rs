@@ -25,6 +25,7 @@ use super::schema::{Config, Exposed, Leases, OnFailure, Reset, Server, StoreConf
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
 use super::value::{DURATION_MAX, HumanDuration, Redacted};
+use super::warnings;
 
 /// More threads than that are a typing error.
 const WORKERS_MAX: u32 = 1024;
@@ -178,6 +179,11 @@ pub fn settings(
     let lookup = lookup(config.tier_lookup.as_ref(), store_url, slow_database, read_secret, report);
     let usage = usage(&config.usage, redis.as_ref(), has_secret, read_secret, report);
     let identity = identity(&config.identity, report);
+    let asks_clients =
+        |it: &ListenerSettings| it.tls.as_ref().is_some_and(|it| it.clients.is_some());
+    if !server.listeners.iter().any(asks_clients) {
+        warnings::unasked(&config.identity, report);
+    }
     let tracing = tracing(&config.tracing, report);
     let self_service = self_service(config, report);
     let trusted_proxies = trusted_proxies(&config.server.trusted_proxies, report);

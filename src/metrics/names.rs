@@ -263,7 +263,7 @@ declare! {
         "Rises when handshakes come faster than they are made, or when clients open connections and say nothing.";
     TLS_CERTIFICATE_EXPIRY: Gauge "tollgate_tls_certificate_expiry_days" ["listener"] Count
         "Days until the certificate that the listener shows expires; below 0 once it has."
-        "From the certificate that is in force now, which a reload changes; absent on listeners without TLS.";
+        "From the certificate that is in force now, which a reload changes; of several by server name the one that is over first. Absent on listeners without TLS.";
 
     # "Upstream, Redis, database"
     UPSTREAM_DURATION: Histogram "tollgate_upstream_duration_seconds" ["upstream"] Seconds

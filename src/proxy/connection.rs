@@ -15,6 +15,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::identity::certificate;
+use crate::limiter::time::Timestamp;
 use crate::metrics::edge_labels::HandshakeResult;
 use crate::tls::server::ServerTls;
 
@@ -115,7 +117,13 @@ async fn begin_tls(
 ) -> Option<(Transport, Spoken)> {
     let metrics = &worker.gate.metrics;
     let in_progress = metrics.tls_handshake_started();
-    let accepted = worker.handshakes.accept(stream, tls, state).await;
+    let mut accepted = worker.handshakes.accept(stream, tls, state).await;
+    if let Ok(stream) = &accepted
+        && let Some(client) = stream.get_ref().1.peer_certificates().and_then(|it| it.first())
+        && !take_certificate(client, worker.gate.clock.now(), &state.peer)
+    {
+        accepted = Err((HandshakeError::Failed, None));
+    }
     drop(in_progress);
     metrics.tls_handshake_ended(match &accepted {
         Ok(_) => HandshakeResult::Ok,
@@ -139,6 +147,24 @@ async fn begin_tls(
             None
         }
         Err(_) => None,
+    }
+}
+
+/// Takes note of whom a client's certificate names; whether there still is such a client. A session
+/// that is resumed brings the certificate that it began with, and nobody looks at its times again.
+fn take_certificate(client: &[u8], now: Timestamp, peer: &Peer) -> bool {
+    match certificate::read(client) {
+        Ok(certificate) if certificate.not_after >= now => {
+            peer.certificate.set(certificate).is_ok()
+        }
+        Ok(_) => {
+            tracing::debug!("a session was resumed with a certificate that is over");
+            false
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a client's certificate cannot be read");
+            false
+        }
     }
 }
 
