@@ -19,10 +19,11 @@ use crate::policy::identity::Identity;
 use crate::policy::plan::{Plan, Scope, TierId, TierSource};
 use crate::store::lease::{Asking, LeaseTable, Return};
 
+use super::check::Unsaid;
 use super::codec::{Call, without_lease};
 use super::error::CheckError;
 use super::link::Link;
-use super::{RedisShared, RedisStore, Unsaid};
+use super::{RedisShared, RedisStore};
 
 /// Between two looks for leases that are over: what is left of one is soon where others find it.
 pub const RETURN_INTERVAL: Duration = Duration::from_millis(50);

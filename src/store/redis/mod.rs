@@ -5,6 +5,7 @@
 //! by then is decided by the failure mode. Nothing here knows of HTTP or of metrics' names.
 
 pub mod board;
+mod check;
 pub mod codec;
 pub mod error;
 pub mod further;
@@ -22,7 +23,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use fred::bytes::Bytes;
 use fred::bytes_utils::Str;
 use parking_lot::Mutex;
 
@@ -40,19 +40,18 @@ use crate::policy::compiled::FailureMode;
 use crate::policy::plan::{Plan, Scope};
 use crate::redis::node::AbortOnDrop;
 
-use super::deny::{DenyCache, Known};
+use super::deny::DenyCache;
 use super::failover::decide_without;
 use super::lease::LeaseTable;
 use super::memory::MemoryStore;
-use super::share::{ShareStore, Target};
+use super::share::ShareStore;
 use super::{Backend, Checked};
-use codec::{Call, ReplyError, Ticket};
+use codec::Call;
 use error::CheckError;
 use further::Kind;
-use link::{Late, Link, Unanswered};
+use link::Link;
 use outage::Outage;
 use places::{HeldPlaces, Here};
-use recovery::Unsettled;
 use replicas::Replicas;
 use settings::RedisSettings;
 use stats::{Reason, RedisStats};
@@ -323,72 +322,6 @@ impl RedisStore {
         self.link.shared()
     }
 
-    /// Checks and charges every limit of the plan, all or nothing, within the settings' timeout.
-    /// `now` is the local clock, for decisions that are made without Redis. What is leased is spent, and
-    /// what Redis has denied is denied again, without asking it.
-    ///
-    /// Cancelled, the check may have been charged.
-    pub async fn check(&self, plan: &Plan<'_>, now: Timestamp) -> Checked {
-        let shared = self.shared();
-        if plan.scopes().next().is_none() {
-            let decision = Decision::new(Verdict::Allow, now);
-            return Checked::Decided { decision, backend: Backend::Redis };
-        }
-        if !shared.breaker.is_closed() {
-            return shared.decide_without(plan, now, Reason::BreakerOpen);
-        }
-        let mode = shared.mode(plan);
-        if mode == FailureMode::Local && shared.outage.is_apart() {
-            let checked = shared.decide_without(plan, now, Reason::BreakerOpen);
-            if checked.is_alone() && shared.outage.is_told() {
-                let link = Arc::clone(&self.link);
-                let charge = link.charge_target(Target::new(&shared.share, plan));
-                tokio::spawn(watched(TaskType::Redis, charge));
-            }
-            return checked;
-        }
-        let at = monotonic();
-        let subject = shared.leases.subject(plan);
-        if let Some(subject) = &subject
-            && let Some(decision) = shared.leases.spend(subject, plan, at)
-        {
-            if mode == FailureMode::Local {
-                shared.share.note(plan, &decision);
-            }
-            return Checked::Decided { decision, backend: Backend::Cache };
-        }
-        let known = match shared.denials.look(plan, at) {
-            Known::Denied(decision) => {
-                return Checked::Decided { decision, backend: Backend::Cache };
-            }
-            Known::Nothing(ticket) => ticket,
-        };
-        let asking = subject.and_then(|subject| {
-            shared.leases.wish(&subject, shared.replicas(), at, shared.settings.timeout)
-        });
-        let answer = match &asking {
-            Some(asking) => self.check_for_lease(plan, asking).await,
-            None => self.ask_for(plan, None).await,
-        };
-        match answer {
-            Ok(decision) => {
-                if decision.verdict == Verdict::Deny {
-                    shared.denials.note(&known, plan, &decision, monotonic());
-                }
-                if mode == FailureMode::Local {
-                    shared.share.note(plan, &decision);
-                }
-                Checked::Decided { decision, backend: Backend::Redis }
-            }
-            Err(unsaid) => {
-                let reason = Reason::Failed(unsaid.error.kind);
-                let checked = shared.decide_without(plan, now, reason);
-                self.settle(plan, &checked, unsaid);
-                checked
-            }
-        }
-    }
-
     /// Counts a request that is about to be checked among those that hold places, if its plan has
     /// any. To be called right before the check, and told what has come of it.
     pub fn expect_places(&self, plan: &Plan<'_>) -> Option<HeldPlaces> {
@@ -402,74 +335,6 @@ impl RedisStore {
         let holding = plan.scopes().enumerate().filter(|(_, scope)| holds(scope));
         let keys = holding.map(|(index, scope)| (index, names.further(&hash, letter, scope.key)));
         Some(HeldPlaces::expect(&self.link, keys))
-    }
-
-    /// Has an answer waited for that did not come in time, for a request that was decided otherwise.
-    fn settle(&self, plan: &Plan<'_>, checked: &Checked, unsaid: Unsaid) {
-        let Unsaid { late, keys, ticket, .. } = unsaid;
-        let target = Target::new(&self.shared().share, plan);
-        let passed = match checked {
-            Checked::Decided { decision, .. } => decision.verdict == Verdict::Allow,
-            Checked::FailedOpen => true,
-            Checked::FailedClosed => false,
-        };
-        let decided = match checked {
-            Checked::Decided { decision, .. } if passed => {
-                Some((target.clone(), Grant::new(decision, plan.scopes().count())))
-            }
-            _ => None,
-        };
-        if late.is_none() && decided.is_none() {
-            return;
-        }
-        let unsettled = Unsettled { decided, passed, keys, ticket, target, late };
-        let settled = Arc::clone(&self.link).settle(unsettled);
-        tokio::spawn(watched(TaskType::Redis, settled));
-    }
-
-    /// Asks Redis, whatever the breaker says, within the settings' timeout. With `now` the script
-    /// takes that for the time instead of Redis's clock. The plan has at least one scope.
-    ///
-    /// # Errors
-    /// No decision, and why. After a timeout or a lost connection it may have been charged.
-    pub async fn evaluate(
-        &self,
-        plan: &Plan<'_>,
-        now: Option<Timestamp>,
-    ) -> Result<Decision, CheckError> {
-        self.ask_for(plan, now).await.map_err(Unsaid::give_up)
-    }
-
-    async fn ask_for(&self, plan: &Plan<'_>, now: Option<Timestamp>) -> Result<Decision, Unsaid> {
-        let shared = self.shared();
-        let names = &shared.settings.names;
-        let call = Call::new(names, plan, now, self.link.asker());
-        if now.is_some() {
-            return self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await;
-        }
-        let call = call.before(shared.outage.too_late(shared.settings.timeout));
-        let decision = self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await?;
-        shared.hear(decision.now);
-        Ok(decision)
-    }
-
-    async fn ask<T>(
-        &self,
-        call: Call,
-        decode: impl FnOnce(&Ticket, &[u8]) -> Result<T, ReplyError>,
-    ) -> Result<T, Unsaid> {
-        let shared = self.shared();
-        let (keys, ticket) = (call.keys.clone(), call.ticket);
-        let result = match self.link.ask(call, shared.settings.timeout).await {
-            Ok(reply) => decode(&ticket, reply.as_bytes().unwrap_or_default())
-                .map_err(|error| self.link.distrust(&error).into()),
-            Err(unanswered) => Err(unanswered),
-        };
-        match &result {
-            Ok(_) => shared.note_good(),
-            Err(Unanswered { error, .. }) => shared.note_bad(error),
-        }
-        result.map_err(|Unanswered { error, late }| Unsaid { error, late, keys, ticket })
     }
 
     /// What a check of the plan would come to; charges nothing. Says nothing of Redis that checks will
@@ -543,24 +408,6 @@ impl RedisStore {
             }
             result
         }
-    }
-}
-
-/// What is left of a check that was not answered in time, or not as it has to be.
-struct Unsaid {
-    error: CheckError,
-    late: Option<Late>,
-    keys: Vec<Bytes>,
-    ticket: Ticket,
-}
-
-impl Unsaid {
-    /// What may come of it yet is of no matter, but that it keeps its place until then.
-    fn give_up(self) -> CheckError {
-        if let Some(late) = self.late {
-            tokio::spawn(watched(TaskType::Redis, async move { _ = late.await }));
-        }
-        self.error
     }
 }
 
