@@ -100,7 +100,7 @@ impl Served {
             "GET /api/v1/identities/{identity} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         );
         let answer = Client::connect(self.tollgate.admin).send(question).answer();
-        let state: serde_json::Value = serde_json::from_str(&answer.text()).expect(&answer.text());
+        let state: serde_json::Value = serde_json::from_str(&answer.text()).unwrap();
         assert!(state["limits"].is_array(), "{state}");
         state["limits"]
             .as_array()
