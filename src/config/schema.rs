@@ -88,13 +88,16 @@ pub struct Server {
     pub workers: u32,
     /// Networks or addresses of proxies whose `X-Forwarded-For` and `Forwarded` are believed.
     pub trusted_proxies: Vec<String>,
-    /// The PROXY protocol, from trusted proxies only.
+    /// The PROXY protocol, in which trusted proxies, and nobody else, then have to say whom each
+    /// connection is for.
     pub proxy_protocol: ProxyProtocol,
     /// What tollgate answers itself on the data port, too.
     pub expose: Vec<Exposed>,
     /// Most connections at once; further ones are closed unread, and counted.
     pub max_connections: u32,
-    /// Most connections of one address; 0: no limit.
+    /// Most connections of one address (with as much of it as `identity[].ip` takes); further ones
+    /// are closed unread, and counted; 0: no limit. For those of a trusted proxy it holds by the
+    /// address that the PROXY protocol names, and not at all without it.
     pub max_connections_per_ip: u32,
     /// For the whole head of a request; for a TLS handshake, too.
     pub header_timeout: HumanDuration,

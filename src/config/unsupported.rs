@@ -29,8 +29,6 @@ macro_rules! only_default {
 }
 
 only_default!(CONFIG, in_whole, Config, "";
-    server.proxy_protocol,
-    server.max_connections_per_ip,
     upstream.urls,
     headers.ietf,
     shedding.mode,
