@@ -40,6 +40,8 @@ tests/long.sh NAME [ARGUMENTS]
   container    builds the image with Docker and tries it: size, user, health check, drain
   compose      starts docker-compose.yml, or the services that are named, and runs each curl of
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
+  handover     processes that take over from each other, and restart under systemd's socket, while 100,000
+               requests are sent: none is lost (HANDOVER_REQUESTS; needs python3)
   flood        ten thousand requests a second of one caller: what Redis gets of them (needs redis-server)
   outage       four processes lose their Redis for a minute, stopped and killed, and get it back: what the
                backend saw in any minute, and what was lost (needs redis-server; seven minutes)
@@ -77,6 +79,10 @@ conformance)
 flood)
     export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
     exec cargo test --release --locked --test deny_cache ten_thousand -- --ignored --nocapture "$@"
+    ;;
+handover)
+    export HANDOVER_REQUESTS="${HANDOVER_REQUESTS:-100000}"
+    exec cargo test --locked --test handover -- --nocapture under_load systemd_holds "$@"
     ;;
 outage) exec cargo test --locked --test outage -- --ignored --nocapture "$@" ;;
 leases)
