@@ -260,7 +260,7 @@ struct Exact {
     changed: u64,
     /// When the newest check came by Redis's clock; when something was last charged, and given back.
     newest: Vec<u64>,
-    charged: Vec<u64>,
+    charged: Vec<Vec<Charge>>,
     given_back: Vec<u64>,
     replicas: Vec<Replica>,
     base: Instant,
@@ -268,6 +268,14 @@ struct Exact {
     leases: bool,
     loses: bool,
     count: Count,
+}
+
+/// What Redis has charged, of which one replica may hear.
+#[derive(Clone, Copy)]
+struct Charge {
+    at: u64,
+    replica: usize,
+    is_told: bool,
 }
 
 struct Replica {
@@ -306,6 +314,7 @@ enum Event {
         decision: Decision,
         lease: Option<(u32, Micros)>,
         era: u64,
+        charged: u64,
     },
     GiveBack {
         replica: usize,
@@ -377,7 +386,7 @@ impl Exact {
             era: 0,
             changed: 0,
             newest: vec![0; identities],
-            charged: vec![0; identities],
+            charged: vec![Vec::new(); identities],
             given_back: vec![0; identities],
             replicas,
             base,
@@ -403,8 +412,8 @@ impl Exact {
             match event {
                 Event::Arrives { replica, identity, cost } => self.arrives(replica, identity, cost),
                 Event::AtRedis(call) => self.at_redis(call),
-                Event::Replied { call, decision, lease, era } => {
-                    self.replied(call, &decision, lease, era);
+                Event::Replied { call, decision, lease, era, charged } => {
+                    self.replied(call, &decision, lease, era, charged);
                 }
                 Event::GiveBack { replica, identity, cost, set, grant, era } => {
                     self.give_back(replica, identity, cost, set, &grant, era);
@@ -470,7 +479,7 @@ impl Exact {
         let ticket = match self.replicas[replica].denials.look(&plan, self.instant(now)) {
             Known::Denied(decision) => {
                 self.count.cached += 1;
-                self.hold_cached(identity, &set, cost, &decision);
+                self.hold_cached(replica, identity, &set, cost, &decision);
                 return;
             }
             Known::Nothing(ticket) => ticket,
@@ -487,7 +496,14 @@ impl Exact {
     }
 
     /// What is denied again without Redis, Redis would deny, and for no longer.
-    fn hold_cached(&mut self, identity: usize, set: &LimitSet, cost: u32, decision: &Decision) {
+    fn hold_cached(
+        &mut self,
+        replica: usize,
+        identity: usize,
+        set: &LimitSet,
+        cost: u32,
+        decision: &Decision,
+    ) {
         assert_eq!(decision.verdict, Verdict::Deny);
         let since = self.now.saturating_sub(LIFE_MAX.as_micros() as u64);
         if self.given_back[identity] >= since || (self.era > 0 && self.changed >= since) {
@@ -497,8 +513,11 @@ impl Exact {
         let states = &mut One(&mut self.redis[identity]);
         let there = peek(states, &[enforced(*set)], cost, ts(wall));
         assert_eq!(there.verdict, Verdict::Deny, "{decision:?}");
-        // Others may have been let pass meanwhile, at less cost.
-        if self.charged[identity] >= since {
+        // Others may have been let pass meanwhile, at less cost: then the wait is longer, of which
+        // this replica knows what it was told.
+        self.charged[identity].retain(|it| it.at >= since);
+        let is_known = |it: &Charge| it.replica == replica && it.is_told;
+        if !self.charged[identity].iter().all(is_known) {
             return;
         }
         let waits = [decision, &there].map(|it| it.shown().unwrap().wait);
@@ -524,7 +543,8 @@ impl Exact {
             assert_eq!(memory.check(&plan(identity, set, cost), now), decision);
         }
         if decision.verdict == Verdict::Allow {
-            self.charged[identity] = self.now;
+            let charge = Charge { at: self.now, replica: call.replica, is_told: false };
+            self.charged[identity].push(charge);
         } else {
             self.count.denied += 1;
             self.hold_denial(before, &call, &decision);
@@ -537,7 +557,8 @@ impl Exact {
             self.count.lost += 1;
             return;
         }
-        self.agenda.put(at, Event::Replied { call, decision, lease: granted, era });
+        let charged = self.now;
+        self.agenda.put(at, Event::Replied { call, decision, lease: granted, era, charged });
     }
 
     /// A denial changes nothing, and its request passes when its wait is over and no sooner.
@@ -567,7 +588,14 @@ impl Exact {
         assert!(seconds * SECOND >= wait && (seconds - 1) * SECOND < wait);
     }
 
-    fn replied(&mut self, call: Call, decision: &Decision, lease: Option<(u32, Micros)>, era: u64) {
+    fn replied(
+        &mut self,
+        call: Call,
+        decision: &Decision,
+        lease: Option<(u32, Micros)>,
+        era: u64,
+        charged: u64,
+    ) {
         let Call { replica, identity, cost, set, sent, .. } = call;
         let now = self.instant(self.now);
         let is_same = self.sets[identity] == set;
@@ -575,6 +603,11 @@ impl Exact {
         if decision.verdict == Verdict::Deny {
             own.denials.note(&call.ticket, &plan(identity, set, cost), decision, now);
             return;
+        }
+        own.denials.charged(&plan(identity, set, cost).identity, decision.now, now);
+        let is_it = |it: &&mut Charge| it.replica == replica && it.at == charged && !it.is_told;
+        if let Some(charge) = self.charged[identity].iter_mut().find(is_it) {
+            charge.is_told = true;
         }
         // It passed when Redis said so. Written down now, it is as late as its answer: leases that
         // were granted later may be spent sooner, so the time is that of the decision.

@@ -8,13 +8,18 @@
 //! What else may free tokens is a charge that is given back, a reset, and other limits. Limits are part
 //! of what a denial is found by. A reset, and whatever an operator says of an identity, makes all
 //! denials void on every replica ([`DenyCache::forget`]); what this replica gives back does so for its
-//! identity at once ([`DenyCache::given_back`]). What another replica gives back is not known here, so
+//! identity at once ([`DenyCache::given_back`]). And what is charged to an identity, to a request that
+//! costs less or asks for something else, makes its other waits longer: what was denied before that is
+//! void, too ([`DenyCache::charged`]). What another replica gives back or charges is not known here, so
 //! that no denial is remembered for longer than [`LIFE_MAX`].
+//!
+//! Answers overtake each other. Whether a denial was made before a charge is certain where its question
+//! was sent after the answer that told of the charge; else Redis's clock says.
 //!
 //! Reads no clock: the time is an argument, by a clock that never steps.
 
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -30,13 +35,15 @@ use crate::policy::plan::Plan;
 /// How long a denial is remembered at most, however long its wait: what another replica gives back
 /// can be used here after so long.
 pub const LIFE_MAX: Duration = Duration::from_secs(1);
-/// Denials that are remembered at most: about 6 MiB. One that is pushed out costs a call of Redis.
+/// Denials that are remembered at most: about 7 MiB. One that is pushed out costs a call of Redis.
 pub const ENTRIES_MAX: usize = SHARDS * SETS * WAYS;
 
 const SHARDS: usize = 64;
 const SETS: usize = 128;
 /// Places where a denial may be, of which a new one takes the one that ends soonest.
 const WAYS: usize = 8;
+/// Places for what becomes of identities; two that share one make each other's denials void.
+const SLOTS: usize = 16_384;
 /// Limits that there is room for in an entry itself: a tier's own.
 const LIMITS_INLINE: usize = 3;
 /// What [`Micros::NEVER`] is kept as.
@@ -48,7 +55,8 @@ pub struct DenyCache {
     seed: RandomState,
     /// Times are kept as microseconds from here.
     base: Instant,
-    generation: AtomicU64,
+    generation: AtomicU32,
+    slots: Box<[Slot]>,
     shards: Box<[Shard]>,
 }
 
@@ -73,16 +81,30 @@ pub struct Ticket {
 
 #[derive(Clone, Copy, Debug)]
 struct Place {
+    slot: usize,
     shard: usize,
     key: u64,
+}
+
+/// What makes denials of an identity void.
+#[derive(Debug, Default)]
+struct Slot {
+    /// How often something was given back to it.
+    given_back: AtomicU32,
+    charged: Charged,
+}
+
+/// The last charge: when it was made, by Redis's clock, and when that was known here.
+#[derive(Debug, Default)]
+struct Charged {
+    at: AtomicU64,
+    told: AtomicU64,
 }
 
 /// On cache lines of its own, so that its lock disturbs no neighbour.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shard {
-    /// How often something was given back to one of its identities.
-    given_back: AtomicU64,
     table: Mutex<Table>,
 }
 
@@ -104,6 +126,8 @@ struct Entry {
     told: u64,
     /// From then on.
     lives: u32,
+    /// Until then from when Redis was asked.
+    took: u32,
     stamp: u32,
     /// When it was made, by Redis's clock.
     now: Timestamp,
@@ -127,7 +151,8 @@ impl DenyCache {
         DenyCache {
             seed: RandomState::new(),
             base: now,
-            generation: AtomicU64::new(0),
+            generation: AtomicU32::new(0),
+            slots: (0..SLOTS).map(|_| Slot::default()).collect(),
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
         }
     }
@@ -137,11 +162,17 @@ impl DenyCache {
         let place = self.place(plan);
         let at = self.micros(now);
         // Before Redis is asked: what becomes void while it is asked must not be noted.
-        let stamp = self.stamp(place.shard);
+        let stamp = self.stamp(place.slot);
         let ticket = Ticket { place, stamp, sent: at };
-        let Some(shard) = self.shards.get(place.shard) else { return Known::Nothing(ticket) };
+        let (Some(slot), Some(shard)) = (self.slots.get(place.slot), self.shards.get(place.shard))
+        else {
+            return Known::Nothing(ticket);
+        };
         let mut table = shard.table.lock();
-        match table.find(place.key, stamp, at).and_then(|entry| entry.decision(plan, at)) {
+        let holds = |entry: &Entry| {
+            entry.stamp == stamp && at < entry.until() && slot.charged.is_before(entry)
+        };
+        match table.find(place.key, holds).and_then(|entry| entry.decision(plan, at)) {
             Some(decision) => {
                 table.hits = table.hits.wrapping_add(1);
                 Known::Denied(decision)
@@ -162,16 +193,28 @@ impl DenyCache {
         // The decision was made after the question was sent, so its wait is not over by then.
         let until = ticket.sent.saturating_add(shown.wait.as_micros().min(life_max));
         let lives = u32::try_from(until.saturating_sub(told)).unwrap_or(u32::MAX);
-        if lives == 0 || ticket.stamp != self.stamp(ticket.place.shard) {
+        if lives == 0 || ticket.stamp != self.stamp(ticket.place.slot) {
             return;
         }
         let limits = decision.statuses().iter().map(|status| Packed::new(status, decision.now));
-        let Place { shard, key } = ticket.place;
-        let now = decision.now;
-        let entry = Entry { key, told, lives, stamp: ticket.stamp, now, limits: limits.collect() };
+        let Place { slot, shard, key } = ticket.place;
+        let (stamp, now, limits) = (ticket.stamp, decision.now, limits.collect());
+        // As it lives on, it took less than a second.
+        let took = u32::try_from(told.saturating_sub(ticket.sent)).unwrap_or(u32::MAX);
+        let entry = Entry { key, told, lives, took, stamp, now, limits };
         debug_assert!(plan.scopes().count() > 0, "what nothing limits is not denied");
-        if let Some(shard) = self.shards.get(shard) {
+        if let (Some(slot), Some(shard)) = (self.slots.get(slot), self.shards.get(shard))
+            && slot.charged.is_before(&entry)
+        {
             shard.table.lock().insert(entry, told);
+        }
+    }
+
+    /// Redis has charged an identity at `at`, by its clock, as is known here at `now`: what it was
+    /// denied before that is void.
+    pub fn charged(&self, identity: &Identity, at: Timestamp, now: Instant) {
+        if let Some(slot) = self.slots.get(slot_of(self.seed.hash_one(identity))) {
+            slot.charged.note(at, self.micros(now));
         }
     }
 
@@ -183,16 +226,15 @@ impl DenyCache {
 
     /// An identity has got something back in Redis: its denials are void, and those of a few others.
     pub fn given_back(&self, identity: &Identity) {
-        if let Some(shard) = self.shards.get(shard_of(self.seed.hash_one(identity))) {
-            shard.given_back.fetch_add(1, Ordering::Release);
+        if let Some(slot) = self.slots.get(slot_of(self.seed.hash_one(identity))) {
+            slot.given_back.fetch_add(1, Ordering::Release);
         }
     }
 
-    /// Frees what is over in one shard.
+    /// Frees what is over in one shard. What is void is so within [`LIFE_MAX`].
     pub fn sweep(&self, shard: usize, now: Instant) {
         let Some(of) = self.shards.get(shard) else { return };
-        let (stamp, at) = (self.stamp(shard), self.micros(now));
-        of.table.lock().sweep(stamp, at);
+        of.table.lock().sweep(self.micros(now));
     }
 
     /// Number of shards, for who calls [`DenyCache::sweep`] on one after the other.
@@ -216,23 +258,23 @@ impl DenyCache {
     }
 
     /// Two counters that only rise: their sum is the same while neither does.
-    fn stamp(&self, shard: usize) -> u32 {
-        let given_back =
-            self.shards.get(shard).map_or(0, |it| it.given_back.load(Ordering::Acquire));
-        self.generation.load(Ordering::Acquire).wrapping_add(given_back) as u32
+    fn stamp(&self, slot: usize) -> u32 {
+        let given_back = self.slots.get(slot).map_or(0, |it| it.given_back.load(Ordering::Acquire));
+        self.generation.load(Ordering::Acquire).wrapping_add(given_back)
     }
 
     fn place(&self, plan: &Plan<'_>) -> Place {
         let mut hasher = self.seed.build_hasher();
         plan.identity.hash(&mut hasher);
-        let shard = shard_of(hasher.finish());
+        let identity = hasher.finish();
+        let (slot, shard) = (slot_of(identity), shard_of(identity));
         for scope in plan.scopes() {
             hasher.write_u64(scope.key_hash);
             scope.limits.set.hash(&mut hasher);
             scope.limits.mode.hash(&mut hasher);
         }
         hasher.write_u32(plan.cost);
-        Place { shard, key: hasher.finish() }
+        Place { slot, shard, key: hasher.finish() }
     }
 
     fn micros(&self, at: Instant) -> u64 {
@@ -245,12 +287,31 @@ fn shard_of(identity_hash: u64) -> usize {
     identity_hash as usize % SHARDS
 }
 
+fn slot_of(identity_hash: u64) -> usize {
+    identity_hash as usize % SLOTS
+}
+
+impl Charged {
+    fn note(&self, at: Timestamp, told: u64) {
+        // In this order: who sees that it is known sees when it was made.
+        self.at.fetch_max(at.as_micros(), Ordering::Relaxed);
+        self.told.fetch_max(told, Ordering::Release);
+    }
+
+    /// Whether the denial was made after it.
+    fn is_before(&self, entry: &Entry) -> bool {
+        let sent = entry.told.saturating_sub(u64::from(entry.took));
+        sent > self.told.load(Ordering::Acquire)
+            || entry.now.as_micros() > self.at.load(Ordering::Relaxed)
+    }
+}
+
 impl Table {
-    /// The denial of this key that holds; one that does not is freed.
-    fn find(&mut self, key: u64, stamp: u32, at: u64) -> Option<&Entry> {
+    /// The denial of this key if it holds; one that does not is freed.
+    fn find(&mut self, key: u64, holds: impl Fn(&Entry) -> bool) -> Option<&Entry> {
         let set = self.entries.chunks_exact_mut(WAYS).nth(set_of(key))?;
         let entry = set.iter_mut().find(|entry| entry.lives > 0 && entry.key == key)?;
-        if entry.holds(stamp, at) {
+        if holds(entry) {
             return Some(entry);
         }
         *entry = Entry::default();
@@ -276,12 +337,12 @@ impl Table {
         *entry = new;
     }
 
-    fn sweep(&mut self, stamp: u32, at: u64) {
+    fn sweep(&mut self, at: u64) {
         if self.len == 0 {
             return;
         }
         for entry in self.entries.iter_mut().filter(|entry| entry.lives > 0) {
-            if !entry.holds(stamp, at) {
+            if at >= entry.until() {
                 *entry = Entry::default();
                 self.len = self.len.saturating_sub(1);
             }
@@ -296,10 +357,6 @@ fn set_of(key: u64) -> usize {
 impl Entry {
     fn until(&self) -> u64 {
         self.told.saturating_add(u64::from(self.lives))
-    }
-
-    fn holds(&self, stamp: u32, at: u64) -> bool {
-        self.stamp == stamp && at < self.until()
     }
 
     /// The denial as Redis would make it now: waits are shorter by what has passed since.
@@ -371,8 +428,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_takes_96_bytes() {
+    fn an_entry_takes_104_bytes() {
         assert_eq!(size_of::<Packed>(), 18);
-        assert!(size_of::<Entry>() <= 96, "{}", size_of::<Entry>());
+        assert!(size_of::<Entry>() <= 104, "{}", size_of::<Entry>());
     }
 }

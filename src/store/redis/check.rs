@@ -73,8 +73,11 @@ impl RedisStore {
         };
         match answer {
             Ok(decision) => {
-                if decision.verdict == Verdict::Deny {
-                    shared.denials.note(&known, plan, &decision, monotonic());
+                match decision.verdict {
+                    Verdict::Deny => shared.denials.note(&known, plan, &decision, monotonic()),
+                    Verdict::Allow => {
+                        shared.denials.charged(&plan.identity, decision.now, monotonic());
+                    }
                 }
                 if mode == FailureMode::Local {
                     shared.share.note(plan, &decision);
@@ -108,7 +111,8 @@ impl RedisStore {
         if late.is_none() && decided.is_none() {
             return;
         }
-        let unsettled = Unsettled { decided, passed, keys, ticket, target, late };
+        let identity = plan.identity.clone();
+        let unsettled = Unsettled { identity, decided, passed, keys, ticket, target, late };
         let settled = Arc::clone(&self.link).settle(unsettled);
         tokio::spawn(watched(TaskType::Redis, settled));
     }

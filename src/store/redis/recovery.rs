@@ -17,6 +17,7 @@ use crate::limiter::decision::{Decision, Verdict};
 use crate::limiter::refund::Grant;
 use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{RedisErrorKind, TaskType};
+use crate::policy::identity::Identity;
 use crate::redis::node::Node;
 use crate::store::share::{Cursor, Owed, Target};
 
@@ -36,6 +37,8 @@ const SETTLE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A check that was not answered in time, after its request was decided.
 pub struct Unsettled {
+    /// Who sent the request.
+    pub identity: Identity,
     /// What this replica decided by its share; `None`: nothing was counted here.
     pub decided: Option<(Target, Grant)>,
     /// Whether the request was let pass.
@@ -197,7 +200,7 @@ impl Link {
     /// Waits for the answer to a check whose request was decided without it, and makes good what
     /// was decided otherwise.
     pub async fn settle(self: Arc<Self>, unsettled: Unsettled) {
-        let Unsettled { decided, passed, keys, ticket, target, late } = unsettled;
+        let Unsettled { identity, decided, passed, keys, ticket, target, late } = unsettled;
         let shared = self.shared();
         let answer = match late {
             Some(late) => late.await,
@@ -209,7 +212,8 @@ impl Link {
         let is_granted = |decision: &Decision| decision.verdict == Verdict::Allow;
         match decision.filter(is_granted) {
             // Redis has counted it after all.
-            Some(_) if passed => {
+            Some(decision) if passed => {
+                shared.denials.charged(&identity, decision.now, monotonic());
                 if let Some((target, grant)) = &decided {
                     shared.share.forgive(target, grant);
                 }
@@ -220,14 +224,18 @@ impl Link {
                 let limits = target.limits();
                 let refund = Call::refund_of(keys, target.cost(), limits, &grant, asker);
                 let budget = shared.settings.timeout;
-                if let Err(error) = self.call(refund, budget).await {
+                let result = self.call(refund, budget).await;
+                // Then, and not before: what is denied until Redis has it back is denied rightly.
+                shared.denials.given_back(&identity);
+                if let Err(error) = result {
                     shared.stats.count_error(error.kind);
                 }
             }
             None => {
                 if let Some((target, _)) = decided {
                     if shared.breaker.is_closed() && !shared.outage.is_apart() && self.is_up() {
-                        self.charge_target(target).await;
+                        Arc::clone(&self).charge_target(target).await;
+                        shared.denials.charged(&identity, shared.outage.now(), monotonic());
                     } else {
                         shared.outage.owe();
                     }
