@@ -198,6 +198,13 @@ impl Servers {
         Some(Route::new(Arc::clone(node)))
     }
 
+    /// Whether one server keeps both keys, as far as is known.
+    pub fn keeps_both(&self, key: &[u8], other: &[u8]) -> bool {
+        let map = self.map.load();
+        let owner = |key| map.owner(key).map(|node| &node.address);
+        owner(key) == owner(other)
+    }
+
     /// Whom to ask instead of a server that answered with this error; `None`: nobody. Such a
     /// command was not run. Takes until `deadline` at most.
     pub async fn next(&self, route: &Route, error: &str, deadline: Instant) -> Option<Route> {
