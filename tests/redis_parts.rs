@@ -12,6 +12,7 @@ mod support;
 use tollgate::policy::identity::Identity;
 use tollgate::store::redis::names::KeyNames;
 
+use redis::Reply;
 use redis_forms::{Cluster, slot};
 use support::{Answer, Backend, Start, Tollgate, wait_until};
 
@@ -122,8 +123,8 @@ fn what_one_server_forgot_is_told_to_it_alone() {
     let (here, elsewhere) = callers_of(&cluster, place);
     let (of_it, of_others) =
         (wait_in_redis(&tollgate, &here), wait_in_redis(&tollgate, &elsewhere));
-    wait_until("it has said that it is there", || {
-        tollgate.metric("tollgate_replicas") == 1.0 && cluster.servers[place].all_keys().len() > 1
+    wait_until("Redis has its name", || {
+        cluster.servers[place].words("GET tg:{replicas}:generation") != Reply::Nil
     });
     cluster.servers[place].kill();
     cluster.servers[place].start();
