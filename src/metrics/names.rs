@@ -250,7 +250,7 @@ declare! {
         "Connections accepted."
         "Those that were handed to a worker. Together with tollgate_requests_total it says how well callers reuse connections.";
     CONNECTIONS_REFUSED: Counter "tollgate_connections_refused_total" ["reason": RefusalReason] Count
-        "Connections closed unread because a bound was reached."
+        "Connections closed unread: a bound was reached, or it is not known whom one is for."
         "The caller saw its connection closed without an answer. Any rate says that a bound of the configuration or of the system is too low for the traffic, or is doing its work against a flood.";
     HTTP2_CUT: Counter "tollgate_http2_connections_cut_total" ["reason": CutReason] Count
         "Connections of HTTP/2 that were cut for what their client sent, or did not read."
@@ -263,7 +263,7 @@ declare! {
         "Rises when handshakes come faster than they are made, or when clients open connections and say nothing.";
     TLS_CERTIFICATE_EXPIRY: Gauge "tollgate_tls_certificate_expiry_days" ["listener"] Count
         "Days until the certificate that the listener shows expires; below 0 once it has."
-        "From the certificate that is in force now, which a reload changes; absent on listeners without TLS.";
+        "From the certificate that is in force now, which a reload changes; of several by server name the one that is over first. Absent on listeners without TLS.";
 
     # "Upstream, Redis, database"
     UPSTREAM_DURATION: Histogram "tollgate_upstream_duration_seconds" ["upstream"] Seconds

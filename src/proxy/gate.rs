@@ -27,10 +27,12 @@ use crate::top::talkers::TopTalkers;
 use crate::usage::journal::Journal;
 
 use super::address::Once;
+use super::announced::Versions;
 use super::caller::UnknownSubscriptions;
 use super::connect::Target;
 use super::headers::ResponseFields;
 use super::io::PhaseTimeouts;
+use super::per_address::AddressCounts;
 use super::pool::PoolSettings;
 use super::self_service::SelfService;
 
@@ -49,6 +51,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Downstream connections at a time.
     pub connections_max: usize,
+    /// What trusted proxies say in front of all else; `None`: nothing.
+    pub announced: Option<Versions>,
     /// To the upstream, for each worker.
     pub pool: PoolSettings,
     /// To the upstream's response head.
@@ -118,6 +122,10 @@ pub struct Gate {
     pub exposed: Vec<(&'static str, Page)>,
     /// Where callers read their own limits, if they may.
     pub self_service: Option<SelfService>,
+    /// Downstream connections of each address, where those are bounded.
+    pub addresses: Option<Arc<AddressCounts>>,
+    /// Whether it was said that a trusted proxy does not speak the PROXY protocol.
+    pub unannounced: Once,
     /// Whether it was said that a private peer's forwarding fields are not believed.
     pub untrusted: Once,
     /// Where requests are told of one by one, if they are.
