@@ -35,8 +35,8 @@ use super::{Failure, RunArgs, live, memory, reload, reload_files, say, subscript
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long what is left of leases may take to go back at the end.
-const RETURNS_AT_END: Duration = Duration::from_millis(500);
+/// How long it may take at the end to give leases back and to tell the other replicas.
+const LEAVING_MAX: Duration = Duration::from_millis(500);
 /// How long a start waits for key sets.
 const KEYS_AT_START: Duration = Duration::from_secs(3);
 /// How long a start waits for overrides and denials.
@@ -218,8 +218,7 @@ fn serve_logged(
         announce(&addresses);
         let end = control(&wired, data_path, &mut signals, succession).await;
         if let Some(redis) = wired.admin.counters.redis() {
-            // What nobody can spend any more is of use to others.
-            let _ = tokio::time::timeout(RETURNS_AT_END, redis.give_leases_back(true)).await;
+            let _ = tokio::time::timeout(LEAVING_MAX, redis.leave()).await;
         }
         if let Some(exporting) = exporting {
             exporting.finish().await;
