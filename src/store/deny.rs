@@ -18,6 +18,8 @@
 //!
 //! Reads no clock: the time is an argument, by a clock that never steps.
 
+pub mod asker;
+
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -31,6 +33,8 @@ use crate::limiter::quota::{Mode, Period};
 use crate::limiter::time::{Micros, Timestamp};
 use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
+
+use asker::{Askers, Turn};
 
 /// How long a denial is remembered at most, however long its wait: what another replica gives back
 /// can be used here after so long.
@@ -57,6 +61,7 @@ pub struct DenyCache {
     base: Instant,
     generation: AtomicU32,
     slots: Box<[Slot]>,
+    askers: Askers,
     shards: Box<[Shard]>,
 }
 
@@ -77,6 +82,8 @@ pub struct Ticket {
     /// What was void then is not to be noted later.
     stamp: u32,
     sent: u64,
+    /// Whether a denial of it was over a moment ago.
+    has_ended: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -153,6 +160,7 @@ impl DenyCache {
             base: now,
             generation: AtomicU32::new(0),
             slots: (0..SLOTS).map(|_| Slot::default()).collect(),
+            askers: Askers::new(),
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
         }
     }
@@ -163,14 +171,17 @@ impl DenyCache {
         let at = self.micros(now);
         // Before Redis is asked: what becomes void while it is asked must not be noted.
         let stamp = self.stamp(place.slot);
-        let ticket = Ticket { place, stamp, sent: at };
+        let mut ticket = Ticket { place, stamp, sent: at, has_ended: false };
         let (Some(slot), Some(shard)) = (self.slots.get(place.slot), self.shards.get(place.shard))
         else {
             return Known::Nothing(ticket);
         };
         let mut table = shard.table.lock();
+        let has_ended = &mut ticket.has_ended;
         let holds = |entry: &Entry| {
-            entry.stamp == stamp && at < entry.until() && slot.charged.is_before(entry)
+            let is_true = entry.stamp == stamp && slot.charged.is_before(entry);
+            *has_ended = is_true && at >= entry.until();
+            is_true && at < entry.until()
         };
         match table.find(place.key, holds).and_then(|entry| entry.decision(plan, at)) {
             Some(decision) => {
@@ -179,6 +190,15 @@ impl DenyCache {
             }
             None => Known::Nothing(ticket),
         }
+    }
+
+    /// Whose turn it is to ask what a request was looked for with, for no longer than `patience`.
+    /// `follows` says that it has waited for another that was let pass.
+    pub fn turn(&self, ticket: &Ticket, follows: bool, patience: Duration) -> Turn<'_> {
+        let patience = u64::try_from(patience.as_micros()).unwrap_or(u64::MAX);
+        let until = ticket.sent.saturating_add(patience);
+        let claims = ticket.has_ended || follows;
+        self.askers.turn(ticket.place.key, ticket.sent, until, claims)
     }
 
     /// Remembers what Redis has said, `now`, of a request that was looked for before; nothing of an
@@ -308,7 +328,7 @@ impl Charged {
 
 impl Table {
     /// The denial of this key if it holds; one that does not is freed.
-    fn find(&mut self, key: u64, holds: impl Fn(&Entry) -> bool) -> Option<&Entry> {
+    fn find(&mut self, key: u64, mut holds: impl FnMut(&Entry) -> bool) -> Option<&Entry> {
         let set = self.entries.chunks_exact_mut(WAYS).nth(set_of(key))?;
         let entry = set.iter_mut().find(|entry| entry.lives > 0 && entry.key == key)?;
         if holds(entry) {

@@ -13,8 +13,11 @@ use crate::metrics::labels::TaskType;
 use crate::policy::compiled::FailureMode;
 use crate::policy::plan::Plan;
 use crate::store::deny::Known;
+use crate::store::deny::asker::Turn;
 use crate::store::share::Target;
 use crate::store::{Backend, Checked};
+
+use tokio::time::timeout;
 
 use super::RedisStore;
 use super::codec::{Call, ReplyError, Ticket};
@@ -22,6 +25,9 @@ use super::error::CheckError;
 use super::link::{Late, Unanswered};
 use super::recovery::Unsettled;
 use super::stats::Reason;
+
+/// Answers that a request waits for: one lets somebody else pass, the next one tells that no more can.
+const TURNS_MAX: u32 = 2;
 
 impl RedisStore {
     /// Checks and charges every limit of the plan, all or nothing, within the settings' timeout.
@@ -58,11 +64,26 @@ impl RedisStore {
             }
             return Checked::Decided { decision, backend: Backend::Cache };
         }
-        let known = match shared.denials.look(plan, at) {
-            Known::Denied(decision) => {
-                return Checked::Decided { decision, backend: Backend::Cache };
+        let mut waited = 0;
+        let (known, _claim) = loop {
+            let known = match shared.denials.look(plan, monotonic()) {
+                Known::Denied(decision) => {
+                    return Checked::Decided { decision, backend: Backend::Cache };
+                }
+                Known::Nothing(ticket) => ticket,
+            };
+            match shared.denials.turn(&known, waited > 0, shared.settings.timeout) {
+                Turn::Own(claim) => break (known, Some(claim)),
+                Turn::Other(mut told) if waited < TURNS_MAX => {
+                    let left =
+                        (at + shared.settings.timeout / 2).saturating_duration_since(monotonic());
+                    if timeout(left, told.changed()).await.is_err() {
+                        break (known, None);
+                    }
+                    waited += 1;
+                }
+                Turn::Other(_) | Turn::Free => break (known, None),
             }
-            Known::Nothing(ticket) => ticket,
         };
         let asking = subject.and_then(|subject| {
             shared.leases.wish(&subject, shared.replicas(), at, shared.settings.timeout)
