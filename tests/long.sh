@@ -40,7 +40,8 @@ tests/long.sh NAME [ARGUMENTS]
   container    builds the image with Docker and tries it: size, user, health check, drain
   compose      starts docker-compose.yml, or the services that are named, and runs each curl of
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
-  flood        ten thousand requests a second of one caller: what Redis gets of them (needs redis-server)
+  flood        ten thousand requests a second of one caller, by limits and connections: what Redis gets of
+               them (FLOOD_REQUESTS, 160000 for each line; needs redis-server)
   outage       four processes lose their Redis for a minute, stopped and killed, and get it back: what the
                backend saw in any minute, and what was lost (needs redis-server; seven minutes)
   leases       1, 2, 4 and 8 processes on one Redis and one caller: calls of Redis, and whether the limits

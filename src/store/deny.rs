@@ -162,7 +162,7 @@ impl DenyCache {
             base: now,
             generation: AtomicU32::new(0),
             slots: (0..SLOTS).map(|_| Slot::default()).collect(),
-            askers: Askers::new(),
+            askers: Askers::default(),
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
         }
     }

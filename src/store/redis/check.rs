@@ -67,7 +67,8 @@ impl RedisStore {
         let arrived = monotonic();
         let deadline = arrived + shared.settings.timeout;
         let subject = shared.leases.subject(plan);
-        let (known, claim) = match self.from_memory(plan, subject.as_ref(), mode, arrived).await {
+        let (known, claim) = match self.without_asking(plan, subject.as_ref(), mode, arrived).await
+        {
             Before::Decided(decision) => {
                 return Checked::Decided { decision, backend: Backend::Cache };
             }
@@ -112,7 +113,7 @@ impl RedisStore {
     }
 
     /// What can be said without asking Redis, which may take a wait for what another request hears.
-    async fn from_memory(
+    async fn without_asking(
         &self,
         plan: &Plan<'_>,
         subject: Option<&Subject>,
