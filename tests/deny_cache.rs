@@ -662,6 +662,37 @@ async fn when_a_denial_ends_one_request_asks_for_all() {
     assert!(denials.hits() > 0);
 }
 
+#[tokio::test]
+async fn who_asks_for_others_and_goes_away_leaves_them_an_answer() {
+    let Some(server) = RedisServer::spawn() else { return };
+    // Nobody loses patience.
+    let store =
+        connect_with(&server.url(), |settings| settings.timeout = Duration::from_secs(36_000))
+            .await;
+    let plan = plan("42", 1, &[enforced(set(None, 0, 1))]);
+    let (denials, at) = (store.shared().denials(), monotonic());
+    deny(denials, &plan, Duration::from_millis(1), at);
+    tokio::time::sleep_until((at + Duration::from_millis(2)).into()).await;
+
+    let mut checks: Vec<_> = (0..4).map(|_| Box::pin(decided(&store, &plan))).collect();
+    let before = calls(&server);
+    for check in &mut checks {
+        // Until it has asked, or waits.
+        assert!(futures_util::poll!(check.as_mut()).is_pending());
+    }
+    assert_eq!(calls(&server), before, "nothing has been sent yet");
+    let gone = checks.remove(0);
+    drop(gone);
+    let answers =
+        tokio::time::timeout(Duration::from_secs(60), futures_util::future::join_all(checks));
+    let answers = answers.await.expect("nobody is left to wait for");
+    let of = |backend| answers.iter().filter(|it| it.1 == backend).count();
+    let passed = answers.iter().filter(|it| it.0 == Verdict::Allow).count();
+    assert!(passed <= 1, "{answers:?}");
+    assert!(of(Backend::Cache) >= 1, "{answers:?}");
+    assert!(calls(&server) - before <= 3);
+}
+
 /// So many requests on as many connections, each as soon as the one before is answered: statuses.
 fn flood(tollgate: &Tollgate, connections: usize, each: usize) -> BTreeMap<u16, u64> {
     let address = tollgate.data;
