@@ -186,6 +186,7 @@ fn identify(
         host: Some("api.example.com"),
         peer: address,
         headers,
+        certificate: None,
     };
     black_box(identifier.identify(black_box(&facts), address, now))
 }

@@ -77,6 +77,7 @@ fn measure(router: &Router, paths: &[String]) -> f64 {
                 host: Some("api.example.com"),
                 peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 headers: &headers,
+                certificate: None,
             };
             let _ = black_box(router.find(black_box(&facts)));
         }

@@ -559,6 +559,7 @@ proptest! {
                 query: None,
                 peer: "203.0.113.9".parse().unwrap(),
                 headers: &headers,
+                certificate: None,
             };
             let plan = loaded.policy.plan(&facts, &loaded.policy.anonymous(&facts)).unwrap();
             if let Some(rule) = plan.endpoint {

@@ -233,7 +233,7 @@ fn bad_input_ends_with_2_and_one_clear_line() {
         "tollgate.yaml:2:11: server.liste: unknown key, expected one of listen, listeners, \
          workers, trusted_proxies, proxy_protocol, expose, max_connections, \
          max_connections_per_ip, header_timeout, idle_timeout, body_timeout, max_header_bytes, \
-         max_body_bytes, drain_timeout",
+         max_body_bytes, drain_timeout, handover",
     );
     check(
         "",
@@ -292,12 +292,10 @@ fn bad_input_ends_with_2_and_one_clear_line() {
 
     // What there will be, and is not yet.
     check(
-        &format!(
-            "{to}server:\n  listeners:\n    - {{ address: 0.0.0.0:8443, tls: {{ cert: a, key: b, client_ca: c }} }}\n"
-        ),
+        &format!("{to}headers: {{ ietf: draft-10 }}\n"),
         "",
         &[],
-        "tollgate.yaml:4:67: server.listeners[0].tls.client_ca: not supported yet",
+        "tollgate.yaml:2:18: headers.ietf: not supported yet",
     );
 
     // Options are named by themselves.

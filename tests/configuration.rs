@@ -291,7 +291,13 @@ fn what_is_not_built_is_marked_and_nothing_else() {
 
 const FILES: &str = r#"
 server:
-  listeners: [{ address: 127.0.0.1:0, tls: { cert: DIR/a.crt, key: DIR/a.key } }]
+  listeners:
+    - address: 127.0.0.1:0
+      tls:
+        cert: DIR/a.crt
+        key: DIR/a.key
+        sni: { localhost: { cert: DIR/c.crt, key: DIR/c.key } }
+        client_ca: DIR/d.crt
 admin: { listen: 127.0.0.1:0, token_file: DIR/token }
 upstream:
   url: http://127.0.0.1:9
@@ -318,7 +324,9 @@ fn of_files_it_takes_over_what_the_page_says() {
     let directory = tempfile::tempdir().unwrap();
     let home = directory.path();
     certificates::self_signed(home, "a", "a", 90);
-    certificates::self_signed(home, "b", "b", 90);
+    for name in ["b", "c", "d"] {
+        certificates::self_signed(home, name, name, 90);
+    }
     let secret = "0123456789abcdef0123456789abcdef";
     for (name, content) in [
         ("token", secret),
@@ -341,7 +349,7 @@ fn of_files_it_takes_over_what_the_page_says() {
     let files = rows.iter().filter(|row| row.kind == "file" && row.is_built());
     let (followed, others): (Vec<&Row>, Vec<&Row>) =
         files.partition(|row| row.change == "restart; content: reload");
-    assert_eq!(followed.len(), 6);
+    assert_eq!(followed.len(), 9);
     let spoil = |path: &str| {
         for file in file_of(path) {
             std::fs::write(Path::new(&file), "spoilt: [").unwrap();
@@ -364,7 +372,14 @@ fn named(document: &Value, path: &str) -> Vec<String> {
     let mut found = vec![document];
     for step in path.split('.') {
         let (key, is_list) = step.strip_suffix("[]").map_or((step, false), |key| (key, true));
-        found = found.into_iter().map(|value| &value[key]).collect();
+        found = found
+            .into_iter()
+            .flat_map(|value| match value.as_object() {
+                // A name that is the reader's to choose.
+                Some(any) if key == "NAME" => any.values().collect(),
+                _ => vec![&value[key]],
+            })
+            .collect();
         if is_list {
             found =
                 found.into_iter().flat_map(|list| list.as_array().into_iter().flatten()).collect();

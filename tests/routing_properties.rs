@@ -32,6 +32,7 @@ fn find(router: &Router, request: &Request) -> Result<Matched, PathError> {
         host: request.host,
         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
         headers: &request.headers,
+        certificate: None,
     })
 }
 

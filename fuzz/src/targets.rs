@@ -128,7 +128,15 @@ fn readings_are_sound(raw: &[u8]) {
 pub fn no_backend_serves_it_uncounted(path: &str) {
     let headers = HeaderMap::new();
     let (method, peer) = (&Method::GET, HERE);
-    let facts = RequestFacts { method, path, query: None, host: None, peer, headers: &headers };
+    let facts = RequestFacts {
+        method,
+        path,
+        query: None,
+        host: None,
+        peer,
+        headers: &headers,
+        certificate: None,
+    };
     let plan = LIMITED.plan(&facts, &LIMITED.anonymous(&facts));
     assert_eq!(plan.is_err(), models::is_to_be_refused(path.as_bytes()), "{path:?}");
     let Ok(plan) = plan else { return };
@@ -149,7 +157,15 @@ pub fn no_backend_serves_it_uncounted(path: &str) {
 pub fn every_depth_is_counted(path: &str) {
     let headers = HeaderMap::new();
     let (method, peer) = (&Method::GET, HERE);
-    let facts = RequestFacts { method, path, query: None, host: None, peer, headers: &headers };
+    let facts = RequestFacts {
+        method,
+        path,
+        query: None,
+        host: None,
+        peer,
+        headers: &headers,
+        certificate: None,
+    };
     let plan = BY_DEPTH.plan(&facts, &BY_DEPTH.anonymous(&facts));
     assert_eq!(plan.is_err(), models::is_to_be_refused(path.as_bytes()), "{path:?}");
     let (Ok(plan), Ok(readings)) = (plan, Readings::of(path.as_bytes())) else { return };
@@ -355,6 +371,7 @@ pub fn tiers(data: &[u8]) {
                     host: Some("a.example"),
                     peer: HERE,
                     headers: &headers,
+                    certificate: None,
                 };
                 let plan = loaded.policy.plan(&facts, &loaded.policy.anonymous(&facts));
                 if let Ok(plan) = plan {

@@ -24,6 +24,9 @@ pub struct ExplainRequest {
     /// Its fields by name.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    /// The common name of its client's certificate, taken for verified.
+    #[serde(default)]
+    pub client_cert: Option<String>,
     /// Whether it is to be a text.
     #[serde(skip)]
     pub for_eyes: bool,

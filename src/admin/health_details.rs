@@ -9,6 +9,7 @@ use crate::health::history::History;
 use crate::health::signs::Sign;
 use crate::health::verdict::{Evidence, Reason, Verdict};
 use crate::metrics::labels::{BreakerState, Dependency};
+use crate::store::redis::RedisShared;
 
 use super::health::{NOT_CONFIGURED, rfc3339};
 use super::state::AdminState;
@@ -47,6 +48,9 @@ struct One {
     circuit_breaker: Option<&'static str>,
     last_error: Option<Noticed>,
     last_check: Option<Noticed>,
+    /// How many replicas share it, as far as is known; of Redis alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replicas: Option<u32>,
 }
 
 /// What was noticed, within a second.
@@ -79,7 +83,7 @@ impl Details {
         Details {
             reasons: verdict.reasons.iter().map(Reason::to_string).collect(),
             details: Parts {
-                dependencies: Dependencies::of(evidence, &history),
+                dependencies: Dependencies::of(state, evidence, &history),
                 workers: beats
                     .map(|(worker, age)| Worker {
                         worker,
@@ -106,12 +110,13 @@ impl Details {
 
 impl Dependencies {
     /// What is known of each.
-    pub fn of(evidence: &Evidence, history: &History) -> Self {
+    pub fn of(state: &AdminState, evidence: &Evidence, history: &History) -> Self {
         let one = |dependency| One::of(dependency, evidence, history);
+        let replicas = state.counters.shared().map(RedisShared::replicas);
         Dependencies {
             database: one(Dependency::Database),
             jwks: one(Dependency::Jwks),
-            redis: one(Dependency::Redis),
+            redis: One { replicas, ..one(Dependency::Redis) },
             upstream: one(Dependency::Upstream),
         }
     }
@@ -127,6 +132,7 @@ impl One {
             circuit_breaker: view.and_then(|view| view.breaker).map(BreakerState::as_str),
             last_error: history.last_error(dependency).map(Noticed::from),
             last_check: history.last_check(dependency).map(Noticed::from),
+            replicas: None,
         }
     }
 }

@@ -46,7 +46,8 @@ use super::{ExplainArgs, Failure, Format, print, subscriptions};
 /// # Errors
 /// Wrong usage, or an error in a file. Whatever becomes of the request is none.
 pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
-    let described = request::described(&args.method, &args.path, &args.header)?;
+    let described = request::described(&args.method, &args.path, &args.header)?
+        .shown(args.client_cert.as_deref());
     if let Some(live) = &args.live {
         return ask(args, &described, live).map_err(Failure::Running);
     }
@@ -89,6 +90,7 @@ fn ask(args: &ExplainArgs, described: &Described, live: &str) -> anyhow::Result<
     };
     let body = json!({
         "method": args.method, "path": target, "ip": args.ip, "headers": headers,
+        "client_cert": args.client_cert,
     });
     let token = args.token_file.as_deref().map(admin_client::read_token).transpose()?;
     let question =
@@ -142,7 +144,8 @@ pub async fn explained(
     let policy = &active.policy;
     let (uri, headers) = (described.request.uri(), described.request.headers());
     let method = described.request.method();
-    let facts = RequestFacts::of(method, uri.path(), uri.query(), headers, peer);
+    let facts = RequestFacts::of(method, uri.path(), uri.query(), headers, peer)
+        .shown(described.certificate.as_ref());
     let fetched = match source {
         Source::Idle(_) => identity::fetch_keys(&gate.identifier, &facts).await,
         // One that serves sees to its keys itself.

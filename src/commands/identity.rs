@@ -43,6 +43,7 @@ pub fn identifier(
             Ok(match method {
                 MethodSettings::Jwt(jwt) => Method::Jwt(Box::new(self::jwt(jwt, slow, metrics)?)),
                 MethodSettings::ApiKey(api_key) => Method::ApiKey(self::api_key(api_key)),
+                MethodSettings::Mtls => Method::Certificate,
                 MethodSettings::Ip => Method::Address,
             })
         })

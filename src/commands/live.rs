@@ -26,9 +26,10 @@ pub fn answer(wired: &Wired, reload: Handle) {
     let _ = admin.explain.set(Box::new(move |request: ExplainRequest| {
         let (gate, counters) = (Arc::clone(&gate), Arc::clone(&counters));
         Box::pin(async move {
-            let ExplainRequest { method, path, ip, headers, for_eyes } = request;
+            let ExplainRequest { method, path, ip, headers, client_cert, for_eyes } = request;
             let lines = field_lines(&headers)?;
             let described = described(&method, &path, &lines).map_err(|it| wrong(&it))?;
+            let described = described.shown(client_cert.as_deref());
             let active = gate.active.load_full();
             let source = Source::Live(&counters);
             let tollgate = Tollgate { gate: &gate, active: &active, source };

@@ -195,7 +195,7 @@ fn access_log(target: &AccessTarget, settings: &Settings) -> anyhow::Result<Acce
     let lines = lines.with_context(|| format!("log.access: cannot write to {name}"))?;
     let parameters = settings.identity.methods.iter().filter_map(|method| match method {
         MethodSettings::Jwt(jwt) => jwt.places.query.clone(),
-        MethodSettings::ApiKey(_) | MethodSettings::Ip => None,
+        MethodSettings::ApiKey(_) | MethodSettings::Mtls | MethodSettings::Ip => None,
     });
     let secret_parameters = parameters.collect();
     Ok(AccessLog { lines, with_query: settings.log.with_query, secret_parameters })

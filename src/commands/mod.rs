@@ -7,7 +7,8 @@ pub mod demo;
 mod drill;
 pub mod example_backend;
 pub mod explain;
-pub mod health;
+pub mod handover;
+mod health;
 mod identity;
 mod live;
 pub mod logging;
@@ -191,6 +192,9 @@ pub struct ExplainArgs {
         hide_env_values = true
     )]
     header: Vec<String>,
+    /// The common name of the certificate that the client shows, as verified
+    #[arg(long, value_name = "CN", env = "TOLLGATE_CLIENT_CERT")]
+    client_cert: Option<String>,
     /// Ask the tollgate whose admin port this is: its policy, its overrides, and what is used now
     #[arg(long, value_name = "ADMIN_URL", env = "TOLLGATE_LIVE")]
     live: Option<String>,

@@ -71,7 +71,7 @@ pub fn reloader(
     }
     let metrics = Arc::clone(&wired.gate.metrics);
     files.extend(identity);
-    files.extend(tls.into_iter().map(|it| it.watched(wired.gate.clock.clone())));
+    files.extend(tls.into_iter().flat_map(|it| it.watched(&wired.gate.clock)));
     let reloads = Arc::clone(&wired.admin.reloads);
     Reloader { files, metrics, reloads, clock: wired.gate.clock.clone(), retired }
 }

@@ -1,6 +1,5 @@
 //! The TLS of listeners: made at the start, watched and renewed while tollgate runs.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,16 +7,19 @@ use anyhow::Context;
 
 use crate::clock::Clock;
 use crate::config::compile_listeners::{
-    ListenerSettings, TlsSettings, certificate, odd_times, written,
+    CertificateSettings, ClientSettings, ListenerSettings, TlsSettings, certificate, odd_times,
+    written,
 };
 use crate::metrics::registry::Metrics;
 use crate::metrics::series::ListenerSeries;
 use crate::proxy::listener::Bound;
-use crate::tls::server::{ServerTls, server_config};
+use crate::tls::roots::Roots;
+use crate::tls::server::{ServerTls, Which};
 
-use super::reload::Watched;
+use super::handover::Listening;
+use super::reload::{OnChange, Watched};
 
-/// A listener that speaks TLS, and where its certificate came from.
+/// A listener that speaks TLS, and where what it shows came from.
 pub struct TlsListener {
     name: String,
     tls: Arc<ServerTls>,
@@ -28,42 +30,55 @@ pub struct TlsListener {
 /// Gives each of these sockets the TLS of its settings.
 ///
 /// # Errors
-/// The system gives no randomness.
+/// The system gives no randomness, or the authorities of clients cannot be used.
 pub fn equip(
-    sockets: Vec<TcpListener>,
+    sockets: Vec<Listening>,
     settings: &[ListenerSettings],
     metrics: &Metrics,
 ) -> anyhow::Result<(Vec<Bound>, Vec<TlsListener>)> {
     let (mut bound, mut listeners) = (Vec::new(), Vec::new());
-    for (socket, settings) in sockets.into_iter().zip(settings) {
+    for (Listening { socket, is_shared }, settings) in sockets.into_iter().zip(settings) {
         let Some(settings) = settings.tls.clone() else {
-            bound.push(Bound { socket, tls: None });
+            bound.push(Bound { socket, tls: None, is_shared });
             continue;
         };
-        let config = server_config(&settings.certificate).context("cannot set up TLS")?;
-        let tls = ServerTls::new(Arc::new(config));
+        let tls = ServerTls::new(settings.shown());
+        let tls = tls.map_err(anyhow::Error::msg).context("cannot set up TLS")?;
         let name = socket.local_addr().map(|it| it.to_string()).unwrap_or_default();
         let series = metrics.listener(&name);
-        series.set_certificate_end(settings.certificate.not_after());
+        series.set_certificate_end(tls.first_end());
         metrics.tls_configured();
-        bound.push(Bound { socket, tls: Some(Arc::clone(&tls)) });
+        bound.push(Bound { socket, tls: Some(Arc::clone(&tls)), is_shared });
         listeners.push(TlsListener { name, tls, settings, series });
     }
     Ok((bound, listeners))
 }
 
 impl TlsListener {
-    /// Its files, from which its certificate is renewed. Whoever is connected stays so, under the
+    /// Its files, from which what it shows is renewed. Whoever is connected stays so, under the
     /// certificate that they were shown.
-    pub fn watched(self, clock: Clock) -> Watched {
-        let TlsListener { name, tls, settings, series } = self;
-        let files = [&settings.cert, &settings.key].map(|it| (Path::new(&*it.path), it.digest));
-        let (cert, key) = (settings.cert.path.clone(), settings.key.path.clone());
+    pub fn watched(self, clock: &Clock) -> Vec<Watched> {
+        let named = self.settings.by_name.iter();
+        let named = named.map(|(name, files)| (Which::Named(name.clone()), files));
+        let mut watched: Vec<Watched> = [(Which::Default, &self.settings.default)]
+            .into_iter()
+            .chain(named)
+            .map(|(which, files)| self.certificate(which, files, clock.clone()))
+            .collect();
+        watched.extend(self.settings.clients.as_ref().map(|clients| self.authorities(clients)));
+        watched
+    }
+
+    fn certificate(&self, which: Which, files: &CertificateSettings, clock: Clock) -> Watched {
+        let (name, tls, series) =
+            (self.name.clone(), Arc::clone(&self.tls), Arc::clone(&self.series));
+        let (cert, key) = (files.cert.path.clone(), files.key.path.clone());
+        let files = [&files.cert, &files.key].map(|it| (Path::new(&*it.path), it.digest));
         Watched::pair(files, move |chain, secret| {
             let made = certificate((&cert, &chain), (&key, &secret));
             let renewed = made.map_err(|(_, reason)| reason)?;
-            tls.renew(&renewed);
-            series.set_certificate_end(renewed.not_after());
+            tls.renew(&which, &renewed);
+            series.set_certificate_end(tls.first_end());
             if let Some(odd) = odd_times(&renewed, clock.now()) {
                 tracing::warn!(listener = name, "{cert}: {odd}");
             }
@@ -71,5 +86,18 @@ impl TlsListener {
             tracing::info!(listener = name, file = cert, not_after, "certificate reloaded");
             Ok(())
         })
+    }
+
+    fn authorities(&self, clients: &ClientSettings) -> Watched {
+        let (name, tls) = (self.name.clone(), Arc::clone(&self.tls));
+        let file = clients.file.path.clone();
+        let reload = Box::new(move |content: Vec<u8>| {
+            let roots = Roots::from_pem(&content).and_then(|roots| tls.trust(roots));
+            roots.map_err(|reason| format!("{file}: {reason}"))?;
+            tracing::info!(listener = name, file, "authorities of clients reloaded");
+            Ok(())
+        });
+        let path = Path::new(&clients.file.path);
+        Watched::new(path, clients.file.digest, OnChange::Reload(reload))
     }
 }

@@ -19,6 +19,7 @@ use crate::clock::{self, Clock};
 use crate::config::compile::{RedisSettings as LoadedRedis, ResetForm, Settings as Loadable};
 use crate::config::compile_upstream::{HealthCheckSettings, UpstreamSettings};
 use crate::config::load::Loaded;
+use crate::config::schema::ProxyProtocol;
 use crate::config::url::{UpstreamPlace, UpstreamScheme};
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use crate::health::detector::{Detector, Queues};
@@ -36,12 +37,14 @@ use crate::metrics::registry::{Build, Metrics, RedisFigures};
 use crate::overrides::{OverrideStore, PolicyInForce};
 use crate::policy::compiled::FailureMode;
 use crate::proxy::address::Once;
+use crate::proxy::announced::Versions;
 use crate::proxy::caller::UnknownSubscriptions;
 use crate::proxy::connect::{Place, Protocol, Target};
 use crate::proxy::gate::{Active, Drain, Gate, Page, Settings};
 use crate::proxy::headers::{Reset, ResponseFields};
 use crate::proxy::health_check::HealthCheck;
 use crate::proxy::io::PhaseTimeouts;
+use crate::proxy::per_address::AddressCounts;
 use crate::proxy::pool::PoolSettings;
 use crate::proxy::resolve::Addresses;
 use crate::proxy::self_service::SelfService;
@@ -259,6 +262,11 @@ impl Wired {
             top,
             target,
             exposed,
+            addresses: settings
+                .server
+                .max_connections_per_ip
+                .map(|most| AddressCounts::new(most, settings.identity.prefixes)),
+            unannounced: Once::default(),
             self_service: settings.self_service.as_deref().map(SelfService::new),
             untrusted: Once::default(),
             access_log,
@@ -275,6 +283,15 @@ impl Wired {
 /// As much of a policy's hash as is shown.
 pub fn shown_hash(hash: &str) -> &str {
     hash.get(..HASH_DIGITS).unwrap_or(hash)
+}
+
+fn versions(proxy_protocol: ProxyProtocol) -> Option<Versions> {
+    match proxy_protocol {
+        ProxyProtocol::Off => None,
+        ProxyProtocol::V1 => Some(Versions { v1: true, v2: false }),
+        ProxyProtocol::V2 => Some(Versions { v1: false, v2: true }),
+        ProxyProtocol::Any => Some(Versions { v1: true, v2: true }),
+    }
 }
 
 fn proxy_settings(
@@ -294,6 +311,7 @@ fn proxy_settings(
         body_bytes_max: server.max_body_bytes.map_or(0, std::num::NonZeroU64::get),
         drain_timeout: server.drain_timeout,
         connections_max: server.max_connections,
+        announced: versions(server.proxy_protocol),
         pool: PoolSettings {
             connect_timeout: of_upstream(|it| it.connect_timeout),
             idle_max: upstream.map_or(0, |it| it.max_idle_connections).div_ceil(workers.max(1)),

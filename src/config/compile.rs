@@ -4,7 +4,8 @@
 //! addresses and durations, which whoever wires the modules hands on to each.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -21,10 +22,13 @@ use super::compile_signals::{LogSettings, TracingSettings, log, self_service, tr
 use super::compile_upstream::{UpstreamNeed, UpstreamSettings, upstream};
 use super::compile_usage::usage;
 use super::report::{Path, Problem, Report, nearest};
-use super::schema::{Config, Exposed, Leases, OnFailure, Reset, Server, StoreConfig};
+use super::schema::{
+    Config, Exposed, Leases, OnFailure, ProxyProtocol, Reset, Server, StoreConfig,
+};
 use super::unsupported::refuse_in_config;
 use super::url::{self, RedisUrl, quoted};
 use super::value::{DURATION_MAX, HumanDuration, Redacted};
+use super::warnings;
 
 /// More threads than that are a typing error.
 const WORKERS_MAX: u32 = 1024;
@@ -90,6 +94,10 @@ pub struct ServerSettings {
     pub expose_metrics: bool,
     /// Most connections at once, at least 1.
     pub max_connections: usize,
+    /// Most connections of one address.
+    pub max_connections_per_ip: Option<NonZeroU32>,
+    /// What trusted proxies say in front of all else.
+    pub proxy_protocol: ProxyProtocol,
     /// For the whole head of a request.
     pub header_timeout: Duration,
     /// For a kept connection without a request.
@@ -102,6 +110,8 @@ pub struct ServerSettings {
     pub max_body_bytes: Option<NonZeroU64>,
     /// For what still runs at the end; may be zero.
     pub drain_timeout: Duration,
+    /// Where the next process takes the listeners over.
+    pub handover: Option<PathBuf>,
 }
 
 /// A Redis, and how it is used.
@@ -178,9 +188,19 @@ pub fn settings(
     let lookup = lookup(config.tier_lookup.as_ref(), store_url, slow_database, read_secret, report);
     let usage = usage(&config.usage, redis.as_ref(), has_secret, read_secret, report);
     let identity = identity(&config.identity, report);
+    let asks_clients =
+        |it: &ListenerSettings| it.tls.as_ref().is_some_and(|it| it.clients.is_some());
+    if !server.listeners.iter().any(asks_clients) {
+        warnings::unasked(&config.identity, report);
+    }
     let tracing = tracing(&config.tracing, report);
     let self_service = self_service(config, report);
     let trusted_proxies = trusted_proxies(&config.server.trusted_proxies, report);
+    if trusted_proxies.is_empty() && config.server.proxy_protocol != ProxyProtocol::Off {
+        let problem = Problem::new("no proxy is trusted, so no header is read");
+        let problem = problem.expected("server.trusted_proxies, whose headers are believed");
+        report.warn(config_path!["server", "proxy_protocol"], problem);
+    }
     let max_identities = at_least_one(
         config_path!["store", "memory", "max_identities"],
         config.store.memory.max_identities,
@@ -242,13 +262,32 @@ fn server(server: &Server, report: &mut Report<'_>) -> ServerSettings {
         expose_health: server.expose.contains(&Exposed::Health),
         expose_metrics: server.expose.contains(&Exposed::Metrics),
         max_connections,
+        max_connections_per_ip: NonZeroU32::new(server.max_connections_per_ip),
+        proxy_protocol: server.proxy_protocol,
         header_timeout: positive(at("header_timeout"), server.header_timeout, report),
         idle_timeout: positive(at("idle_timeout"), server.idle_timeout, report),
         body_timeout: positive(at("body_timeout"), server.body_timeout, report),
         max_header_bytes: usize::try_from(header_bytes).unwrap_or(usize::MAX),
         max_body_bytes: NonZeroU64::new(server.max_body_bytes.0),
         drain_timeout: server.drain_timeout.0,
+        handover: handover(server.handover.as_deref(), report),
     }
+}
+
+/// Longest name of a socket in the file system (unix(7)), what is added for a moment included.
+const SOCKET_NAME_MAX: usize = 107 - "..4194304".len();
+
+fn handover(path: Option<&str>, report: &mut Report<'_>) -> Option<PathBuf> {
+    let path = path?;
+    let has_name = std::path::Path::new(path).file_name().is_some() && !path.ends_with('/');
+    if !has_name || path.len() > SOCKET_NAME_MAX {
+        let expected = format!("the name of a socket, at most {SOCKET_NAME_MAX} bytes");
+        report.value(
+            config_path!["server", "handover"],
+            Problem::new(quoted(path)).expected(expected),
+        );
+    }
+    Some(path.into())
 }
 
 fn redis(

@@ -17,7 +17,7 @@ use super::compile_keys::{KeyOrigin, algorithms, keys};
 use super::load::ReadError;
 use super::reload::Digest;
 use super::report::{Path, Problem, Report};
-use super::schema::{self, IdentityEntry, IpIdentity, Jwt};
+use super::schema::{self, IdentityEntry, IpIdentity, Jwt, Mtls, Subject};
 use super::url::quoted;
 use super::value::{ByteSize, HumanDuration};
 
@@ -58,6 +58,8 @@ pub enum MethodSettings {
     Jwt(Box<JwtSettings>),
     /// By an API key.
     ApiKey(ApiKeySettings),
+    /// By the certificate that the client showed.
+    Mtls,
     /// By the address.
     Ip,
 }
@@ -113,10 +115,11 @@ pub fn identity(entries: &[IdentityEntry], report: &mut Report<'_>) -> IdentityS
             let found = format!("never reached: everybody has an address (identity[{before}])");
             report.warn(path(), Problem::new(found).expected("ip as the last entry"));
         }
-        let method = match (jwt, api_key) {
-            (Some(jwt), _) => self::jwt(index, jwt, report).map(MethodSettings::Jwt),
-            (None, Some(api_key)) => self::api_key(index, api_key, report),
-            (None, None) => None,
+        let method = match (jwt, api_key, mtls) {
+            (Some(jwt), ..) => self::jwt(index, jwt, report).map(MethodSettings::Jwt),
+            (None, Some(api_key), _) => self::api_key(index, api_key, report),
+            (None, None, Some(Mtls { subject: Subject::Cn })) => Some(MethodSettings::Mtls),
+            (None, None, None) => None,
         };
         if let Some(method) = method {
             let before = fields.iter().find(|(before, _)| takes_all_of(before, &method));
@@ -146,7 +149,7 @@ pub fn identity(entries: &[IdentityEntry], report: &mut Report<'_>) -> IdentityS
 /// Whether nothing in the second one's field is left for it: an entry of tokens leaves other
 /// schemes of `Authorization`, but no tokens.
 fn takes_all_of(first: &MethodSettings, second: &MethodSettings) -> bool {
-    use MethodSettings::{ApiKey, Ip, Jwt};
+    use MethodSettings::{ApiKey, Ip, Jwt, Mtls};
     match (first, second) {
         (Jwt(first), Jwt(second)) => first.places.header == second.places.header,
         (Jwt(first), ApiKey(second)) => {
@@ -155,7 +158,8 @@ fn takes_all_of(first: &MethodSettings, second: &MethodSettings) -> bool {
         }
         (ApiKey(first), Jwt(second)) => first.header == second.places.header,
         (ApiKey(first), ApiKey(second)) => first.header == second.header,
-        (Ip, _) | (_, Ip) => false,
+        (Mtls, Mtls) => true,
+        (Ip | Mtls, _) | (_, Ip | Mtls) => false,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where tollgate listens, and the certificate that each listener shows.
+//! Where tollgate listens, the certificates that each listener shows, and those that it asks for.
 //!
 //! Collects every error, not the first. Certificates and keys are read here, so that what is wrong
 //! with them is said at the start; a reload comes back for [`certificate`] and [`odd_times`].
@@ -6,16 +6,21 @@
 use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
+use rustls::pki_types::ServerName;
+
 use crate::clock::Clock;
 use crate::config_path;
 use crate::limiter::time::Timestamp;
 use crate::tls::certificate::{CertificateError, ServerCertificate, days_left};
+use crate::tls::roots::Roots;
+use crate::tls::server::{ClientAuth, Shown};
 
 use super::compile::address;
 use super::load::read_pem;
 use super::reload::{Digest, digest};
 use super::report::{Path, Problem, Report, Step};
-use super::schema::{LISTEN_DEFAULT, ListenerTls, Server};
+use super::schema::{ClientAuthMode, LISTEN_DEFAULT, ListenerTls, Server};
+use super::url::quoted;
 
 /// A certificate that ends sooner is warned of: who renews does it about then.
 const DAYS_WARN: f64 = 30.0;
@@ -29,15 +34,47 @@ pub struct ListenerSettings {
     pub tls: Option<TlsSettings>,
 }
 
-/// The certificate of a listener, and where it came from.
+/// What a listener shows and asks for, and where that came from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TlsSettings {
+    /// For whoever names no server, or one of which there is no other.
+    pub default: CertificateSettings,
+    /// By server name, in lower case; `*.` stands for one label.
+    pub by_name: Vec<(Box<str>, CertificateSettings)>,
+    /// The authorities of clients; `None`: no client is asked for a certificate.
+    pub clients: Option<ClientSettings>,
+}
+
+/// A certificate, and where it came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CertificateSettings {
     /// The file of the certificate and those above it.
     pub cert: PemFile,
     /// The file of its private key.
     pub key: PemFile,
     /// What they held.
     pub certificate: ServerCertificate,
+}
+
+/// The authorities of clients, and where they came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientSettings {
+    /// Their file.
+    pub file: PemFile,
+    /// What it held, and what is asked for.
+    pub auth: ClientAuth,
+}
+
+impl TlsSettings {
+    /// The same, without the files.
+    pub fn shown(&self) -> Shown {
+        let by_name = self.by_name.iter().map(|(name, it)| (name.clone(), it.certificate.clone()));
+        Shown {
+            default: self.default.certificate.clone(),
+            by_name: by_name.collect(),
+            clients: self.clients.as_ref().map(|it| it.auth.clone()),
+        }
+    }
 }
 
 /// A file of PEM.
@@ -86,19 +123,101 @@ fn tls(path: &[Step], tls: &ListenerTls, report: &mut Report<'_>) -> Option<TlsS
     if report.has_errors_below(path.to_vec()) {
         return None;
     }
+    let default = shown(path, tls.cert.as_deref(), tls.key.as_deref(), report);
+    let mut by_name: Vec<(Box<str>, CertificateSettings)> = Vec::new();
+    for (name, files) in tls.sni.iter() {
+        let at = [path, &config_path!["sni", name][..]].concat();
+        let settings = shown(&at, files.cert.as_deref(), files.key.as_deref(), report);
+        let Some((name, example)) = sni_name(&at, name, report) else { continue };
+        if by_name.iter().any(|(it, _)| *it == name) {
+            report.key(at, Problem::new(format!("{name}, a second time")));
+            continue;
+        }
+        let Some(settings) = settings else { continue };
+        if !settings.certificate.is_for(&example) {
+            let file = &settings.cert.path;
+            let problem = Problem::new(format!("{file}: a certificate that is not for {name}"));
+            report.warn(at, problem.expected("one with that name among its subjectAltNames"));
+        }
+        by_name.push((name, settings));
+    }
+    let clients = clients(path, tls, report);
+    Some(TlsSettings { default: default?, by_name, clients: clients? })
+}
+
+/// A certificate and its key, from their files.
+fn shown(
+    path: &[Step],
+    cert: Option<&str>,
+    key: Option<&str>,
+    report: &mut Report<'_>,
+) -> Option<CertificateSettings> {
     let at = |key: &str| [path, &[Step::from(key)]].concat();
-    let cert = pem(at("cert"), tls.cert.as_deref(), "a file of certificates in PEM", report);
-    let key = pem(at("key"), tls.key.as_deref(), "a file of the private key in PEM", report);
+    let cert = pem(at("cert"), cert, "a file of certificates in PEM", report);
+    let key = pem(at("key"), key, "a file of the private key in PEM", report);
     let ((cert, chain), (key, secret)) = (cert?, key?);
     match certificate((&cert.path, &chain), (&key.path, &secret)) {
         Ok(certificate) => {
             if let Some(odd) = odd_times(&certificate, Clock::System.now()) {
                 report.warn(at("cert"), Problem::new(format!("{}: {odd}", cert.path)));
             }
-            Some(TlsSettings { cert, key, certificate })
+            Some(CertificateSettings { cert, key, certificate })
         }
         Err((side, reason)) => {
             report.value(at(side), Problem::new(reason));
+            None
+        }
+    }
+}
+
+/// A name of `sni:` in lower case, and one that it stands for.
+fn sni_name(
+    path: &[Step],
+    name: &str,
+    report: &mut Report<'_>,
+) -> Option<(Box<str>, ServerName<'static>)> {
+    let lower = name.to_ascii_lowercase();
+    let example = match lower.strip_prefix("*.") {
+        Some(parent) => format!("any.{parent}"),
+        None => lower.clone(),
+    };
+    match ServerName::try_from(example) {
+        Ok(example @ ServerName::DnsName(_)) if !lower.ends_with('.') => {
+            Some((lower.into(), example))
+        }
+        _ => {
+            let problem = Problem::new(quoted(name)).expected("a host name, or *.NAME");
+            let hint = "clients name no address, and no dot at the end (RFC 6066 section 3)";
+            report.key(path.to_vec(), problem.hint(hint));
+            None
+        }
+    }
+}
+
+/// The authorities of clients. The outer `None`: what is wrong was reported.
+#[expect(clippy::option_option, reason = "none asked for is not the same as none to be had")]
+fn clients(
+    path: &[Step],
+    tls: &ListenerTls,
+    report: &mut Report<'_>,
+) -> Option<Option<ClientSettings>> {
+    let at = |key: &str| [path, &[Step::from(key)]].concat();
+    let is_optional = tls.client_auth == ClientAuthMode::Optional;
+    if tls.client_ca.is_none() {
+        if is_optional {
+            let problem = Problem::new("given without client_ca: nobody is asked");
+            let problem = problem.expected("client_ca beside it, the authorities of clients");
+            report.key(at("client_auth"), problem);
+        }
+        return Some(None);
+    }
+    let expected = "a file of certificates of authorities, in PEM";
+    let (file, content) = pem(at("client_ca"), tls.client_ca.as_deref(), expected, report)?;
+    match Roots::from_pem(&content) {
+        Ok(roots) => Some(Some(ClientSettings { file, auth: ClientAuth { roots, is_optional } })),
+        Err(reason) => {
+            let problem = Problem::new(format!("{}: {reason}", file.path)).expected(expected);
+            report.value(at("client_ca"), problem);
             None
         }
     }

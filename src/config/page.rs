@@ -19,6 +19,9 @@ use super::unsupported;
 const FOLLOWED: &[&str] = &[
     "server.listeners[].tls.cert",
     "server.listeners[].tls.key",
+    "server.listeners[].tls.sni.NAME.cert",
+    "server.listeners[].tls.sni.NAME.key",
+    "server.listeners[].tls.client_ca",
     "identity[].jwt.secret_file",
     "identity[].jwt.public_key_file",
     "identity[].jwt.jwks_file",

@@ -88,13 +88,16 @@ pub struct Server {
     pub workers: u32,
     /// Networks or addresses of proxies whose `X-Forwarded-For` and `Forwarded` are believed.
     pub trusted_proxies: Vec<String>,
-    /// The PROXY protocol, from trusted proxies only.
+    /// The PROXY protocol, in which trusted proxies, and nobody else, then have to say whom each
+    /// connection is for.
     pub proxy_protocol: ProxyProtocol,
     /// What tollgate answers itself on the data port, too.
     pub expose: Vec<Exposed>,
     /// Most connections at once; further ones are closed unread, and counted.
     pub max_connections: u32,
-    /// Most connections of one address; 0: no limit.
+    /// Most connections of one address (with as much of it as `identity[].ip` takes); further ones
+    /// are closed unread, and counted; 0: no limit. For those of a trusted proxy it holds by the
+    /// address that the PROXY protocol names, and not at all without it.
     pub max_connections_per_ip: u32,
     /// For the whole head of a request; for a TLS handshake, too.
     pub header_timeout: HumanDuration,
@@ -108,6 +111,10 @@ pub struct Server {
     pub max_body_bytes: ByteSize,
     /// For what still runs when tollgate is told to stop; what is left then is cut.
     pub drain_timeout: HumanDuration,
+    /// A socket in the file system by which the next process takes the listeners over from this one,
+    /// which drains then: a restart or a newer version without a connection lost. Its directory is
+    /// tollgate's own.
+    pub handover: Option<String>,
 }
 
 impl Default for Server {
@@ -127,6 +134,7 @@ impl Default for Server {
             max_header_bytes: ByteSize(64 << 10),
             max_body_bytes: ByteSize(0),
             drain_timeout: HumanDuration::secs(30),
+            handover: None,
         }
     }
 }
@@ -151,19 +159,34 @@ pub struct ListenerTls {
     pub cert: Option<String>,
     /// File of the private key, in PEM, without a passphrase; required.
     pub key: Option<String>,
-    /// Further certificates, by server name.
+    /// Further certificates, by the server name that a client asks for, `*.NAME` for any one label
+    /// before it; `cert` is for all others.
     pub sni: Ordered<SniCertificate>,
-    /// File of the authorities whose client certificates are asked for.
+    /// File of the authorities, in PEM, whose certificates clients have to show.
     pub client_ca: Option<String>,
+    /// Whether a client without a certificate is let in; a wrong one never is.
+    pub client_auth: ClientAuthMode,
+}
+
+/// What is asked of clients where there is a `client_ca`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuthMode {
+    /// A certificate; without one there is no connection.
+    #[default]
+    Required,
+    /// A certificate, if it has one.
+    Optional,
 }
 
 /// A certificate of `sni:`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["cert", "key"]))]
 pub struct SniCertificate {
-    /// File of the certificate chain.
+    /// File of the certificate chain, in PEM; required.
     pub cert: Option<String>,
-    /// File of the private key.
+    /// File of the private key, in PEM, without a passphrase; required.
     pub key: Option<String>,
 }
 
@@ -515,7 +538,7 @@ impl Default for ApiKey {
     }
 }
 
-/// `mtls:`
+/// `mtls:` the user that a client's verified certificate names; see `server.listeners[].tls.client_ca`.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mtls {

@@ -5,7 +5,7 @@
 use crate::config_path;
 
 use super::report::{Path, Report};
-use super::schema::{Config, IdentityEntry, ListenerTls};
+use super::schema::Config;
 use super::schema_tiers::{Endpoint, LimitSpec, TiersFile};
 use super::url::not_yet;
 
@@ -29,21 +29,17 @@ macro_rules! only_default {
 }
 
 only_default!(CONFIG, in_whole, Config, "";
-    server.proxy_protocol,
-    server.max_connections_per_ip,
     upstream.urls,
     headers.ietf,
     shedding.mode,
     shedding.max_in_flight,
 );
-only_default!(IDENTITY, in_identity, IdentityEntry, "identity[]."; mtls);
-only_default!(TLS, in_tls, ListenerTls, "server.listeners[].tls."; sni, client_ca);
 only_default!(ENDPOINT, in_endpoint, Endpoint, "endpoints[]."; enforce_percent);
 only_default!(LIMITS, in_limits, LimitSpec, ""; priority);
 
 /// The keys of `tollgate.yaml` that nothing obeys yet, `[]` in place of an index.
 pub fn in_config() -> impl Iterator<Item = &'static str> {
-    [CONFIG, IDENTITY, TLS].into_iter().flatten().copied()
+    CONFIG.iter().copied()
 }
 
 /// The keys of `tiers.yaml` that nothing obeys yet, `NAME` in place of a tier's.
@@ -58,14 +54,6 @@ pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
     in_whole(Path::new(), config, report);
     if config.upstream.retries > 1 {
         report.value(config_path!["upstream", "retries"], not_yet().hint("0 and 1 are"));
-    }
-    for (index, listener) in config.server.listeners.iter().flatten().enumerate() {
-        if let Some(tls) = &listener.tls {
-            in_tls(config_path!["server", "listeners", index, "tls"], tls, report);
-        }
-    }
-    for (index, entry) in config.identity.iter().enumerate() {
-        in_identity(config_path!["identity", index], entry, report);
     }
 }
 

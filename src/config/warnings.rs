@@ -18,7 +18,7 @@ use super::compile::{ServerSettings, Settings};
 use super::compile_identity::MethodSettings;
 use super::compile_limits::Names;
 use super::report::{Path, Problem, Report, Step};
-use super::schema::Config;
+use super::schema::{Config, IdentityEntry};
 use super::schema_tiers::{Endpoint, TiersFile};
 use super::tree::FILLED_IN;
 
@@ -259,13 +259,25 @@ pub fn networks(
     }
 }
 
+/// Certificates of clients as identities, where no listener asks for one.
+pub fn unasked(entries: &[IdentityEntry], report: &mut Report<'_>) {
+    for (index, entry) in entries.iter().enumerate() {
+        if entry.mtls.is_some() {
+            let problem = Problem::new("never finds anybody: no listener asks for certificates");
+            let problem = problem.expected("server.listeners[].tls.client_ca");
+            report.warn(config_path!["identity", index, "mtls"], problem);
+        }
+    }
+}
+
 /// Users and keys on the deny list, where a credential that is not believed makes its sender an
 /// address: another credential that is tried first, and is rubbish, and the deny no longer finds them.
 pub fn denied(file: &TiersFile, settings: &Settings, report: &mut Report<'_>) {
     let passes_over = settings.identity.methods.iter().any(|method| match method {
         MethodSettings::Jwt(jwt) => jwt.on_invalid == OnInvalid::Ip,
         MethodSettings::ApiKey(api_key) => api_key.on_invalid == OnInvalid::Ip,
-        MethodSettings::Ip => false,
+        // What no authority has signed never gets here.
+        MethodSettings::Mtls | MethodSettings::Ip => false,
     });
     for (identity, assigned) in file.identities.iter() {
         let is_presented = identity.starts_with("user:") || identity.starts_with("key:");

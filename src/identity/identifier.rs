@@ -10,8 +10,8 @@ use crate::limiter::time::Timestamp;
 use crate::metrics::edge_labels::IdentityError;
 use crate::metrics::registry::Metrics;
 use crate::policy::caller::Credential;
-use crate::policy::facts::RequestFacts;
-use crate::policy::identity::{IdentifierType, Identity};
+use crate::policy::facts::{CommonName, RequestFacts};
+use crate::policy::identity::{IdentifierType, Identity, is_identifier};
 
 use super::api_key::{ApiKeyFault, KeyTable};
 use super::cache::{self, TokenCache};
@@ -36,6 +36,8 @@ pub enum Method {
     Jwt(Box<JwtMethod>),
     /// By an API key.
     ApiKey(ApiKeyMethod),
+    /// By the common name of the certificate that the connection's client showed.
+    Certificate,
     /// By the address, which everybody has: nothing behind it is tried.
     Address,
 }
@@ -110,6 +112,7 @@ impl Identifier {
     pub fn kinds(&self) -> Vec<IdentifierType> {
         let of = |method: &Method| match method {
             Method::Jwt(_) => IdentifierType::User,
+            Method::Certificate => IdentifierType::User,
             Method::ApiKey(_) => IdentifierType::Key,
             Method::Address => IdentifierType::Ip,
         };
@@ -134,6 +137,7 @@ impl Identifier {
             let (found, on_invalid) = match method {
                 Method::Jwt(jwt) => (self.by_token(jwt, facts, address, now), jwt.on_invalid),
                 Method::ApiKey(keys) => (keys.find(facts, now), keys.on_invalid),
+                Method::Certificate => (by_certificate(facts, now), OnInvalid::Ip),
                 Method::Address => return Identified::Anonymous,
             };
             match found {
@@ -161,7 +165,7 @@ impl Identifier {
         };
         match self.methods.get(*method)? {
             Method::Jwt(jwt) => jwt.remote.as_ref()?.worth_waiting(),
-            Method::ApiKey(_) | Method::Address => None,
+            Method::ApiKey(_) | Method::Certificate | Method::Address => None,
         }
     }
 
@@ -211,7 +215,7 @@ impl Identifier {
     pub fn remotes(&self) -> impl Iterator<Item = &Arc<RemoteKeys>> {
         self.methods.iter().filter_map(|method| match method {
             Method::Jwt(jwt) => jwt.remote.as_ref(),
-            Method::ApiKey(_) | Method::Address => None,
+            Method::ApiKey(_) | Method::Certificate | Method::Address => None,
         })
     }
 
@@ -219,7 +223,7 @@ impl Identifier {
     pub fn tokens_remembered(&self) -> usize {
         let of = |method: &Method| match method {
             Method::Jwt(jwt) => jwt.cache.len(),
-            Method::ApiKey(_) | Method::Address => 0,
+            Method::ApiKey(_) | Method::Certificate | Method::Address => 0,
         };
         self.methods.iter().map(of).sum()
     }
@@ -271,7 +275,7 @@ impl Method {
         match self {
             Method::Jwt(jwt) => Some((&jwt.places.header, false)),
             Method::ApiKey(keys) => Some((&keys.header, keys.strip)),
-            Method::Address => None,
+            Method::Certificate | Method::Address => None,
         }
     }
 }
@@ -290,6 +294,24 @@ impl ApiKeyMethod {
                 ApiKeyFault::Expired => IdentityError::Expired,
             })),
         }
+    }
+}
+
+/// The user whose name a verified certificate bears. That it was valid when the connection began
+/// says nothing of now.
+fn by_certificate(
+    facts: &RequestFacts<'_>,
+    now: Timestamp,
+) -> Option<Result<Credential, IdentityError>> {
+    let certificate = facts.certificate?;
+    match &certificate.common_name {
+        CommonName::Absent => None,
+        _ if now > certificate.not_after => Some(Err(IdentityError::Expired)),
+        CommonName::Is(name) if is_identifier(name) => {
+            let identity = Identity::User(Arc::clone(name));
+            Some(Ok(Credential { identity, subscription: None }))
+        }
+        CommonName::Is(_) | CommonName::Unclear => Some(Err(IdentityError::Malformed)),
     }
 }
 

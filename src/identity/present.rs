@@ -143,6 +143,7 @@ mod tests {
             host: None,
             peer,
             headers: &headers,
+            certificate: None,
         };
         format!("{:?}", places.find(&facts))
     }

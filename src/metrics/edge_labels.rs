@@ -81,6 +81,8 @@ label! {
         MaxConnectionsPerIp = "max_connections_per_ip",
         /// The process has no file descriptor left.
         FileDescriptors = "file_descriptors",
+        /// A trusted proxy did not say whom it is for.
+        ProxyProtocol = "proxy_protocol",
     }
 }
 

@@ -250,7 +250,7 @@ declare! {
         "Connections accepted."
         "Those that were handed to a worker. Together with tollgate_requests_total it says how well callers reuse connections.";
     CONNECTIONS_REFUSED: Counter "tollgate_connections_refused_total" ["reason": RefusalReason] Count
-        "Connections closed unread because a bound was reached."
+        "Connections closed unread: a bound was reached, or it is not known whom one is for."
         "The caller saw its connection closed without an answer. Any rate says that a bound of the configuration or of the system is too low for the traffic, or is doing its work against a flood.";
     HTTP2_CUT: Counter "tollgate_http2_connections_cut_total" ["reason": CutReason] Count
         "Connections of HTTP/2 that were cut for what their client sent, or did not read."
@@ -263,7 +263,7 @@ declare! {
         "Rises when handshakes come faster than they are made, or when clients open connections and say nothing.";
     TLS_CERTIFICATE_EXPIRY: Gauge "tollgate_tls_certificate_expiry_days" ["listener"] Count
         "Days until the certificate that the listener shows expires; below 0 once it has."
-        "From the certificate that is in force now, which a reload changes; absent on listeners without TLS.";
+        "From the certificate that is in force now, which a reload changes; of several by server name the one that is over first. Absent on listeners without TLS.";
 
     # "Upstream, Redis, database"
     UPSTREAM_DURATION: Histogram "tollgate_upstream_duration_seconds" ["upstream"] Seconds
@@ -295,7 +295,7 @@ declare! {
         "Within a second: what comes later is not waited for. Each is made good: what Redis has counted is not charged again, what was refused is given back there. Many of them say that `store.redis.timeout` is too short for this network.";
     REPLICAS: Gauge "tollgate_replicas" [] Count
         "Replicas that share this Redis, as this one knows."
-        "Each tells Redis every two seconds that it is there, and counts for ten seconds more; or `store.redis.expected_replicas`, if that is more. While Redis is away the last number holds: of callers that this replica has not seen it lets one part in so many pass. 0 without Redis.";
+        "Each tells Redis every two seconds that it is there, and counts for ten seconds more unless it drains; or `store.redis.expected_replicas`, if that is more. While Redis is away the last number holds: of callers that this replica has not seen it lets one part in so many pass. 0 without Redis.";
     OUTAGE_ADMITTED: Counter "tollgate_outage_admitted_total" [] Count
         "Requests that were let pass by this replica's share of the limits, without Redis."
         "Under `on_failure: local`: while Redis is away, for a moment after that, and wherever a single check was not answered in time. Redis is told of all of them: see tollgate_outage_charged_total.";

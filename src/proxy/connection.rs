@@ -2,6 +2,7 @@
 //! version of HTTP that its client speaks.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,13 +16,16 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::metrics::edge_labels::HandshakeResult;
+use crate::identity::certificate;
+use crate::limiter::time::Timestamp;
+use crate::metrics::edge_labels::{HandshakeResult, RefusalReason};
 use crate::tls::server::ServerTls;
 
+use super::announced::{self, Versions};
 use super::handshake::HandshakeError;
 use super::http2;
 use super::io::{ConnState, DownstreamIo, Peer, Phase};
-use super::listener::Accepted;
+use super::listener::{Accepted, ConnectionGuard};
 use super::reply;
 use super::service;
 use super::timer::{TICK, Tick};
@@ -58,12 +62,23 @@ const LINGER: Duration = Duration::from_secs(3);
 
 /// Serves a connection that was handed to this worker, to its end.
 pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
-    let Accepted { stream, peer, tls, guard } = accepted;
-    let stream = match TcpStream::from_std(stream) {
+    let Accepted { stream, peer, tls, mut guard } = accepted;
+    let mut stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(error) => {
             tracing::debug!(%error, "an accepted socket cannot be used");
             return;
+        }
+    };
+    let peer = match worker.gate.settings.announced {
+        None => peer,
+        // Boxed, as hardly anybody has such a proxy in front.
+        Some(versions) => {
+            let announced = announced_peer(&worker, &mut stream, peer, versions, &mut guard);
+            match Box::pin(announced).await {
+                Some(peer) => peer,
+                None => return,
+            }
         }
     };
     let peer = Peer::new(peer, tls.is_some(), guard);
@@ -81,6 +96,45 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         Some((transport, Spoken::Http1)) => serve_http1(worker, transport, state).await,
         None => {}
     }
+}
+
+/// Whom a connection was made for: whom a trusted proxy names, or its peer. `None`: it is not known,
+/// or has its connections already.
+async fn announced_peer(
+    worker: &Worker,
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    versions: Versions,
+    guard: &mut ConnectionGuard,
+) -> Option<SocketAddr> {
+    let gate = &worker.gate;
+    if !gate.active.load().policy.is_trusted(peer.ip()) {
+        return Some(peer);
+    }
+    let named = match announced::read(stream, versions).await {
+        Ok(Some(named)) => named,
+        // The proxy itself: its checks of health.
+        Ok(None) => return Some(peer),
+        Err(error) => {
+            gate.metrics.connection_refused(RefusalReason::ProxyProtocol);
+            if gate.unannounced.is_first() {
+                tracing::warn!(
+                    %peer, %error,
+                    "a trusted proxy's connection is closed: server.proxy_protocol has it say whom \
+                     each is made for (said once)"
+                );
+            }
+            return None;
+        }
+    };
+    if let Some(counts) = &gate.addresses {
+        guard.of_address = counts.enter(named.ip());
+        if guard.of_address.is_none() {
+            gate.metrics.connection_refused(RefusalReason::MaxConnectionsPerIp);
+            return None;
+        }
+    }
+    Some(named)
 }
 
 /// Waits for the first bytes, which tell the version of HTTP.
@@ -115,7 +169,13 @@ async fn begin_tls(
 ) -> Option<(Transport, Spoken)> {
     let metrics = &worker.gate.metrics;
     let in_progress = metrics.tls_handshake_started();
-    let accepted = worker.handshakes.accept(stream, tls, state).await;
+    let mut accepted = worker.handshakes.accept(stream, tls, state).await;
+    if let Ok(stream) = &accepted
+        && let Some(client) = stream.get_ref().1.peer_certificates().and_then(|it| it.first())
+        && !take_certificate(client, worker.gate.clock.now(), &state.peer)
+    {
+        accepted = Err((HandshakeError::Failed, None));
+    }
     drop(in_progress);
     metrics.tls_handshake_ended(match &accepted {
         Ok(_) => HandshakeResult::Ok,
@@ -139,6 +199,24 @@ async fn begin_tls(
             None
         }
         Err(_) => None,
+    }
+}
+
+/// Takes note of whom a client's certificate names; whether there still is such a client. A session
+/// that is resumed brings the certificate that it began with, and nobody looks at its times again.
+fn take_certificate(client: &[u8], now: Timestamp, peer: &Peer) -> bool {
+    match certificate::read(client) {
+        Ok(certificate) if certificate.not_after >= now => {
+            peer.certificate.set(certificate).is_ok()
+        }
+        Ok(_) => {
+            tracing::debug!("a session was resumed with a certificate that is over");
+            false
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a client's certificate cannot be read");
+            false
+        }
     }
 }
 

@@ -27,10 +27,12 @@ use crate::top::talkers::TopTalkers;
 use crate::usage::journal::Journal;
 
 use super::address::Once;
+use super::announced::Versions;
 use super::caller::UnknownSubscriptions;
 use super::connect::Target;
 use super::headers::ResponseFields;
 use super::io::PhaseTimeouts;
+use super::per_address::AddressCounts;
 use super::pool::PoolSettings;
 use super::self_service::SelfService;
 
@@ -49,6 +51,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Downstream connections at a time.
     pub connections_max: usize,
+    /// What trusted proxies say in front of all else; `None`: nothing.
+    pub announced: Option<Versions>,
     /// To the upstream, for each worker.
     pub pool: PoolSettings,
     /// To the upstream's response head.
@@ -118,6 +122,10 @@ pub struct Gate {
     pub exposed: Vec<(&'static str, Page)>,
     /// Where callers read their own limits, if they may.
     pub self_service: Option<SelfService>,
+    /// Downstream connections of each address, where those are bounded.
+    pub addresses: Option<Arc<AddressCounts>>,
+    /// Whether it was said that a trusted proxy does not speak the PROXY protocol.
+    pub unannounced: Once,
     /// Whether it was said that a private peer's forwarding fields are not believed.
     pub untrusted: Once,
     /// Where requests are told of one by one, if they are.
@@ -151,12 +159,18 @@ impl std::fmt::Debug for Gate {
 #[derive(Debug)]
 pub struct Drain {
     is_draining: AtomicBool,
+    /// Whether somebody else accepts from the listeners.
+    is_succeeded: AtomicBool,
     sender: watch::Sender<bool>,
 }
 
 impl Default for Drain {
     fn default() -> Self {
-        Drain { is_draining: AtomicBool::new(false), sender: watch::Sender::new(false) }
+        Drain {
+            is_draining: AtomicBool::new(false),
+            is_succeeded: AtomicBool::new(false),
+            sender: watch::Sender::new(false),
+        }
     }
 }
 
@@ -165,6 +179,17 @@ impl Drain {
     pub fn begin(&self) {
         self.is_draining.store(true, Relaxed);
         self.sender.send_replace(true);
+    }
+
+    /// The same, where a successor accepts from the same sockets.
+    pub fn begin_succeeded(&self) {
+        self.is_succeeded.store(true, Relaxed);
+        self.begin();
+    }
+
+    /// Whether a successor accepts from the same sockets.
+    pub fn is_succeeded(&self) -> bool {
+        self.is_succeeded.load(Relaxed)
     }
 
     /// Whether it has begun.

@@ -7,13 +7,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::policy::facts::ClientCertificate;
 
 use super::listener::ConnectionGuard;
 use super::reply;
@@ -56,6 +58,8 @@ pub struct Peer {
     pub field: HeaderValue,
     /// `http` or `https`, as `X-Forwarded-Proto` writes it.
     pub scheme: HeaderValue,
+    /// What it showed of itself, once its handshake is over.
+    pub certificate: OnceLock<ClientCertificate>,
     /// Counts the connection as open, an upgraded one too.
     _guard: ConnectionGuard,
 }
@@ -69,6 +73,7 @@ impl Peer {
             // An address has no byte that a field value may not have.
             field: HeaderValue::try_from(field).unwrap_or(HeaderValue::from_static("?")),
             scheme: HeaderValue::from_static(if is_tls { "https" } else { "http" }),
+            certificate: OnceLock::new(),
             _guard: guard,
         })
     }

@@ -6,7 +6,7 @@
 //! that is closed. `benches/spread.rs` has the figures.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -24,6 +24,7 @@ use crate::metrics::series::ListenerSeries;
 use crate::tls::server::ServerTls;
 
 use super::gate::Gate;
+use super::per_address::AddressGuard;
 
 /// Connections that wait in the kernel to be accepted; the system's own limit applies too.
 const BACKLOG: i32 = 4096;
@@ -43,6 +44,8 @@ pub struct Bound {
     pub socket: TcpListener,
     /// The TLS to expect; `None`: plain.
     pub tls: Option<Arc<ServerTls>>,
+    /// Whether it stays open when it is closed here, as somebody else holds it too.
+    pub is_shared: bool,
 }
 
 /// A connection on its way to a worker.
@@ -63,6 +66,8 @@ pub struct Accepted {
 pub struct ConnectionGuard {
     of_worker: Arc<AtomicUsize>,
     _of_listener: LevelGuard,
+    /// As one of its address's, where those are bounded.
+    pub of_address: Option<AddressGuard>,
 }
 
 impl Drop for ConnectionGuard {
@@ -112,6 +117,13 @@ pub fn accept(gate: Arc<Gate>, listeners: &[Bound], workers: Vec<WorkerHandle>) 
     let mut acceptor = Acceptor { gate: Arc::clone(&gate), workers, next: 0 };
     while !gate.drain.is_draining() {
         acceptor.accept_for(&listeners, LOOK_AGAIN);
+    }
+    // What waits on a socket that stays open is for whoever accepts from it next.
+    let is_succeeded = gate.drain.is_succeeded();
+    let listeners: Vec<Listening<'_>> =
+        listeners.into_iter().filter(|it| !is_succeeded && !it.bound.is_shared).collect();
+    if listeners.is_empty() {
+        return;
     }
     // What is queued when a socket closes is reset, and its client thinks that it is connected: so
     // nothing may be queued between the last accept and the close.
@@ -213,6 +225,10 @@ impl Acceptor {
             metrics.connection_refused(RefusalReason::MaxConnections);
             return;
         }
+        let Ok(of_address) = self.count_by_address(peer.ip()) else {
+            metrics.connection_refused(RefusalReason::MaxConnectionsPerIp);
+            return;
+        };
         // The fewest connections; among equals, the next in turn.
         self.next = self.next.wrapping_add(1);
         let (before, after) = self
@@ -225,12 +241,25 @@ impl Acceptor {
         let guard = ConnectionGuard {
             of_worker: Arc::clone(&worker.connections),
             _of_listener: listener.series.connection_opened(),
+            of_address,
         };
         // A full inbox drops the connection, and its guard with it.
         let tls = listener.bound.tls.clone();
         if worker.inbox.try_send(Accepted { stream, peer, tls, guard }).is_err() {
             metrics.connection_refused(RefusalReason::MaxConnections);
         }
+    }
+}
+
+impl Acceptor {
+    /// Counts a connection as its peer's. A trusted proxy brings those of many: they are counted
+    /// once it has said whose they are, if it says so.
+    fn count_by_address(&self, peer: IpAddr) -> Result<Option<AddressGuard>, ()> {
+        let Some(counts) = &self.gate.addresses else { return Ok(None) };
+        if self.gate.active.load().policy.is_trusted(peer) {
+            return Ok(None);
+        }
+        counts.enter(peer).map(Some).ok_or(())
     }
 }
 

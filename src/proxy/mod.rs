@@ -1,12 +1,14 @@
 //! The data path: from an accepted connection to the end of an answer.
 //!
-//! `listener` accepts, `worker` takes over, `connection` finds out what a downstream speaks and
+//! `listener` accepts (`per_address`), `worker` takes over, `connection` finds out who is there
+//! (`announced`) and what is spoken and
 //! serves it (`handshake`, `transport`, `io`, `http2`), `service::handle` holds the branches of a
 //! request, `forward` talks to the upstream, `reply` makes what tollgate answers itself, and
 //! `exchange` tells of it once, however it ended. It must not know the operator's files, nor
 //! decide a limit.
 
 pub mod address;
+pub mod announced;
 pub mod body;
 pub mod caller;
 pub mod circuit;
@@ -24,6 +26,7 @@ pub mod http2_message;
 pub mod io;
 pub mod listener;
 pub mod multiplex;
+pub mod per_address;
 pub mod pool;
 pub mod record;
 pub mod reply;

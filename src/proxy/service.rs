@@ -410,8 +410,9 @@ fn refused(exchange: &mut Exchange, refusal: Refusal) -> Response<ProxyBody> {
     reply::refuse(refusal)
 }
 
-fn facts_of<'a>(request: &'a Request<Incoming>, conn: &ConnState) -> RequestFacts<'a> {
+fn facts_of<'a>(request: &'a Request<Incoming>, conn: &'a ConnState) -> RequestFacts<'a> {
     let uri = request.uri();
     let (path, query) = (uri.path(), uri.query());
     RequestFacts::of(request.method(), path, query, request.headers(), conn.peer.address.ip())
+        .shown(conn.peer.certificate.get())
 }

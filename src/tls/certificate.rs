@@ -5,9 +5,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use rustls::client::verify_server_name;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use x509_cert::certificate::Version;
 use x509_cert::der::Decode;
@@ -72,6 +74,12 @@ impl ServerCertificate {
     /// Chain and key, for rustls.
     pub fn certified(&self) -> &Arc<CertifiedKey> {
         &self.certified
+    }
+
+    /// Whether a client that asks for this name finds it in the server's own certificate (RFC 9525).
+    pub fn is_for(&self, name: &ServerName<'_>) -> bool {
+        let parsed = self.certified.end_entity_cert().and_then(ParsedCertificate::try_from);
+        parsed.is_ok_and(|it| verify_server_name(&it, name).is_ok())
     }
 
     /// The first second in which the server's own certificate is valid.
@@ -175,7 +183,8 @@ fn examine(chain: &[CertificateDer<'static>]) -> Result<(Timestamp, Timestamp), 
     valid.ok_or_else(|| "no certificate in it".to_owned())
 }
 
-fn moment(time: Time) -> Timestamp {
+/// A time of a certificate; what does not fit is the last.
+pub fn moment(time: Time) -> Timestamp {
     let micros = time.to_unix_duration().as_micros();
     Timestamp::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
 }

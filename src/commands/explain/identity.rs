@@ -69,6 +69,7 @@ pub fn step(
         let (what, nothing) = match method {
             Method::Jwt(jwt) => ("jwt", format!("no token in {}", places(&jwt.places))),
             Method::ApiKey(keys) => ("api_key", format!("no {} field", keys.header)),
+            Method::Certificate => ("mtls", "no certificate with a common name".to_owned()),
             Method::Address => break,
         };
         if is_over {
@@ -116,6 +117,7 @@ fn found(
     let (place, on_invalid) = match method {
         Method::Jwt(jwt) => (places(&jwt.places), jwt.on_invalid),
         Method::ApiKey(keys) => (keys.header.to_string(), keys.on_invalid),
+        Method::Certificate => ("the certificate".to_owned(), OnInvalid::Ip),
         Method::Address => return String::new(),
     };
     let then = match on_invalid {
@@ -126,6 +128,9 @@ fn found(
         (Identified::Known(credential, _), Method::Jwt(jwt)) => {
             let until = verified(jwt, facts, now).map(|token| until(jwt, &token));
             format!("a token of {}, verified{}", credential.identity, until.unwrap_or_default())
+        }
+        (Identified::Known(credential, _), Method::Certificate) => {
+            format!("a certificate of {}, verified", credential.identity)
         }
         (Identified::Known(credential, _), Method::ApiKey(_) | Method::Address) => {
             format!("a key of {}, known", credential.identity)
@@ -138,6 +143,13 @@ fn found(
         }
         (Identified::Invalid(invalid), Method::ApiKey(keys)) => {
             format!("a key in {place}, not believed: {}; {then}", key_fault(keys, facts, invalid))
+        }
+        (Identified::Invalid(invalid), Method::Certificate) => {
+            let why = match invalid.reason {
+                IdentityError::Expired => "it has expired",
+                _ => "its common name is none of a user",
+            };
+            format!("{place}, not believed: {why}; so the address counts")
         }
         (Identified::Invalid(_), Method::Address) | (Identified::Anonymous, _) => String::new(),
     }

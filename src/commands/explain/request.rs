@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use crate::config::report::{ConfigError, ConfigErrors, Problem};
 use crate::config::url::quoted;
 use crate::policy::explain::rules::shown;
+use crate::policy::facts::ClientCertificate;
 use crate::proxy::headers::{Present, check_request};
 use crate::proxy::reply::Refusal;
 
@@ -26,6 +27,16 @@ pub struct Described {
     pub refusal: Option<(u16, String)>,
     /// What looks like a slip.
     pub warnings: Vec<String>,
+    /// What its client showed.
+    pub certificate: Option<ClientCertificate>,
+}
+
+impl Described {
+    /// The same, from a client whose verified certificate has this common name.
+    pub fn shown(mut self, common_name: Option<&str>) -> Self {
+        self.certificate = common_name.map(ClientCertificate::named);
+        self
+    }
 }
 
 /// Reads method, target and fields.
@@ -66,7 +77,7 @@ pub fn described(method: &str, target: &str, lines: &[String]) -> Result<Describ
         refusal = Some((refused.status().as_u16(), reason(refused)));
     }
     let warnings = slips(method);
-    Ok(Described { shown: shown(path.as_bytes()), request, refusal, warnings })
+    Ok(Described { shown: shown(path.as_bytes()), request, refusal, warnings, certificate: None })
 }
 
 /// A path with its query, and the host of a whole URL.

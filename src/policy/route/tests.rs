@@ -55,6 +55,7 @@ fn find(
         host,
         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
         headers: &headers,
+        certificate: None,
     })
 }
 
