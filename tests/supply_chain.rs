@@ -117,6 +117,37 @@ fn two_versions_of_one_crate_are_explained_and_nothing_else_is() {
     assert_eq!(found, skipped.iter().collect(), "deny.toml explains what is no pair any more");
 }
 
+/// Else two builds of one commit would differ by where and when they were made.
+#[test]
+fn nothing_of_time_or_place_goes_into_the_binary() {
+    let build = text("build.rs");
+    for unwanted in ["SystemTime", "CARGO_MANIFEST_DIR", "current_dir", "hostname", "\"date\""] {
+        assert!(!build.contains(unwanted), "build.rs: {unwanted}");
+    }
+    let told = build.matches("cargo:rustc-env=").count();
+    let both = ["cargo:rustc-env=TOLLGATE_COMMIT=", "cargo:rustc-env=TOLLGATE_RUSTC="];
+    assert!(told == 2 && both.iter().all(|it| build.contains(it)), "build.rs tells {told}");
+    let mut folders = vec![std::path::PathBuf::from("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|it| it == "rs") {
+                let code = text(path.to_str().unwrap());
+                for unwanted in ["env!(\"CARGO_MANIFEST_DIR\")", "env!(\"OUT_DIR\")", "file!()"] {
+                    assert!(!code.contains(unwanted), "{}: {unwanted}", path.display());
+                }
+            }
+        }
+    }
+    // And paths of the machine are taken out of what compilers put in.
+    let release = text("deploy/release.sh");
+    for wanted in ["--remap-path-prefix=", "-ffile-prefix-map=", "--locked"] {
+        assert!(release.contains(wanted), "deploy/release.sh: {wanted}");
+    }
+}
+
 fn sbom(time: Option<&str>) -> Vec<u8> {
     let mut command = Command::new("bash");
     command.arg("deploy/sbom.sh").env("TARGET", target()).env_remove("SOURCE_DATE_EPOCH");
