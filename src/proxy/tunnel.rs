@@ -89,6 +89,7 @@ pub fn spawn(
             last: Cell::new(worker.timers.now()),
             is_websocket,
             said_goodbye: Cell::new(false),
+            client_spoke: Cell::new(false),
             first_end: Cell::new(None),
         };
         let (down_read, down_write) = tokio::io::split(TokioIo::new(downstream));
@@ -146,6 +147,8 @@ struct Activity<'a> {
     is_websocket: bool,
     /// Whether either side has sent a Close frame (RFC 6455 §5.5.1).
     said_goodbye: Cell<bool>,
+    /// Whether anything has come from the client.
+    client_spoke: Cell<bool>,
     /// Who ended it first, and whether by a clean end of the connection.
     first_end: Cell<Option<(Side, bool)>>,
 }
@@ -170,6 +173,9 @@ impl Activity<'_> {
             _ if self.said_goodbye.get() => Some(Outcome::Good),
             None if has_ended => None,
             None => Some(Outcome::Good),
+            // It may be what the client said that ended it (RFC 6455 §7.1.7): whoever can have the
+            // upstream give up a connection must not have it shut to others.
+            Some((Side::Server, _)) if self.client_spoke.get() => None,
             Some((Side::Server, is_clean)) => {
                 // A WebSocket that ends without a word has broken off (§7.1.5).
                 let is_good = is_clean && !self.is_websocket;
@@ -268,6 +274,9 @@ async fn relay(
             return to.shutdown().await;
         };
         activity.note();
+        if side == Side::Client {
+            activity.client_spoke.set(true);
+        }
         if drain.is_some() {
             let messages = frames.feed(bytes);
             let metrics = &activity.counted.worker.gate.metrics;
