@@ -22,6 +22,7 @@ use tollgate::health::loops::Loops;
 use tollgate::health::memory::{Growth, MemoryView, Verdict};
 use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
+use tollgate::health::upstreams::{Member, UpstreamGroup};
 use tollgate::identity::identifier::Identifier;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::{Micros, Timestamp};
@@ -686,7 +687,10 @@ impl Admin {
             readiness: Arc::new(Readiness::default()),
             detector: Detector::new(loops, hearts, upstream, Queues::default),
             heartbeats,
-            upstream: Arc::new(UpstreamHealth::new(None, Duration::from_secs(60), monotonic())),
+            upstream: {
+                let health = UpstreamHealth::new(None, Duration::from_secs(60), monotonic());
+                Arc::new(UpstreamGroup::new(vec![Member::new("default", health)]))
+            },
             slow_calls: Arc::default(),
             redis: Some(Box::new(|| DependencyView {
                 status: DependencyStatus::Healthy,

@@ -7,6 +7,7 @@ use crate::health::dependency::DependencyView;
 use crate::health::heartbeat::STOPPED_AFTER;
 use crate::health::history::History;
 use crate::health::signs::Sign;
+use crate::health::upstreams::{MemberView, UpstreamGroup};
 use crate::health::verdict::{Evidence, Reason, Verdict};
 use crate::metrics::labels::{BreakerState, Dependency};
 
@@ -47,6 +48,19 @@ struct One {
     circuit_breaker: Option<&'static str>,
     last_error: Option<Noticed>,
     last_check: Option<Noticed>,
+    /// Each of several backends; absent of anything that is one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    members: Vec<OfSeveral>,
+}
+
+/// One of several backends.
+#[derive(Serialize)]
+struct OfSeveral {
+    /// As it is configured.
+    name: Box<str>,
+    status: &'static str,
+    circuit_breaker: Option<&'static str>,
+    requests_in_flight: usize,
 }
 
 /// What was noticed, within a second.
@@ -79,7 +93,7 @@ impl Details {
         Details {
             reasons: verdict.reasons.iter().map(Reason::to_string).collect(),
             details: Parts {
-                dependencies: Dependencies::of(evidence, &history),
+                dependencies: Dependencies::of(evidence, &history, &state.upstream),
                 workers: beats
                     .map(|(worker, age)| Worker {
                         worker,
@@ -106,13 +120,14 @@ impl Details {
 
 impl Dependencies {
     /// What is known of each.
-    pub fn of(evidence: &Evidence, history: &History) -> Self {
+    pub fn of(evidence: &Evidence, history: &History, upstream: &UpstreamGroup) -> Self {
         let one = |dependency| One::of(dependency, evidence, history);
+        let members = upstream.views(monotonic()).into_iter().map(OfSeveral::from).collect();
         Dependencies {
             database: one(Dependency::Database),
             jwks: one(Dependency::Jwks),
             redis: one(Dependency::Redis),
-            upstream: one(Dependency::Upstream),
+            upstream: One { members, ..one(Dependency::Upstream) },
         }
     }
 }
@@ -127,6 +142,18 @@ impl One {
             circuit_breaker: view.and_then(|view| view.breaker).map(BreakerState::as_str),
             last_error: history.last_error(dependency).map(Noticed::from),
             last_check: history.last_check(dependency).map(Noticed::from),
+            members: Vec::new(),
+        }
+    }
+}
+
+impl From<MemberView> for OfSeveral {
+    fn from(member: MemberView) -> Self {
+        OfSeveral {
+            name: member.name,
+            status: member.view.status.as_str(),
+            circuit_breaker: member.view.breaker.map(BreakerState::as_str),
+            requests_in_flight: member.in_flight,
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod schema;
 pub mod serve;
 mod subscriptions;
 mod tls;
+mod upstreams;
 mod usage;
 pub mod watchdog;
 pub mod wiring;
