@@ -233,7 +233,7 @@ fn bad_input_ends_with_2_and_one_clear_line() {
         "tollgate.yaml:2:11: server.liste: unknown key, expected one of listen, listeners, \
          workers, trusted_proxies, proxy_protocol, expose, max_connections, \
          max_connections_per_ip, header_timeout, idle_timeout, body_timeout, max_header_bytes, \
-         max_body_bytes, drain_timeout",
+         max_body_bytes, drain_timeout, handover",
     );
     check(
         "",

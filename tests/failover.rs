@@ -252,6 +252,34 @@ fn two_processes_on_one_redis_share_one_bucket() {
     assert_eq!(fallbacks(&first, "closed") + fallbacks(&second, "closed"), 0.0);
 }
 
+#[test]
+fn a_replica_that_drains_is_counted_no_more_at_once_and_one_that_is_killed_later() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let backend = Backend::ok();
+    let limits = tier("per_minute: 10");
+    let replica = || start(&backend, &server.url(), WIDE, "local", &limits);
+    let (first, mut second, mut third) = (replica(), replica(), replica());
+    let known = || {
+        let details: serde_json::Value =
+            serde_json::from_slice(&first.admin("/health?verbose=1").body).unwrap();
+        let known = details["details"]["dependencies"]["redis"]["replicas"].as_u64().unwrap();
+        assert_eq!(details["details"]["dependencies"]["upstream"].get("replicas"), None);
+        known
+    };
+    wait_until("all know of each other", || known() == 3);
+    assert_eq!(first.metric("tollgate_replicas"), 3.0);
+    second.signal("TERM");
+    assert!(second.wait().success());
+    assert_eq!(server.words("ZCARD tg:{replicas}"), Reply::Integer(2));
+    wait_until("the others hear of it", || known() == 2);
+    // Who has no time to say so counts until it has not been heard of for a while.
+    third.signal("KILL");
+    third.wait();
+    assert_eq!(server.words("ZCARD tg:{replicas}"), Reply::Integer(2));
+    wait_until("it is missed", || known() == 1);
+    assert_eq!(server.words("ZCARD tg:{replicas}"), Reply::Integer(1));
+}
+
 // ---- not there at start
 
 /// Starts without Redis, sees to what callers get, then lets Redis appear.

@@ -40,9 +40,13 @@ tests/long.sh NAME [ARGUMENTS]
   container    builds the image with Docker and tries it: size, user, health check, drain
   compose      starts docker-compose.yml, or the services that are named, and runs each curl of
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
+  handover     processes that take over from each other, and restart under systemd's socket, while 100,000
+               requests are sent: none is lost (HANDOVER_REQUESTS; needs python3)
   flood        ten thousand requests a second of one caller: what Redis gets of them (needs redis-server)
   outage       four processes lose their Redis for a minute, stopped and killed, and get it back: what the
                backend saw in any minute, and what was lost (needs redis-server; seven minutes)
+  valkey       what is tried with Redis, tried with Valkey: the store, its forms, failovers, outages, leases
+               (needs valkey-server, valkey-sentinel and valkey-cli in PATH or in the folder VALKEY_BIN)
   leases       1, 2, 4 and 8 processes on one Redis and one caller: calls of Redis, and whether the limits
                are kept (needs redis-server)
   overrides    how long it takes until another replica obeys (needs redis-server)
@@ -78,7 +82,24 @@ flood)
     export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
     exec cargo test --release --locked --test deny_cache ten_thousand -- --ignored --nocapture "$@"
     ;;
+handover)
+    export HANDOVER_REQUESTS="${HANDOVER_REQUESTS:-100000}"
+    exec cargo test --locked --test handover -- --nocapture under_load systemd_holds "$@"
+    ;;
 outage) exec cargo test --locked --test outage -- --ignored --nocapture "$@" ;;
+valkey)
+    PATH="${VALKEY_BIN:+$VALKEY_BIN:}$PATH"
+    for program in server sentinel cli; do
+        found=$(command -v "valkey-$program") || {
+            printf 'valkey-%s is not installed\n' "$program" >&2
+            exit 1
+        }
+        export "TOLLGATE_REDIS_${program^^}=$found"
+    done
+    "$TOLLGATE_REDIS_SERVER" --version
+    exec cargo test --locked --test redis_forms --test redis_store --test failover --test redis_failover \
+        --test outage --test quotas --test leases --test deny_cache -- --nocapture "$@"
+    ;;
 leases)
     export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
     exec cargo test --release --locked --test leases curve -- --ignored --nocapture "$@"

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tollgate::admin::server::{self, Timeouts};
 use tollgate::clock::monotonic;
 use tollgate::commands::logging::Recorders;
-use tollgate::commands::serve::{DataPath, bind_all};
+use tollgate::commands::serve::DataPath;
 use tollgate::commands::watchdog::{self, Watchdog};
 use tollgate::commands::wiring::Wired;
 use tollgate::config::compile_upstream::UpstreamNeed;
@@ -20,7 +20,7 @@ use tollgate::config::load::{LoadRequest, Overrides, load};
 use tollgate::health::loops::Loops;
 use tollgate::health::tasks::{watched, watched_root};
 use tollgate::metrics::labels::TaskType;
-use tollgate::proxy::listener::Bound;
+use tollgate::proxy::listener::{Bound, bind};
 
 #[path = "support/http2.rs"]
 mod http2;
@@ -70,9 +70,9 @@ impl InProcess {
         };
         Arc::get_mut(&mut wired.gate).unwrap().exposed.push(("/hang", Box::new(hang)));
         let loops = Arc::clone(&wired.gate.loops);
-        let free = [SocketAddr::from(([127, 0, 0, 1], 0))];
-        let data = bind_all(&free, "data").unwrap().remove(0);
-        let admin = bind_all(&free, "admin").unwrap().remove(0);
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        let data = bind(free).unwrap();
+        let admin = bind(free).unwrap();
         let addresses = (data.local_addr().unwrap(), admin.local_addr().unwrap());
         let (stop, is_to_stop) = tokio::sync::oneshot::channel();
         let (started, has_started) = mpsc::sync_channel(1);
@@ -87,7 +87,7 @@ impl InProcess {
             runtime.block_on(watched_root(async {
                 let hearts = Arc::clone(&wired.admin.heartbeats);
                 let beat = move |worker| hearts.beat(worker, monotonic());
-                let listeners = vec![Bound { socket: data, tls: None }];
+                let listeners = vec![Bound { socket: data, tls: None, is_shared: false }];
                 let data_path = DataPath::start(&wired.gate, listeners, WORKERS, beat);
                 let data_path = data_path.await.unwrap();
                 let state = Arc::clone(&wired.admin);

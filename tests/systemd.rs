@@ -111,3 +111,21 @@ fn it_may_open_as_many_files_as_it_has_connections() {
     assert_eq!(filter[0], "@system-service");
     assert!(filter.last().unwrap().contains("prlimit64"));
 }
+
+/// What systemd listens on is what tollgate would, and as many may wait.
+#[test]
+fn the_socket_is_that_of_the_unit() {
+    let socket = fs::read_to_string("deploy/systemd/tollgate.socket").unwrap();
+    let setting = |name: &str| {
+        let line = socket.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_else(|| panic!("no {name}"))
+    };
+    assert_eq!(setting("Service"), "tollgate.service");
+    assert_eq!(setting("ListenStream"), tollgate::config::schema::LISTEN_DEFAULT);
+    assert_eq!(setting("Backlog"), "4096");
+    let (directory, _unit) = unit_of_this_build();
+    let path = directory.path().join("tollgate.socket");
+    fs::write(&path, &socket).unwrap();
+    let Some((is_fine, said)) = analyze(&["verify", path.to_str().unwrap()]) else { return };
+    assert!(is_fine && said.trim().is_empty(), "{said}");
+}

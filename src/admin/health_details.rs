@@ -7,9 +7,10 @@ use crate::health::dependency::DependencyView;
 use crate::health::heartbeat::STOPPED_AFTER;
 use crate::health::history::History;
 use crate::health::signs::Sign;
-use crate::health::upstreams::{MemberView, UpstreamGroup};
+use crate::health::upstreams::MemberView;
 use crate::health::verdict::{Evidence, Reason, Verdict};
 use crate::metrics::labels::{BreakerState, Dependency};
+use crate::store::redis::RedisShared;
 
 use super::health::{NOT_CONFIGURED, rfc3339};
 use super::state::AdminState;
@@ -51,6 +52,9 @@ struct One {
     /// Each of several backends; absent of anything that is one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     members: Vec<OfSeveral>,
+    /// How many replicas share it, as far as is known; of Redis alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replicas: Option<u32>,
 }
 
 /// One of several backends.
@@ -93,7 +97,7 @@ impl Details {
         Details {
             reasons: verdict.reasons.iter().map(Reason::to_string).collect(),
             details: Parts {
-                dependencies: Dependencies::of(evidence, &history, &state.upstream),
+                dependencies: Dependencies::of(state, evidence, &history),
                 workers: beats
                     .map(|(worker, age)| Worker {
                         worker,
@@ -120,13 +124,14 @@ impl Details {
 
 impl Dependencies {
     /// What is known of each.
-    pub fn of(evidence: &Evidence, history: &History, upstream: &UpstreamGroup) -> Self {
+    pub fn of(state: &AdminState, evidence: &Evidence, history: &History) -> Self {
         let one = |dependency| One::of(dependency, evidence, history);
-        let members = upstream.views(monotonic()).into_iter().map(OfSeveral::from).collect();
+        let replicas = state.counters.shared().map(RedisShared::replicas);
+        let members = state.upstream.views(monotonic()).into_iter().map(OfSeveral::from).collect();
         Dependencies {
             database: one(Dependency::Database),
             jwks: one(Dependency::Jwks),
-            redis: one(Dependency::Redis),
+            redis: One { replicas, ..one(Dependency::Redis) },
             upstream: One { members, ..one(Dependency::Upstream) },
         }
     }
@@ -143,6 +148,7 @@ impl One {
             last_error: history.last_error(dependency).map(Noticed::from),
             last_check: history.last_check(dependency).map(Noticed::from),
             members: Vec::new(),
+            replicas: None,
         }
     }
 }

@@ -65,7 +65,7 @@ impl Default for Timeouts {
     }
 }
 
-/// Serves until `shutdown` completes; what is under way is cut off then.
+/// Serves until `shutdown` completes; what is under way then may end, each in its own time.
 ///
 /// # Errors
 /// The listener cannot be handed to the runtime.
@@ -78,7 +78,6 @@ pub async fn serve(
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    // Dropped on the way out, which ends its tasks.
     let mut connections = JoinSet::new();
     let accept = async {
         loop {
@@ -104,6 +103,7 @@ pub async fn serve(
         () = accept => {}
         () = shutdown => {}
     }
+    connections.detach_all();
     Ok(())
 }
 

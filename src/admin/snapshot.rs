@@ -113,7 +113,7 @@ pub fn frame(state: &AdminState, before: Option<&Before>) -> (Vec<u8>, Before) {
         status: verdict.status.as_str(),
         reasons: verdict.reasons.iter().map(Reason::to_string).collect(),
         rate_limiter: rate_limiter(state),
-        dependencies: Dependencies::of(&evidence, &state.history.lock(), &state.upstream),
+        dependencies: Dependencies::of(state, &evidence, &state.history.lock()),
         requests_total: pulse.requests,
         requests_per_second: rate(pulse.requests, before.map(|it| it.requests), elapsed),
         tiers: pulse.tiers.iter().map(|tier| Tier::of(tier, before, elapsed)).collect(),

@@ -5,6 +5,7 @@ use anyhow::Context;
 use crate::config::compile_upstream::UpstreamNeed;
 use crate::config::load::{LoadRequest, Overrides, load};
 
+use super::handover::Inherited;
 use super::reload_files::Origin;
 use super::run::{Addresses, serve};
 use super::{DemoArgs, Failure, example_backend, print};
@@ -27,7 +28,7 @@ pub fn demo(args: &DemoArgs) -> Result<(), Failure> {
         upstream: UpstreamNeed::Required,
         env: &|_| None,
     })?;
-    serve(loaded, Origin::default(), |addresses| {
+    serve(loaded, Origin::default(), Inherited::default(), |addresses| {
         print(format_args!("An example backend listens on {backend}."));
         print(invitation(addresses));
     })

@@ -1,12 +1,16 @@
 //! `tollgate run`: serves until a signal ends it.
 
 use std::fmt;
+use std::future::pending;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::admin::health::observe;
 use crate::admin::server::{self, Timeouts};
@@ -21,6 +25,7 @@ use crate::proxy::connect::Place;
 use crate::proxy::health_check;
 use crate::store::redis::leasing::RETURN_INTERVAL;
 
+use super::handover::{self, Inherited, Listening, Offer};
 use super::logging::{Exporting, Logs};
 use super::reload_files::Origin;
 use super::serve::{DataPath, bind_all};
@@ -30,8 +35,8 @@ use super::{Failure, RunArgs, live, memory, reload, reload_files, say, subscript
 
 /// How long the data path may take to end after its drain's own limit.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long what is left of leases may take to go back at the end.
-const RETURNS_AT_END: Duration = Duration::from_millis(500);
+/// How long it may take at the end to give leases back and to tell the other replicas.
+const LEAVING_MAX: Duration = Duration::from_millis(500);
 /// How long a start waits for key sets.
 const KEYS_AT_START: Duration = Duration::from_secs(3);
 /// How long a start waits for overrides and denials.
@@ -73,6 +78,7 @@ impl fmt::Display for DataAddress {
 /// # Errors
 /// Invalid configuration; an address that cannot be listened on; a second signal.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let inherited = handover::from_systemd()?;
     let loaded = load(&LoadRequest {
         config: args.files.config.as_deref(),
         tiers: args.files.tiers.as_deref(),
@@ -86,7 +92,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         tiers: args.files.tiers.clone(),
         overrides: args.overrides(),
     };
-    serve(loaded, origin, |addresses| {
+    serve(loaded, origin, inherited, |addresses| {
         let data: Vec<String> = addresses.data.iter().map(ToString::to_string).collect();
         let line = format!(
             "tollgate {}: listening on {}, admin on {}, limits in {limits_in}",
@@ -106,10 +112,11 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 pub fn serve(
     loaded: Loaded,
     origin: Origin,
+    inherited: Inherited,
     announce: impl FnOnce(&Addresses),
 ) -> Result<(), Failure> {
     let logs = Arc::new(Logs::start(&loaded.settings)?);
-    let served = serve_logged(loaded, origin, announce, &logs);
+    let served = serve_logged(loaded, origin, inherited, announce, &logs);
     logs.finish();
     served
 }
@@ -117,6 +124,7 @@ pub fn serve(
 fn serve_logged(
     loaded: Loaded,
     origin: Origin,
+    mut inherited: Inherited,
     announce: impl FnOnce(&Addresses),
     logs: &Arc<Logs>,
 ) -> Result<(), Failure> {
@@ -127,16 +135,24 @@ fn serve_logged(
     raise_file_limit(settings.server.max_connections);
     let of_listeners = settings.server.listeners.clone();
     let data: Vec<SocketAddr> = of_listeners.iter().map(|it| it.address).collect();
-    let sockets = bind_all(&data, "--listen, server.listen").map_err(anyhow::Error::from)?;
-    let admin = bind_all(&[settings.admin_listen], "--admin, admin.listen")
+    let handover = settings.server.handover.clone();
+    if let Some(path) = &handover {
+        inherited.take_over(path)?;
+    }
+    let sockets =
+        bind_all(&data, "--listen, server.listen", &mut inherited).map_err(anyhow::Error::from)?;
+    let admin = bind_all(&[settings.admin_listen], "--admin, admin.listen", &mut inherited)
         .map_err(anyhow::Error::from)?
         .pop()
         .context("no admin listener")?;
+    inherited.settle()?;
+    let offered = handover.as_ref().map(|_| offered(&sockets, &admin)).transpose()?;
     let local = |it: &std::net::TcpListener| it.local_addr().context("a socket without an address");
     let data = sockets.iter().zip(&of_listeners).map(|(socket, settings)| {
-        Ok(DataAddress { address: local(socket)?, is_tls: settings.tls.is_some() })
+        Ok(DataAddress { address: local(&socket.socket)?, is_tls: settings.tls.is_some() })
     });
-    let addresses = Addresses { data: data.collect::<anyhow::Result<_>>()?, admin: local(&admin)? };
+    let data = data.collect::<anyhow::Result<_>>()?;
+    let addresses = Addresses { data, admin: local(&admin.socket)? };
     let workers = match settings.server.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         workers => workers,
@@ -172,10 +188,16 @@ fn serve_logged(
         let data_path = DataPath::start(&wired.gate, listeners, workers, beat)
             .await
             .context("cannot start a thread")?;
-        let admin_state = Arc::clone(&wired.admin);
+        let (admin_state, gate) = (Arc::clone(&wired.admin), Arc::clone(&wired.gate));
         background(async move {
-            let served =
-                server::serve(admin, admin_state, Timeouts::default(), std::future::pending());
+            // A successor answers for itself. What is under way here ends here.
+            let succeeded = async move {
+                gate.drain.begun().await;
+                if !gate.drain.is_succeeded() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let served = server::serve(admin.socket, admin_state, Timeouts::default(), succeeded);
             if let Err(error) = served.await {
                 tracing::error!(%error, "the admin port is not served");
             }
@@ -192,11 +214,11 @@ fn serve_logged(
         let losses = Arc::clone(logs);
         background(async move { losses.tell_losses().await });
         wired.admin.readiness.set_bound();
+        let succession = Succession::begin(handover.as_deref(), offered, inherited)?;
         announce(&addresses);
-        let end = control(&wired, data_path, &mut signals).await;
+        let end = control(&wired, data_path, &mut signals, succession).await;
         if let Some(redis) = wired.admin.counters.redis() {
-            // What nobody can spend any more is of use to others.
-            let _ = tokio::time::timeout(RETURNS_AT_END, redis.give_leases_back(true)).await;
+            let _ = tokio::time::timeout(LEAVING_MAX, redis.leave()).await;
         }
         if let Some(exporting) = exporting {
             exporting.finish().await;
@@ -210,12 +232,39 @@ fn serve_logged(
     Ok(end?)
 }
 
-/// Waits for a signal, drains, and waits for the end of it.
-async fn control(wired: &Wired, data_path: DataPath, signals: &mut Signals) -> anyhow::Result<()> {
-    let name = signals.end().await;
-    tracing::info!(signal = name, "draining");
+/// The same sockets once more, for a successor.
+fn offered(data: &[Listening], admin: &Listening) -> anyhow::Result<Vec<Listening>> {
+    let again = |it: &Listening| {
+        let socket = it.socket.try_clone().context("cannot hold a socket twice")?;
+        Ok(Listening { socket, is_shared: it.is_shared })
+    };
+    data.iter().chain([admin]).map(again).collect()
+}
+
+/// Waits for a signal or for a successor, drains, and waits for the end of it.
+async fn control(
+    wired: &Wired,
+    data_path: DataPath,
+    signals: &mut Signals,
+    succession: Succession,
+) -> anyhow::Result<()> {
+    let Succession { offer, taken } = succession;
+    let signal = tokio::select! {
+        name = signals.end() => Some(name),
+        () = taken => None,
+    };
+    offer.withdraw();
     wired.admin.readiness.set_draining();
-    wired.gate.drain.begin();
+    match signal {
+        Some(signal) => {
+            tracing::info!(signal, "draining");
+            wired.gate.drain.begin();
+        }
+        None => {
+            tracing::info!("draining: a successor has taken over");
+            wired.gate.drain.begin_succeeded();
+        }
+    }
     let limit = wired.gate.settings.drain_timeout + GRACE;
     tokio::select! {
         _ = tokio::time::timeout(limit, data_path.ended()) => {
@@ -223,6 +272,36 @@ async fn control(wired: &Wired, data_path: DataPath, signals: &mut Signals) -> a
             Ok(())
         }
         name = signals.end() => anyhow::bail!("ended by a second signal ({name}) while draining"),
+    }
+}
+
+/// What comes after this process.
+struct Succession {
+    offer: Offer,
+    taken: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+impl Succession {
+    /// Tells the predecessor that this one serves, and is there for the next.
+    fn begin(
+        path: Option<&Path>,
+        offered: Option<Vec<Listening>>,
+        inherited: Inherited,
+    ) -> anyhow::Result<Self> {
+        let (Some(path), Some(sockets)) = (path, offered) else {
+            return Ok(Succession { offer: Offer::default(), taken: Box::pin(pending()) });
+        };
+        let (sender, taken) = oneshot::channel();
+        let offer = handover::offer(path, sockets, move || {
+            let _ = sender.send(());
+        })?;
+        inherited.ready();
+        let taken = Box::pin(async move {
+            if taken.await.is_err() {
+                pending::<()>().await;
+            }
+        });
+        Ok(Succession { offer, taken })
     }
 }
 

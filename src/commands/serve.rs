@@ -1,7 +1,7 @@
 //! The threads of a running tollgate: one acceptor, the workers, and the control runtime.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
@@ -11,6 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::proxy::gate::Gate;
 use crate::proxy::listener::{self, Bound, INBOX, WorkerHandle};
 use crate::proxy::worker::{self, Inbox};
+
+use super::handover::{Inherited, Listening};
 
 /// A listening address that could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -25,20 +27,23 @@ pub struct ListenError {
     pub source: io::Error,
 }
 
-/// Opens one socket for each address.
+/// One socket for each address: of those that are there already, or opened.
 ///
 /// # Errors
 /// The first that cannot be opened.
 pub fn bind_all(
     addresses: &[SocketAddr],
     option: &'static str,
-) -> Result<Vec<TcpListener>, ListenError> {
-    addresses
-        .iter()
-        .map(|&address| {
-            listener::bind(address).map_err(|source| ListenError { address, option, source })
-        })
-        .collect()
+    inherited: &mut Inherited,
+) -> Result<Vec<Listening>, ListenError> {
+    let listening = |address| match inherited.claim(address) {
+        Some(listening) => Ok(listening),
+        None => match listener::bind(address) {
+            Ok(socket) => Ok(Listening { socket, is_shared: false }),
+            Err(source) => Err(ListenError { address, option, source }),
+        },
+    };
+    addresses.iter().copied().map(listening).collect()
 }
 
 /// The data path's threads.

@@ -1,6 +1,5 @@
 //! The TLS of listeners: made at the start, watched and renewed while tollgate runs.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use crate::proxy::listener::Bound;
 use crate::tls::roots::Roots;
 use crate::tls::server::{ServerTls, Which};
 
+use super::handover::Listening;
 use super::reload::{OnChange, Watched};
 
 /// A listener that speaks TLS, and where what it shows came from.
@@ -32,14 +32,14 @@ pub struct TlsListener {
 /// # Errors
 /// The system gives no randomness, or the authorities of clients cannot be used.
 pub fn equip(
-    sockets: Vec<TcpListener>,
+    sockets: Vec<Listening>,
     settings: &[ListenerSettings],
     metrics: &Metrics,
 ) -> anyhow::Result<(Vec<Bound>, Vec<TlsListener>)> {
     let (mut bound, mut listeners) = (Vec::new(), Vec::new());
-    for (socket, settings) in sockets.into_iter().zip(settings) {
+    for (Listening { socket, is_shared }, settings) in sockets.into_iter().zip(settings) {
         let Some(settings) = settings.tls.clone() else {
-            bound.push(Bound { socket, tls: None });
+            bound.push(Bound { socket, tls: None, is_shared });
             continue;
         };
         let tls = ServerTls::new(settings.shown());
@@ -48,7 +48,7 @@ pub fn equip(
         let series = metrics.listener(&name);
         series.set_certificate_end(tls.first_end());
         metrics.tls_configured();
-        bound.push(Bound { socket, tls: Some(Arc::clone(&tls)) });
+        bound.push(Bound { socket, tls: Some(Arc::clone(&tls)), is_shared });
         listeners.push(TlsListener { name, tls, settings, series });
     }
     Ok((bound, listeners))

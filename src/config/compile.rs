@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -109,6 +110,8 @@ pub struct ServerSettings {
     pub max_body_bytes: Option<NonZeroU64>,
     /// For what still runs at the end; may be zero.
     pub drain_timeout: Duration,
+    /// Where the next process takes the listeners over.
+    pub handover: Option<PathBuf>,
 }
 
 /// A Redis, and how it is used.
@@ -267,7 +270,24 @@ fn server(server: &Server, report: &mut Report<'_>) -> ServerSettings {
         max_header_bytes: usize::try_from(header_bytes).unwrap_or(usize::MAX),
         max_body_bytes: NonZeroU64::new(server.max_body_bytes.0),
         drain_timeout: server.drain_timeout.0,
+        handover: handover(server.handover.as_deref(), report),
     }
+}
+
+/// Longest name of a socket in the file system (unix(7)), what is added for a moment included.
+const SOCKET_NAME_MAX: usize = 107 - "..4194304".len();
+
+fn handover(path: Option<&str>, report: &mut Report<'_>) -> Option<PathBuf> {
+    let path = path?;
+    let has_name = std::path::Path::new(path).file_name().is_some() && !path.ends_with('/');
+    if !has_name || path.len() > SOCKET_NAME_MAX {
+        let expected = format!("the name of a socket, at most {SOCKET_NAME_MAX} bytes");
+        report.value(
+            config_path!["server", "handover"],
+            Problem::new(quoted(path)).expected(expected),
+        );
+    }
+    Some(path.into())
 }
 
 fn redis(

@@ -111,6 +111,10 @@ pub struct Server {
     pub max_body_bytes: ByteSize,
     /// For what still runs when tollgate is told to stop; what is left then is cut.
     pub drain_timeout: HumanDuration,
+    /// A socket in the file system by which the next process takes the listeners over from this one,
+    /// which drains then: a restart or a newer version without a connection lost. Its directory is
+    /// tollgate's own.
+    pub handover: Option<String>,
 }
 
 impl Default for Server {
@@ -130,6 +134,7 @@ impl Default for Server {
             max_header_bytes: ByteSize(64 << 10),
             max_body_bytes: ByteSize(0),
             drain_timeout: HumanDuration::secs(30),
+            handover: None,
         }
     }
 }

@@ -307,7 +307,7 @@ declare! {
         "Within a second: what comes later is not waited for. Each is made good: what Redis has counted is not charged again, what was refused is given back there. Many of them say that `store.redis.timeout` is too short for this network.";
     REPLICAS: Gauge "tollgate_replicas" [] Count
         "Replicas that share this Redis, as this one knows."
-        "Each tells Redis every two seconds that it is there, and counts for ten seconds more; or `store.redis.expected_replicas`, if that is more. While Redis is away the last number holds: of callers that this replica has not seen it lets one part in so many pass. 0 without Redis.";
+        "Each tells Redis every two seconds that it is there, and counts for ten seconds more unless it drains; or `store.redis.expected_replicas`, if that is more. While Redis is away the last number holds: of callers that this replica has not seen it lets one part in so many pass. 0 without Redis.";
     OUTAGE_ADMITTED: Counter "tollgate_outage_admitted_total" [] Count
         "Requests that were let pass by this replica's share of the limits, without Redis."
         "Under `on_failure: local`: while Redis is away, for a moment after that, and wherever a single check was not answered in time. Redis is told of all of them: see tollgate_outage_charged_total.";

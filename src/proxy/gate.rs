@@ -153,12 +153,18 @@ impl std::fmt::Debug for Gate {
 #[derive(Debug)]
 pub struct Drain {
     is_draining: AtomicBool,
+    /// Whether somebody else accepts from the listeners.
+    is_succeeded: AtomicBool,
     sender: watch::Sender<bool>,
 }
 
 impl Default for Drain {
     fn default() -> Self {
-        Drain { is_draining: AtomicBool::new(false), sender: watch::Sender::new(false) }
+        Drain {
+            is_draining: AtomicBool::new(false),
+            is_succeeded: AtomicBool::new(false),
+            sender: watch::Sender::new(false),
+        }
     }
 }
 
@@ -167,6 +173,17 @@ impl Drain {
     pub fn begin(&self) {
         self.is_draining.store(true, Relaxed);
         self.sender.send_replace(true);
+    }
+
+    /// The same, where a successor accepts from the same sockets.
+    pub fn begin_succeeded(&self) {
+        self.is_succeeded.store(true, Relaxed);
+        self.begin();
+    }
+
+    /// Whether a successor accepts from the same sockets.
+    pub fn is_succeeded(&self) -> bool {
+        self.is_succeeded.load(Relaxed)
     }
 
     /// Whether it has begun.

@@ -44,6 +44,8 @@ pub struct Bound {
     pub socket: TcpListener,
     /// The TLS to expect; `None`: plain.
     pub tls: Option<Arc<ServerTls>>,
+    /// Whether it stays open when it is closed here, as somebody else holds it too.
+    pub is_shared: bool,
 }
 
 /// A connection on its way to a worker.
@@ -115,6 +117,13 @@ pub fn accept(gate: Arc<Gate>, listeners: &[Bound], workers: Vec<WorkerHandle>) 
     let mut acceptor = Acceptor { gate: Arc::clone(&gate), workers, next: 0 };
     while !gate.drain.is_draining() {
         acceptor.accept_for(&listeners, LOOK_AGAIN);
+    }
+    // What waits on a socket that stays open is for whoever accepts from it next.
+    let is_succeeded = gate.drain.is_succeeded();
+    let listeners: Vec<Listening<'_>> =
+        listeners.into_iter().filter(|it| !is_succeeded && !it.bound.is_shared).collect();
+    if listeners.is_empty() {
+        return;
     }
     // What is queued when a socket closes is reset, and its client thinks that it is connected: so
     // nothing may be queued between the last accept and the close.

@@ -38,6 +38,8 @@ pub struct Node {
     /// Where it is.
     pub address: RedisAddress,
     client: Client,
+    /// Whether there was a connection to this server before, with another client.
+    pub is_successor: bool,
     /// Whether it can be asked, as far as is known.
     pub up: watch::Sender<bool>,
     /// Whether its connection has been greeted, and it is a primary if it has to be.
@@ -57,11 +59,12 @@ pub struct Node {
 
 impl Node {
     /// A server that nothing is known of yet.
-    pub fn new(address: &RedisAddress, client: Client) -> Self {
+    pub fn new(address: &RedisAddress, client: Client, is_successor: bool) -> Self {
         let (up, _) = watch::channel(false);
         Node {
             address: address.clone(),
             client,
+            is_successor,
             up,
             is_ready: AtomicBool::new(false),
             misses: AtomicU32::new(0),

@@ -198,6 +198,13 @@ impl Servers {
         Some(Route::new(Arc::clone(node)))
     }
 
+    /// Whether one server keeps both keys, as far as is known.
+    pub fn keeps_both(&self, key: &[u8], other: &[u8]) -> bool {
+        let map = self.map.load();
+        let owner = |key| map.owner(key).map(|node| &node.address);
+        owner(key) == owner(other)
+    }
+
     /// Whom to ask instead of a server that answered with this error; `None`: nobody. Such a
     /// command was not run. Takes until `deadline` at most.
     pub async fn next(&self, route: &Route, error: &str, deadline: Instant) -> Option<Route> {
@@ -322,12 +329,41 @@ impl Servers {
     pub async fn give_up(&self, node: &Node) {
         node.is_ready.store(false, Ordering::Relaxed);
         self.set_up(node, false);
-        let _ = timeout(CONNECT_MAX, node.client().force_reconnection()).await;
+        let mut again = std::pin::pin!(node.client().force_reconnection());
+        if timeout(PONG_MAX, &mut again).await.is_ok() {
+            return;
+        }
+        if node.client().is_connected() {
+            // It has not even begun to: it is writing, to somebody who reads nothing.
+            return self.replace(node);
+        }
+        let _ = timeout(CONNECT_MAX, again).await;
+    }
+
+    /// Puts another client in the place of one that does not listen.
+    fn replace(&self, stuck: &Node) {
+        let _changing = self.changing.lock();
+        let map = self.map.load();
+        let place = map.nodes.iter().position(|node| std::ptr::eq(&**node, stuck));
+        let Some(place) = place else { return };
+        tracing::debug!(server = %stuck.address, "a connection that takes nothing is left behind");
+        let fresh = self.node_after(&stuck.address, true);
+        *fresh.kept_until.lock() = *stuck.kept_until.lock();
+        let mut nodes = map.nodes.clone();
+        if let Some(node) = nodes.get_mut(place) {
+            *node = fresh;
+        }
+        self.map.store(Arc::new(Map { nodes, owners: map.owners.clone(), ..**map }));
+        stuck.retired.notify_one();
     }
 
     fn node(&self, address: &RedisAddress) -> Arc<Node> {
+        self.node_after(address, false)
+    }
+
+    fn node_after(&self, address: &RedisAddress, is_successor: bool) -> Arc<Node> {
         let client = self.target.client(address, self.answer_max, self.commands_max);
-        let node = Arc::new(Node::new(address, client));
+        let node = Arc::new(Node::new(address, client, is_successor));
         self.fresh.lock().push(Arc::clone(&node));
         self.changed.notify_one();
         node
@@ -375,7 +411,7 @@ impl Servers {
         mut connections: Receiver<Server>,
         attendant: &dyn Attendant,
     ) {
-        let (mut is_first, mut is_refused) = (true, false);
+        let (mut is_first, mut is_refused) = (!node.is_successor, false);
         loop {
             tokio::select! {
                 biased;

@@ -71,6 +71,17 @@ pub struct Owed {
     pub debit: Debit,
 }
 
+/// How much of what this replica let pass Redis is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing: what is owed stays so.
+    Nothing,
+    /// What it does not know of.
+    Debts,
+    /// All of it: it has lost what it knew.
+    All,
+}
+
 /// What is owed is taken in parts; this is where to go on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cursor {
@@ -235,22 +246,29 @@ impl ShareStore {
         for key in &target.keys {
             let place = shard.find(*key);
             if let Some(record) = place.and_then(|place| shard.get_mut(place)) {
-                owed.extend(self.owed(number, record, now, false));
+                owed.extend(self.owed(number, record, now, false, |_| Told::Debts));
             }
         }
         owed
     }
 
-    /// Takes out what Redis has to be told, of some records. With `all`: of all that this replica
-    /// let pass. `None`: that was all of it. At most some thousands at a time.
-    pub fn owed_from(&self, cursor: &mut Cursor, now: Timestamp, all: bool) -> Option<Vec<Owed>> {
+    /// Takes out what Redis has to be told, of some records: as much as `told` says of a record's key
+    /// there, which is `Told::All` only with `any_all`. `None`: that was all of it. At most some
+    /// thousands at a time.
+    pub fn owed_from(
+        &self,
+        cursor: &mut Cursor,
+        now: Timestamp,
+        any_all: bool,
+        told: impl Fn(&[u8]) -> Told,
+    ) -> Option<Vec<Owed>> {
         let Padded(shard) = self.shards.get(cursor.shard)?;
         let mut shard = shard.lock();
         let end = cursor.place.saturating_add(LOOKED_AT_ONCE).min(shard.places());
         let mut owed = Vec::new();
         for place in cursor.place..end {
             if let Some(record) = shard.held_mut(place) {
-                owed.extend(self.owed(cursor.shard, record, now, all));
+                owed.extend(self.owed(cursor.shard, record, now, any_all, &told));
             }
         }
         *cursor = if end < shard.places() {
@@ -317,15 +335,26 @@ impl ShareStore {
         shard: usize,
         record: &mut Record<Held>,
         now: Timestamp,
-        all: bool,
+        any_all: bool,
+        told: impl Fn(&[u8]) -> Told,
     ) -> Option<Owed> {
+        // Of most there is nothing to tell, and no key to make.
+        if !record.state.own.has_debit(any_all) {
+            return None;
+        }
+        let scope = self.scopes.read().get(&record.state.scope).cloned()?;
+        let key = self.names.scope_of(&record.state.identity, &scope);
+        let all = match told(&key) {
+            Told::Nothing => return None,
+            Told::Debts => false,
+            Told::All => true,
+        };
         if !record.state.own.has_debit(all) {
             return None;
         }
         let debit = record.state.own.take_debit(now, all);
-        let scope = self.scopes.read().get(&record.state.scope).cloned()?;
         let mut redis_keys = SmallVec::new();
-        redis_keys.push(self.names.scope_of(&record.state.identity, &scope));
+        redis_keys.push(key);
         if debit.has_quotas() {
             let kind = Kind::Calendar.letter();
             redis_keys.push(self.names.further_of(&record.state.identity, kind, &scope));

@@ -44,6 +44,7 @@ pub struct Start {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     listen: Option<&'static str>,
+    admin: Option<SocketAddr>,
     has_listeners: bool,
     config: Option<String>,
     tiers: Option<String>,
@@ -71,6 +72,12 @@ impl Start {
     /// Serving on this address in place of IPv4's loopback, on a port that is free.
     pub fn listen(mut self, host: &'static str) -> Self {
         self.listen = Some(host);
+        self
+    }
+
+    /// With the admin port here, in place of one that is free.
+    pub fn admin(mut self, address: SocketAddr) -> Self {
+        self.admin = Some(address);
         self
     }
 
@@ -104,7 +111,8 @@ impl Start {
         let own = || env!("CARGO_BIN_EXE_tollgate").into();
         let mut command = Command::new(self.program.unwrap_or_else(own));
         let listen = format!("{}:0", self.listen.unwrap_or("127.0.0.1"));
-        command.args(["run", "--admin", "127.0.0.1:0"]);
+        let admin = self.admin.map_or_else(|| "127.0.0.1:0".to_owned(), |it| it.to_string());
+        command.args(["run", "--admin", &admin]);
         if !self.has_listeners {
             command.args(["--listen", &listen]);
         }

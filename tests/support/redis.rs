@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -61,15 +61,7 @@ impl RedisServer {
 
     /// A server that is not started yet; its socket's path is known.
     pub fn prepare(options: &[&str]) -> Option<Self> {
-        let found = Command::new(binary()).arg("--version").stdout(Stdio::null()).status();
-        if found.is_err() {
-            assert!(
-                std::env::var_os("TOLLGATE_REQUIRE_REDIS").is_none_or(|it| it != "1"),
-                "TOLLGATE_REQUIRE_REDIS=1, but there is no redis-server"
-            );
-            println!("SKIPPED: no redis-server found; install one to run this test");
-            return None;
-        }
+        Program::Server.found()?;
         Some(RedisServer {
             directory: tempfile::tempdir().unwrap(),
             options: options.iter().map(|option| (*option).to_owned()).collect(),
@@ -81,7 +73,8 @@ impl RedisServer {
     /// Starts it, empty, and waits until it answers.
     pub fn start(&mut self) {
         let _ = std::fs::remove_file(self.socket());
-        let child = Command::new(binary())
+        let child = Program::Server
+            .command()
             .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--unixsocket"])
             .arg(self.socket())
             .args(["--bind", "127.0.0.1", "--port", &self.port.unwrap_or(0).to_string(), "--dir"])
@@ -207,9 +200,47 @@ pub fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-fn binary() -> PathBuf {
-    std::env::var_os("TOLLGATE_REDIS_SERVER")
-        .map_or_else(|| Path::new("redis-server").into(), Into::into)
+/// A program of Redis, or the one of Valkey that stands in for it.
+#[derive(Clone, Copy, Debug)]
+pub enum Program {
+    Server,
+    Sentinel,
+    Cli,
+}
+
+impl Program {
+    /// Its usual name, and the variable that names another file.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Program::Server => ("redis-server", "TOLLGATE_REDIS_SERVER"),
+            Program::Sentinel => ("redis-sentinel", "TOLLGATE_REDIS_SENTINEL"),
+            Program::Cli => ("redis-cli", "TOLLGATE_REDIS_CLI"),
+        }
+    }
+
+    /// How it is run.
+    pub fn command(self) -> Command {
+        let (usual, variable) = self.names();
+        Command::new(std::env::var_os(variable).unwrap_or_else(|| usual.into()))
+    }
+
+    /// Whether it is there; `None`, with a printed line, where it is not. With
+    /// `TOLLGATE_REQUIRE_REDIS=1`, or where the variable names a file, its lack is a failure.
+    pub fn found(self) -> Option<()> {
+        let found = self.command().arg("--version").stdout(Stdio::null()).status();
+        if found.is_err() {
+            let (usual, variable) = self.names();
+            let is_set = std::env::var_os(variable).is_some();
+            assert!(!is_set, "{variable} names what cannot be run");
+            assert!(
+                std::env::var_os("TOLLGATE_REQUIRE_REDIS").is_none_or(|it| it != "1"),
+                "TOLLGATE_REQUIRE_REDIS=1, but there is no {usual}"
+            );
+            println!("SKIPPED: no {usual} found; install one to run this test");
+            return None;
+        }
+        Some(())
+    }
 }
 
 fn request(arguments: &[impl AsRef<[u8]>]) -> Vec<u8> {

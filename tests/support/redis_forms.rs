@@ -2,12 +2,12 @@
 //! All on ports of the loopback interface that are free, ended with their owner.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use tollgate::clock::monotonic;
 
-use crate::redis::{RedisServer, Reply, free_port};
+use crate::redis::{Program, RedisServer, Reply, free_port};
 
 /// By when whatever servers agree on among themselves is agreed on.
 const AGREED_MAX: Duration = Duration::from_secs(30);
@@ -52,18 +52,8 @@ pub fn slot(server: &RedisServer, key: &str) -> usize {
 /// Whether there is what sentinels take; `None`, with a printed line, where there is not. With
 /// `TOLLGATE_REQUIRE_REDIS=1` its lack is a failure.
 pub fn has_sentinels() -> Option<()> {
-    for program in ["redis-sentinel", "redis-cli"] {
-        let mut command = Command::new(program);
-        if command.arg("--version").stdout(Stdio::null()).status().is_err() {
-            assert!(
-                std::env::var_os("TOLLGATE_REQUIRE_REDIS").is_none_or(|it| it != "1"),
-                "TOLLGATE_REQUIRE_REDIS=1, but there is no {program}"
-            );
-            println!("SKIPPED: no {program} found; install one to run this test");
-            return None;
-        }
-    }
-    Some(())
+    Program::Sentinel.found()?;
+    Program::Cli.found()
 }
 
 /// A cluster: so many primaries, then their replicas, one for each of the first, then such as keep
@@ -135,15 +125,18 @@ impl Cluster {
         });
     }
 
-    /// Waits until a replica has taken its primary's place, and the cluster is whole with it.
-    pub fn wait_promoted(&self, place: usize) {
+    /// Waits until a replica has taken its primary's place, and the cluster is whole with it. Returns
+    /// when either was so.
+    pub fn wait_promoted(&self, place: usize) -> (Instant, Instant) {
         let server = &self.servers[place];
         agreed("the replica is a primary", || {
             text(server, "INFO replication").contains("role:master")
         });
+        let promoted = monotonic();
         agreed("the cluster is whole", || {
             text(server, "CLUSTER INFO").contains("cluster_state:ok")
         });
+        (promoted, monotonic())
     }
 
     /// Has a replica take its primary's place, with the consent of all.
@@ -293,6 +286,29 @@ impl Watched {
         self.servers.iter().position(|server| server.port() == port)
     }
 
+    /// Waits until another server than that one is a primary, and until most of the sentinels name it.
+    /// Returns when either was so.
+    pub fn replaced(&self, place: usize) -> (Instant, Instant) {
+        let others = |server: &&RedisServer| {
+            server.is_running() && server.port() != self.servers[place].port()
+        };
+        agreed("another server is a primary", || {
+            self.servers
+                .iter()
+                .filter(others)
+                .any(|it| text(it, "INFO replication").contains("role:master"))
+        });
+        let promoted = monotonic();
+        let old = self.servers[place].port().to_string();
+        let password = self.password.as_deref();
+        let ask = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", Self::SERVICE];
+        agreed("most sentinels name another primary", || {
+            let named = self.sentinels.iter().map(|it| it.ask(password, &ask));
+            named.filter(|named| named.lines().nth(1).is_some_and(|port| port != old)).count() >= 2
+        });
+        (promoted, monotonic())
+    }
+
     /// Has a sentinel make another server the primary.
     pub fn fail_over(&self) {
         let reply = self.sentinels[0]
@@ -322,7 +338,7 @@ impl Sentinel {
         }
         let path = directory.path().join("sentinel.conf");
         std::fs::write(&path, config).unwrap();
-        let mut command = Command::new("redis-sentinel");
+        let mut command = Program::Sentinel.command();
         let child = command.arg(path).stdout(Stdio::null()).spawn().unwrap();
         let sentinel = Sentinel { port, child, _directory: directory };
         agreed("the sentinel answers", || sentinel.ask(own, &["PING"]).trim() == "PONG");
@@ -339,13 +355,13 @@ impl Sentinel {
         );
         let path = directory.path().join("sentinel.conf");
         std::fs::write(&path, config).unwrap();
-        let mut command = Command::new("redis-sentinel");
+        let mut command = Program::Sentinel.command();
         let child = command.arg(path).args(options).stdout(Stdio::null()).spawn().unwrap();
         Sentinel { port: 0, child, _directory: directory }
     }
 
     fn ask(&self, password: Option<&str>, words: &[&str]) -> String {
-        let mut command = Command::new("redis-cli");
+        let mut command = Program::Cli.command();
         command.args(["-p", &self.port.to_string()]).args(words);
         if let Some(password) = password {
             command.env("REDISCLI_AUTH", password);

@@ -130,6 +130,13 @@ impl RedisStore {
         unsaid
     }
 
+    /// The process ends: tells the other replicas that it goes, and gives back what nobody can spend any
+    /// more.
+    pub async fn leave(&self) {
+        self.link.leave().await;
+        self.give_leases_back(true).await;
+    }
+
     /// Gives back what is left of leases that are over, or of all: once, as far as Redis is there.
     pub async fn give_leases_back(&self, all: bool) {
         let shared = self.shared();

@@ -161,6 +161,16 @@ impl Link {
         *self.up.borrow()
     }
 
+    /// Whether who keeps a key can be asked; of a Redis that is not of parts: yes.
+    pub fn is_there(&self, key: &[u8]) -> bool {
+        !self.is_of_parts() || self.servers.route(key).is_some()
+    }
+
+    /// Whether one server keeps both keys.
+    pub fn are_together(&self, key: &[u8], other: &[u8]) -> bool {
+        self.servers.keeps_both(key, other)
+    }
+
     /// Whether each of several servers keeps a part of the keys.
     pub fn is_of_parts(&self) -> bool {
         self.servers.are_parts()

@@ -19,7 +19,7 @@ use crate::limiter::time::Timestamp;
 use crate::metrics::labels::{RedisErrorKind, TaskType};
 use crate::policy::identity::Identity;
 use crate::redis::node::Node;
-use crate::store::share::{Cursor, Owed, Target};
+use crate::store::share::{Cursor, Owed, Target, Told};
 
 use super::codec::{Call, Ticket};
 use super::error::CheckError;
@@ -107,9 +107,16 @@ impl Link {
         if !shared.outage.is_apart() {
             return;
         }
-        let Ok(back) = self.beat(true, Timestamp::EPOCH).await else { return };
-        self.note_beat(&back);
-        let is_lost = shared.outage.is_lost();
+        let back = match self.beat(true, Timestamp::EPOCH).await {
+            Ok(back) => {
+                self.note_beat(&back);
+                Some(back)
+            }
+            // The others decide without the one that knows of replicas.
+            Err(_) if self.lacks_a_part() => None,
+            Err(_) => return,
+        };
+        let is_lost = back.is_some() && shared.outage.is_lost();
         if !self.charge_all(is_lost).await {
             return;
         }
@@ -119,11 +126,15 @@ impl Link {
         shared.outage.set_told();
         // Only from here on does this replica count as one that has told what it let pass.
         let (others, deadline) = (shared.replicas.counted(), monotonic() + SETTLE_MAX);
-        loop {
-            let Ok(seen) = self.beat(false, back.now).await else { return };
-            if seen.recent >= others || monotonic() >= deadline {
-                shared.replicas.note(&seen);
-                break;
+        while let Some(back) = &back {
+            match self.beat(false, back.now).await {
+                Ok(seen) if seen.recent >= others || monotonic() >= deadline => {
+                    shared.replicas.note(&seen);
+                    break;
+                }
+                Ok(_) => {}
+                Err(_) if self.lacks_a_part() => break,
+                Err(_) => return,
             }
             tokio::time::sleep(SETTLE_INTERVAL).await;
             if !shared.breaker.is_closed() || !self.charge_all(false).await {
@@ -135,13 +146,31 @@ impl Link {
         shared.outage.owe();
     }
 
-    /// Charges all that was let pass alone, and with `all` all that was let pass. Returns whether
-    /// Redis was there to the end.
-    async fn charge_all(self: &Arc<Self>, all: bool) -> bool {
+    /// Whether others of several servers can be asked, and some cannot: nobody waits for those.
+    fn lacks_a_part(&self) -> bool {
+        self.is_of_parts() && self.is_up() && self.shared().breaker.is_closed()
+    }
+
+    /// Charges all that was let pass alone, and with `is_lost` all that was let pass: of several
+    /// servers to the one that has lost what it knew, which is the one that is known by its name.
+    /// Returns whether Redis was there to the end.
+    async fn charge_all(self: &Arc<Self>, is_lost: bool) -> bool {
         let shared = self.shared();
+        let [name, _] = shared.settings().names.replicas();
+        let told = |key: &[u8]| {
+            if !self.is_there(key) {
+                shared.outage.owe();
+                Told::Nothing
+            } else if is_lost && self.are_together(key, &name) {
+                Told::All
+            } else {
+                Told::Debts
+            }
+        };
         let (mut cursor, mut charges) = (Cursor::default(), JoinSet::new());
         let mut is_well = true;
-        while let Some(owed) = shared.share.owed_from(&mut cursor, shared.outage.now(), all) {
+        let now = || shared.outage.now();
+        while let Some(owed) = shared.share.owed_from(&mut cursor, now(), is_lost, told) {
             for owed in owed {
                 while charges.len() >= CHARGES_AT_ONCE {
                     is_well &= charges.join_next().await.is_none_or(|it| it.unwrap_or(false));
@@ -186,7 +215,8 @@ impl Link {
             }
         }
         shared.stats.count_charge(result.is_ok());
-        result.is_ok()
+        // What one of several servers is not told is owed until that one is there.
+        result.is_ok() || self.lacks_a_part()
     }
 
     /// Charges at once what a request's scopes owe.

@@ -1,11 +1,11 @@
 //! How many replicas there are: each tells Redis every two seconds that it is there, and is told how
 //! many have.
 //!
-//! While Redis is away, the last number holds. Redis also keeps a name that it was given when it
+//! Who ends orderly says so. While Redis is away, the last number holds. Redis also keeps a name that it was given when it
 //! knew of nobody: once that is another, what it knew is lost.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fred::bytes::Bytes;
@@ -43,6 +43,8 @@ pub struct Replicas {
     /// Replicas whose names come before this one's.
     rank: AtomicU32,
     beat: Mutex<Beats>,
+    /// Whether this one has said that it leaves: from then on it only looks.
+    has_left: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +79,7 @@ impl Replicas {
             counted: AtomicU32::new(0),
             rank: AtomicU32::new(u32::MAX),
             beat: Mutex::default(),
+            has_left: AtomicBool::new(false),
         }
     }
 
@@ -134,30 +137,55 @@ impl Link {
     /// Tells Redis that this replica is there, unless `only_looks`, and asks for the others: those
     /// heard of since `since` apart.
     pub async fn beat(&self, only_looks: bool, since: Timestamp) -> Result<Seen, CheckError> {
-        let (keys, arguments) = self.words(only_looks, since);
+        let says = if only_looks { Says::Nothing } else { Says::Here };
+        let (keys, arguments) = self.words(says, since);
         self.heard(self.eval(SCRIPT, keys, arguments, BUDGET).await?)
     }
 
     /// The same over a connection that is not in use yet.
     pub async fn beat_over(&self, node: &Node, only_looks: bool) -> Result<Seen, CheckError> {
-        let (keys, arguments) = self.words(only_looks, Timestamp::EPOCH);
+        let says = if only_looks { Says::Nothing } else { Says::Here };
+        let (keys, arguments) = self.words(says, Timestamp::EPOCH);
         let arguments: Vec<Value> = arguments.into_iter().map(Value::Bytes).collect();
         let asked = node.client().eval::<Value, _, _, _>(static_str(SCRIPT), keys, arguments);
         let late = || CheckError::new(RedisErrorKind::Timeout, "no answer within the budget");
         self.heard(timeout(BUDGET, asked).await.map_err(|_| late())??)
     }
 
-    fn words(&self, only_looks: bool, since: Timestamp) -> (Vec<Bytes>, Vec<Bytes>) {
+    /// Tells Redis that this replica ends, once, so that the others need not wait until it is not
+    /// heard of any more. Where that fails they do.
+    pub async fn leave(&self) {
         let shared = self.shared();
-        let name = if only_looks { "" } else { &shared.replicas.name };
+        shared.replicas.has_left.store(true, Ordering::Release);
+        if !shared.breaker.is_closed() {
+            return;
+        }
+        let (keys, arguments) = self.words(Says::Leaves, Timestamp::EPOCH);
+        if let Err(error) = self.eval(SCRIPT, keys, arguments, BUDGET).await {
+            shared.stats.count_error(error.kind);
+        }
+    }
+
+    fn words(&self, says: Says, since: Timestamp) -> (Vec<Bytes>, Vec<Bytes>) {
+        let shared = self.shared();
+        let replicas = &shared.replicas;
+        let is_named = match says {
+            Says::Nothing => false,
+            Says::Here => !replicas.has_left.load(Ordering::Acquire),
+            Says::Leaves => true,
+        };
+        let name = if is_named { &replicas.name } else { "" };
         let number = |number: u64| Bytes::from(number.to_string());
-        let arguments = vec![
+        let mut arguments = vec![
             Bytes::copy_from_slice(name.as_bytes()),
             Bytes::from(random_name()),
             number(since.as_micros() / 1_000),
             number(COUNTED_MS),
             number(NAME_KEPT_MS),
         ];
+        if says == Says::Leaves {
+            arguments.push(Bytes::from_static(b"leaves"));
+        }
         (shared.settings().names.replicas().to_vec(), arguments)
     }
 
@@ -167,6 +195,14 @@ impl Link {
         self.shared().hear(seen.now);
         Ok(seen)
     }
+}
+
+/// What this replica says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Says {
+    Nothing,
+    Here,
+    Leaves,
 }
 
 /// A name that nobody else has. As random as what keeps the standard library's tables safe from who

@@ -37,6 +37,8 @@ impl Link {
                 waited = waited.saturating_add(PROBE_STEP);
                 if waited < WATCH_INTERVAL {
                     self.probe_if_due().await;
+                    // The probe that found it back: what has to be told first is told at once.
+                    self.tend();
                     continue;
                 }
             }
