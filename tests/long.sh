@@ -42,7 +42,8 @@ tests/long.sh NAME [ARGUMENTS]
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
   handover     processes that take over from each other, and restart under systemd's socket, while 100,000
                requests are sent: none is lost (HANDOVER_REQUESTS; needs python3)
-  flood        ten thousand requests a second of one caller: what Redis gets of them (needs redis-server)
+  flood        ten thousand requests a second of one caller, by limits and connections: what Redis gets of
+               them (FLOOD_REQUESTS, 160000 for each line; needs redis-server)
   outage       four processes lose their Redis for a minute, stopped and killed, and get it back: what the
                backend saw in any minute, and what was lost (needs redis-server; seven minutes)
   valkey       what is tried with Redis, tried with Valkey: the store, its forms, failovers, outages, leases
