@@ -53,8 +53,10 @@ tests/long.sh NAME [ARGUMENTS]
   overrides    how long it takes until another replica obeys (needs redis-server)
   simulation   replicas, clocks, a network and a Redis that are made up from seeds: a thousand seeds of each
                (SIMULATION_SEED is the first, SIMULATION_SEEDS how many, SIMULATION_SECONDS at most)
-  memory-churn  how long a check waits while ten million identities come and go, and what an idle one takes
-               (MEMORY_CHURN_IDENTITIES, MEMORY_CHURN_RESIDENT, MEMORY_CHURN_PAUSE_MS)
+  memory-churn  the longest pause that the store can make while ten million identities come and go, by
+               CPU time, and what an idle one takes (MEMORY_CHURN_IDENTITIES, _RESIDENT, _PAUSE_MS)
+  redis-cost   what a check costs Redis and tollgate, and how long it takes: one, 64 and 512 in flight,
+               and 64 at once (needs redis-server; one of them by its name: redis-cost latency)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
 }
@@ -109,7 +111,12 @@ overrides) exec cargo test --locked --test overrides -- --ignored --nocapture "$
 memory-churn)
     # Optimised, without the minutes of a release; one after the other, as the second measures memory.
     export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
-    exec cargo test --locked --target-dir target/memory-churn --test memory_churn -- \
+    exec cargo test --locked --target-dir target/measured --test memory_churn -- \
+        --ignored --nocapture --test-threads 1 "$@"
+    ;;
+redis-cost)
+    export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
+    exec cargo test --locked --target-dir target/measured --test redis_cost -- \
         --ignored --nocapture --test-threads 1 "$@"
     ;;
 simulation)
