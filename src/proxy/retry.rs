@@ -126,6 +126,6 @@ mod tests {
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
-        assert!(all <= 80 + 30 && all >= 30, "{all}");
+        assert!((30..=80 + 30).contains(&all), "{all}");
     }
 }
