@@ -324,7 +324,7 @@ fn play(address: SocketAddr, steps: &[Step]) -> Vec<Frame> {
     let accept = "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=";
     assert!(head.to_ascii_lowercase().contains(accept), "{head}");
     // Read meanwhile: what is large comes back before all of it was sent.
-    let (sender, frames) = std::sync::mpsc::channel();
+    let (sender, frames) = std::sync::mpsc::sync_channel(1024);
     let reading = std::thread::spawn(move || {
         loop {
             match read_frame(&mut reader) {

@@ -383,6 +383,7 @@ mod tests {
 
     /// By a clock that is set: a minute of silence, in which a word at 59 seconds counts.
     #[tokio::test(start_paused = true)]
+    #[expect(clippy::disallowed_methods, reason = "the time that is set, and not the real one")]
     async fn a_tunnel_is_idle_from_the_last_word_on() {
         const SECOND: Duration = Duration::from_secs(1);
         let (timers, began) = (Timers::new(), tokio::time::Instant::now());
