@@ -54,6 +54,7 @@ tests/long.sh NAME [ARGUMENTS]
                (SIMULATION_SEED is the first, SIMULATION_SEEDS how many, SIMULATION_SECONDS at most)
   memory-churn  how long a check waits while ten million identities come and go, and what an idle one takes
                (MEMORY_CHURN_IDENTITIES, MEMORY_CHURN_RESIDENT, MEMORY_CHURN_PAUSE_MS)
+  abuse        attacks, one by one: memory, and how long honest requests wait meanwhile (ABUSE names one)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
 }
@@ -110,6 +111,11 @@ memory-churn)
     export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
     exec cargo test --locked --target-dir target/memory-churn --test memory_churn -- \
         --ignored --nocapture --test-threads 1 "$@"
+    ;;
+abuse)
+    # Optimised, without the minutes of a release.
+    export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
+    exec cargo test --locked --target-dir target/abuse --test abuse table -- --ignored --nocapture "$@"
     ;;
 simulation)
     export SIMULATION_SEEDS="${SIMULATION_SEEDS:-1000}" SIMULATION_SECONDS="${SIMULATION_SECONDS:-3600}"
