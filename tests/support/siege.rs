@@ -23,6 +23,8 @@ use super::support::{Backend, Client, GENEROUS, Start, Tollgate, wait_until};
 
 /// Between two honest requests.
 const PACE: Duration = Duration::from_millis(20);
+/// In the long form an attack is done again until it has taken so long.
+const LONG: Duration = Duration::from_secs(8);
 /// How long a connection may have been idle that is used again: less than any `idle_timeout` here, so
 /// that a machine that is busy makes no request meet a connection that is just being closed.
 const KEPT: Duration = Duration::from_secs(1);
@@ -77,6 +79,8 @@ pub struct Outcome {
 pub struct Row {
     name: &'static str,
     outcome: Outcome,
+    /// How often that was done.
+    rounds: usize,
     /// In bytes.
     pub growth: u64,
     /// Honest requests.
@@ -91,10 +95,13 @@ pub struct Row {
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [half, most, all] = self.percentiles.map(|it| it.as_secs_f64() * 1000.0);
-        let (Row { name, outcome, answered, sent, .. }, growth) = (self, self.growth >> 20);
+        let Row { name, outcome, answered, sent, .. } = self;
+        let growth = self.growth >> 20;
+        let often =
+            if self.rounds > 1 { format!(", {} times", self.rounds) } else { String::new() };
         write!(
             f,
-            "| {name} | {} | {growth} | {answered} / {sent} | {half:.1} | {most:.1} | {all:.1} | {} |",
+            "| {name} | {}{often} | {growth} | {answered} / {sent} | {half:.1} | {most:.1} | {all:.1} | {} |",
             outcome.sent, outcome.fate
         )
     }
@@ -197,7 +204,7 @@ fn is_over(connection: &mut TcpStream, heard: &mut Vec<u8>, drip: &[u8]) -> bool
     }
     if !drip.is_empty() {
         // Whether it is over, the next read tells.
-        connection.write(drip).ok();
+        connection.write_all(drip).ok();
     }
     false
 }
@@ -287,7 +294,12 @@ pub fn run(attack: &Attack, is_long: bool) -> Row {
     let before = siege.tollgate.resident();
     honest.latencies.lock().unwrap().clear();
     let warm = honest.sent.load(Relaxed);
-    let outcome = (attack.run)(&siege);
+    let (begun, mut rounds) = (Instant::now(), 1);
+    let mut outcome = (attack.run)(&siege);
+    while is_long && begun.elapsed() < LONG {
+        outcome = (attack.run)(&siege);
+        rounds += 1;
+    }
     // Some of them after it, so that it has done no lasting harm.
     let during = honest.sent.load(Relaxed);
     wait_until("it is served after it", || honest.sent.load(Relaxed) >= during + 10);
@@ -301,6 +313,7 @@ pub fn run(attack: &Attack, is_long: bool) -> Row {
     Row {
         name: attack.name,
         outcome,
+        rounds,
         growth: siege.tollgate.peak().saturating_sub(before),
         sent,
         answered: sent.saturating_sub(failures.len()),
