@@ -42,8 +42,9 @@ RUN TOLLGATE_COMMIT=$TOLLGATE_COMMIT cargo build --release --locked \
     && objcopy --add-gnu-debuglink=/out/tollgate.debug /out/tollgate
 
 COPY LICENSE-APACHE LICENSE-MIT ./
-COPY deploy/licences.sh deploy/licences.sh
-RUN bash deploy/licences.sh > /out/THIRD_PARTY_LICENSES
+COPY deploy/licences.sh deploy/sbom.sh deploy/
+RUN bash deploy/licences.sh > /out/THIRD_PARTY_LICENSES \
+    && TARGET="$(rustc -vV | sed -n 's/^host: //p')" bash deploy/sbom.sh > /out/sbom.cdx.json
 
 # `docker build --target symbols --output . .` writes the line tables, for a debugger or `perf`.
 FROM scratch AS symbols
@@ -61,7 +62,7 @@ LABEL org.opencontainers.image.title="tollgate" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0" \
       org.opencontainers.image.base.name="gcr.io/distroless/cc-debian12:nonroot"
 COPY --from=build /out/tollgate /usr/local/bin/tollgate
-COPY --from=build /out/THIRD_PARTY_LICENSES /usr/share/doc/tollgate/
+COPY --from=build /out/THIRD_PARTY_LICENSES /out/sbom.cdx.json /usr/share/doc/tollgate/
 COPY LICENSE-APACHE LICENSE-MIT /usr/share/doc/tollgate/
 # To start from: nothing is read that is not named (--config, --tiers, or their variables).
 COPY config/tollgate.yaml config/tiers.yaml /etc/tollgate/

@@ -2,7 +2,8 @@
 # Makes the archive of a release: deploy/release.sh [FOLDER], by default dist/.
 #
 #   tollgate-VERSION-TARGET.tar.gz        the binary, its manual and completions, licences of all that is
-#                                         in it, the shipped configuration, deploy/ and docs/
+#                                         in it, the list of its components (CycloneDX), the shipped
+#                                         configuration, deploy/ and docs/
 #   tollgate-VERSION-TARGET.debug.gz      the line tables of the binary, for debuggers and `perf`
 #   SHA256SUMS                            of both
 #
@@ -39,8 +40,12 @@ if [ -n "${BINARY:-}" ]; then
 else
     TOLLGATE_COMMIT=$(git rev-parse --short=12 HEAD)
     export TOLLGATE_COMMIT
-    RUSTFLAGS="--remap-path-prefix=$PWD=/tollgate \
-        --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo" \
+    # The last that fits holds: the folder of what is built may be within the repository.
+    from=("$PWD=/tollgate" "${CARGO_HOME:-$HOME/.cargo}=/cargo")
+    [ -z "${CARGO_TARGET_DIR:-}" ] ||
+        from+=("$(mkdir -p "$CARGO_TARGET_DIR" && cd "$CARGO_TARGET_DIR" && pwd)=/tollgate/target")
+    # For the C libraries as well, which have paths in what debuggers read.
+    RUSTFLAGS="${from[*]/#/--remap-path-prefix=}" CFLAGS="${from[*]/#/-ffile-prefix-map=}" \
         cargo build --release --locked
     built=${CARGO_TARGET_DIR:-target}/release/tollgate
     objcopy --only-keep-debug "$built" "$work/tollgate.debug"
@@ -51,9 +56,11 @@ else
 fi
 chmod 755 "$stage/tollgate"
 
-git archive --format=tar HEAD -- CHANGELOG.md LICENSE-APACHE LICENSE-MIT README.md config deploy docs |
+git archive --format=tar HEAD -- CHANGELOG.md LICENSE-APACHE LICENSE-MIT README.md SECURITY.md \
+    config deploy docs |
     tar -x -C "$stage"
 TARGET=$target deploy/licences.sh >"$stage/THIRD_PARTY_LICENSES"
+TARGET=$target SOURCE_DATE_EPOCH=$epoch deploy/sbom.sh >"$stage/sbom.cdx.json"
 
 "$stage/tollgate" completions bash >"$stage/completions/tollgate.bash"
 "$stage/tollgate" completions zsh >"$stage/completions/_tollgate"

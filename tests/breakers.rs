@@ -488,6 +488,23 @@ fn a_websocket_that_is_dropped_at_once_is_no_success() {
     expect_unavailable(&upgraded(&tollgate).answer());
 }
 
+/// A client that breaks the protocol has its connection dropped, and shuts the backend to nobody.
+#[test]
+fn a_websocket_that_is_dropped_for_what_its_client_said_is_no_failure() {
+    let backend = upgrading(|mut connection| {
+        connection.read_some(1);
+    });
+    let tollgate = Tollgate::generous(&backend);
+    for call in 0..20 {
+        let mut client = upgraded(&tollgate);
+        assert_eq!(client.head().status, 101, "call {call}");
+        client.send([0xff; 2]).read_to_end();
+    }
+    let open = "websocket_connections_active{endpoint=\"other\"}";
+    wait_until("they have ended", || tollgate.metric(open) == 0.0);
+    assert_eq!((state(&tollgate, "upstream"), dependency(&tollgate, "upstream")), (0.0, 1.0));
+}
+
 #[test]
 fn a_websocket_that_says_goodbye_or_whose_client_leaves_is_no_failure() {
     let backend = upgrading(|mut connection| {

@@ -82,10 +82,14 @@ try_image() {
 
     # The admin port elsewhere than usual: the health check has to follow.
     docker run -d --name "$container" --read-only --cap-drop ALL --security-opt no-new-privileges \
-        --memory 256m --stop-timeout 40 -e TOLLGATE_ADMIN=0.0.0.0:9911 \
-        -p 127.0.0.1::8080 -p 127.0.0.1::9911 "$image" demo --listen 0.0.0.0:8080 >/dev/null
+        --security-opt seccomp=deploy/seccomp/tollgate.json --memory 256m --stop-timeout 40 \
+        -e TOLLGATE_ADMIN=0.0.0.0:9911 -p 127.0.0.1::8080 -p 127.0.0.1::9911 "$image" demo --listen 0.0.0.0:8080 >/dev/null
     waits 60 is_healthy "$container" || fail "it is not healthy: $(docker logs "$container" 2>&1)"
-    ok "healthy, on another admin port, with a root file system that cannot be written to"
+    ok "healthy, on another admin port, under the seccomp profile, with a root file system that cannot be written to"
+    local components
+    components=$(docker cp "$container:/usr/share/doc/tollgate/sbom.cdx.json" - | tar -xO |
+        json 'len(it["components"])') || fail "no list of components"
+    ok "sbom.cdx.json names $components components"
     local data admin
     data=$(docker port "$container" 8080 | head -n 1)
     admin=$(docker port "$container" 9911 | head -n 1)

@@ -254,9 +254,13 @@ fn pods_may_do_nothing_that_they_need_not() {
         assert_eq!(pod["securityContext"]["runAsUser"], 65532);
         assert_eq!(pod["automountServiceAccountToken"], false);
         assert_eq!(pod["enableServiceLinks"], false);
+        for shared in ["hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"] {
+            assert!(pod[shared].is_null(), "{overlay}: {shared}");
+        }
         for container in containers(&pod) {
             let may = &container["securityContext"];
             assert_eq!(may["allowPrivilegeEscalation"], false, "{}", container["name"]);
+            assert!(may["privileged"].is_null() && may["runAsUser"].is_null(), "{may}");
             assert_eq!(may["readOnlyRootFilesystem"], true, "{}", container["name"]);
             assert_eq!(may["capabilities"], json!({ "drop": ["ALL"] }), "{}", container["name"]);
             let resources = &container["resources"];

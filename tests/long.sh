@@ -42,7 +42,8 @@ tests/long.sh NAME [ARGUMENTS]
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
   handover     processes that take over from each other, and restart under systemd's socket, while 100,000
                requests are sent: none is lost (HANDOVER_REQUESTS; needs python3)
-  flood        ten thousand requests a second of one caller: what Redis gets of them (needs redis-server)
+  flood        ten thousand requests a second of one caller, by limits and connections: what Redis gets of
+               them (FLOOD_REQUESTS, 160000 for each line; needs redis-server)
   outage       four processes lose their Redis for a minute, stopped and killed, and get it back: what the
                backend saw in any minute, and what was lost (needs redis-server; seven minutes)
   valkey       what is tried with Redis, tried with Valkey: the store, its forms, failovers, outages, leases
@@ -52,9 +53,11 @@ tests/long.sh NAME [ARGUMENTS]
   overrides    how long it takes until another replica obeys (needs redis-server)
   simulation   replicas, clocks, a network and a Redis that are made up from seeds: a thousand seeds of each
                (SIMULATION_SEED is the first, SIMULATION_SEEDS how many, SIMULATION_SECONDS at most)
-  memory-churn  how long a check waits while ten million identities come and go, and what an idle one takes
-               (MEMORY_CHURN_IDENTITIES, MEMORY_CHURN_RESIDENT, MEMORY_CHURN_PAUSE_MS)
   abuse        attacks, one by one: memory, and how long honest requests wait meanwhile (ABUSE names one)
+  memory-churn  the longest pause that the store can make while ten million identities come and go, by
+               CPU time, and what an idle one takes (MEMORY_CHURN_IDENTITIES, _RESIDENT, _PAUSE_MS)
+  redis-cost   what a check costs Redis and tollgate, and how long it takes: one, 64 and 512 in flight,
+               and 64 at once (needs redis-server; one of them by its name: redis-cost latency)
   properties   every property test with a hundred times its cases (PROPTEST_CASES says how many)
 LIST
 }
@@ -109,13 +112,18 @@ overrides) exec cargo test --locked --test overrides -- --ignored --nocapture "$
 memory-churn)
     # Optimised, without the minutes of a release; one after the other, as the second measures memory.
     export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
-    exec cargo test --locked --target-dir target/memory-churn --test memory_churn -- \
+    exec cargo test --locked --target-dir target/measured --test memory_churn -- \
+        --ignored --nocapture --test-threads 1 "$@"
+    ;;
+redis-cost)
+    export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
+    exec cargo test --locked --target-dir target/measured --test redis_cost -- \
         --ignored --nocapture --test-threads 1 "$@"
     ;;
 abuse)
     # Optimised, without the minutes of a release.
     export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
-    exec cargo test --locked --target-dir target/abuse --test abuse table -- --ignored --nocapture "$@"
+    exec cargo test --locked --target-dir target/measured --test abuse table -- --ignored --nocapture "$@"
     ;;
 simulation)
     export SIMULATION_SEEDS="${SIMULATION_SEEDS:-1000}" SIMULATION_SECONDS="${SIMULATION_SECONDS:-3600}"

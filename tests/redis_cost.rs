@@ -1,5 +1,5 @@
 //! What a check costs Redis, in CPU time and in bytes, beside the least that anything costs there.
-//! Not a test but a measurement: `cargo test --test redis_cost -- --ignored --nocapture`.
+//! Not a test but a measurement: `tests/long.sh redis-cost`.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 #[path = "support/redis.rs"]
@@ -7,7 +7,7 @@ mod redis;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tollgate::clock::monotonic;
 use tollgate::limiter::check::Limits;
@@ -186,48 +186,150 @@ fn cost() {
     println!("MEMORY USAGE: light {:?}, full {:?}", bytes(&spent), bytes(&full));
 }
 
-/// How long a check takes at so many in flight, through the store that the proxy uses. `cargo test`
-/// with `CARGO_PROFILE_TEST_OPT_LEVEL=3`, else it is the compiler that is measured.
+/// How long a check takes at so many in flight, through the store that the proxy uses, and what it
+/// costs either side. Optimised, as `tests/long.sh` builds it, else it is the compiler that is
+/// measured.
 #[test]
 #[ignore = "a measurement"]
 fn latency() {
     let Some(server) = RedisServer::spawn() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let url = tollgate::config::url::redis(&server.url()).unwrap().target();
-        let settings =
-            RedisSettings { timeout: Duration::from_secs(10), ..RedisSettings::new(url) };
-        let memory = Arc::new(MemoryStore::new(1_000));
-        let store = Arc::new(RedisStore::connect(Arc::new(RedisShared::new(settings, memory))));
-        assert!(store.wait_connected(Duration::from_secs(10)).await);
-        println!("a check, us: in flight, p50, p99, checks a second");
-        for in_flight in [1_usize, 64, 512] {
-            let rounds = 40_000 / in_flight.max(8);
-            let started = monotonic();
-            let tasks: Vec<_> = (0..in_flight)
-                .map(|task| {
-                    let store = Arc::clone(&store);
-                    tokio::spawn(async move {
-                        let mut took = Vec::with_capacity(rounds);
-                        for round in 0..rounds {
-                            let plan = plan(task * rounds + round, &[free()]);
-                            let started = monotonic();
-                            store.evaluate(&plan, None).await.unwrap();
-                            took.push(started.elapsed());
-                        }
-                        took
-                    })
-                })
-                .collect();
-            let mut took = Vec::new();
-            for task in tasks {
-                took.extend(task.await.unwrap());
-            }
-            let all = started.elapsed().as_secs_f64();
-            took.sort_unstable();
-            let at = |part: f64| took[(took.len() as f64 * part) as usize].as_micros();
-            let rate = took.len() as f64 / all;
-            println!("  {in_flight:4} {:6} {:6} {rate:8.0}", at(0.5), at(0.99));
+    let url = tollgate::config::url::redis(&server.url()).unwrap().target();
+    let settings = RedisSettings { timeout: Duration::from_secs(10), ..RedisSettings::new(url) };
+    let memory = Arc::new(MemoryStore::new(1_000));
+    let shared = Arc::new(RedisShared::new(settings, memory));
+    let store = runtime.block_on(async { Arc::new(RedisStore::connect(shared)) });
+    assert!(runtime.block_on(store.wait_connected(Duration::from_secs(10))));
+
+    println!("a check, median of {ROUNDS} rounds (least):");
+    println!("                     p50, us         p99, us      a second   CPU here, of Redis, us");
+    let lasting = |in_flight: usize| {
+        runtime.block_on(one_after_the_other(&store, in_flight, 40_000 / in_flight.max(8)))
+    };
+    let mut most = 0.0;
+    for in_flight in [1, 64, 512] {
+        let rounds = (0..ROUNDS).map(|_| measured(&server, || lasting(in_flight))).collect();
+        let rate = told(&format!("{in_flight} in flight"), rounds);
+        if in_flight == 64 {
+            most = rate;
         }
-    });
+    }
+    // What 64 callers at once meet where the machine is idle, which it is not when each of them
+    // asks again at once.
+    for part in [0.1, 0.3] {
+        let every = Duration::from_secs_f64(64.0 / (most * part));
+        let bursts = || runtime.block_on(in_bursts(&store, 64, every, 150));
+        let rounds = (0..ROUNDS).map(|_| measured(&server, bursts)).collect();
+        told(&format!("64 at once, {:.0} %", part * 100.0), rounds);
+    }
+}
+
+/// How long each of some checks took, over how long all did, and CPU time for each, here and there.
+struct Round {
+    took: Vec<Duration>,
+    all: Duration,
+    here: f64,
+    there: f64,
+}
+
+fn measured(server: &RedisServer, run: impl FnOnce() -> Vec<Duration>) -> Round {
+    server.words("FLUSHALL");
+    let clocks = || {
+        let here = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        (Duration::try_from(here).unwrap().as_secs_f64() * 1e6, all_cpu_us(server))
+    };
+    let (before, started) = (clocks(), monotonic());
+    let mut took = run();
+    let (all, after) = (started.elapsed(), clocks());
+    took.sort_unstable();
+    let each = |before: f64, after: f64| (after - before) / took.len() as f64;
+    let (here, there) = (each(before.0, after.0), each(before.1, after.1));
+    Round { took, all, here, there }
+}
+
+/// Prints rounds, and gives their median of checks a second.
+fn told(what: &str, rounds: Vec<Round>) -> f64 {
+    let figures = |of: &dyn Fn(&Round) -> f64| {
+        let mut all: Vec<f64> = rounds.iter().map(of).collect();
+        all.sort_by(f64::total_cmp);
+        (all[all.len() / 2], all[0])
+    };
+    let at = |part: f64| {
+        let of = |round: &Round| round.took[(round.took.len() as f64 * part) as usize];
+        let (median, least) = figures(&|round| of(round).as_secs_f64() * 1e6);
+        format!("{median:7.0} ({least:5.0})")
+    };
+    let (rate, _) = figures(&|round| round.took.len() as f64 / round.all.as_secs_f64());
+    let (here, there) = (figures(&|round| round.here).0, figures(&|round| round.there).0);
+    let (p50, p99) = (at(0.5), at(0.99));
+    println!("  {what:16} {p50}  {p99}  {rate:9.0}   {here:6.1}  {there:6.1}");
+    rate
+}
+
+/// CPU time of the server, the kernel's for it included, in microseconds.
+fn all_cpu_us(server: &RedisServer) -> f64 {
+    let Reply::Text(info) = server.words("INFO cpu") else { panic!("no INFO") };
+    let info = String::from_utf8(info).unwrap();
+    let field = |name: &str| {
+        info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok())
+    };
+    (field("used_cpu_user:").unwrap() + field("used_cpu_sys:").unwrap()) * 1e6
+}
+
+/// How long since then until a check is answered.
+async fn one_check(store: &RedisStore, user: usize, started: Instant) -> Duration {
+    store.evaluate(&plan(user, &[free()]), None).await.unwrap();
+    started.elapsed()
+}
+
+/// So many callers, each of whom asks again when it is answered.
+async fn one_after_the_other(
+    store: &Arc<RedisStore>,
+    callers: usize,
+    rounds: usize,
+) -> Vec<Duration> {
+    let tasks: Vec<_> = (0..callers)
+        .map(|caller| {
+            let store = Arc::clone(store);
+            tokio::spawn(async move {
+                let mut took = Vec::with_capacity(rounds);
+                for round in 0..rounds {
+                    took.push(one_check(&store, caller * rounds + round, monotonic()).await);
+                }
+                took
+            })
+        })
+        .collect();
+    let mut took = Vec::new();
+    for task in tasks {
+        took.extend(task.await.unwrap());
+    }
+    took
+}
+
+/// So many at the same time, and again when it is time again.
+async fn in_bursts(
+    store: &Arc<RedisStore>,
+    at_once: usize,
+    every: Duration,
+    bursts: usize,
+) -> Vec<Duration> {
+    let mut interval = tokio::time::interval(every);
+    let mut took = Vec::new();
+    for burst in 0..bursts {
+        interval.tick().await;
+        let started = monotonic();
+        let asked: Vec<_> = (0..at_once)
+            .map(|caller| {
+                let store = Arc::clone(store);
+                tokio::spawn(
+                    async move { one_check(&store, burst * at_once + caller, started).await },
+                )
+            })
+            .collect();
+        for check in asked {
+            took.push(check.await.unwrap());
+        }
+    }
+    took
 }

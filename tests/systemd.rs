@@ -2,6 +2,7 @@
 //! is a `systemd-analyze`, that reads it, too.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
@@ -110,6 +111,39 @@ fn it_may_open_as_many_files_as_it_has_connections() {
     let filter = settings("SystemCallFilter");
     assert_eq!(filter[0], "@system-service");
     assert!(filter.last().unwrap().contains("prlimit64"));
+}
+
+/// The system calls of a group; `None` where nobody knows.
+fn group(name: &str) -> Option<BTreeSet<String>> {
+    let (is_fine, said) = analyze(&["syscall-filter", "--no-pager", name])?;
+    assert!(is_fine, "{said}");
+    let mut calls = BTreeSet::new();
+    for line in said.lines().skip(1).map(str::trim) {
+        match line.chars().next() {
+            None | Some('#') => {}
+            Some('@') => calls.extend(group(line)?),
+            Some(_) => drop(calls.insert(line.to_owned())),
+        }
+    }
+    Some(calls)
+}
+
+#[test]
+fn it_may_call_what_it_calls() {
+    let Some(groups) = group("@system-service") else {
+        return println!("skipped: no systemd-analyze");
+    };
+    let mut allowed = groups;
+    let filter = settings("SystemCallFilter");
+    let taken = filter[1].strip_prefix('~').unwrap().split(' ');
+    for call in taken.flat_map(|name| group(name).unwrap()) {
+        allowed.remove(&call);
+    }
+    allowed.extend(filter[2].split(' ').map(str::to_owned));
+    let called = fs::read_to_string("tests/vectors/syscalls.txt").unwrap();
+    let refused: Vec<&str> =
+        called.lines().filter(|line| !line.starts_with('#') && !allowed.contains(*line)).collect();
+    assert!(refused.is_empty(), "{refused:?}");
 }
 
 /// What systemd listens on is what tollgate would, and as many may wait.

@@ -100,8 +100,12 @@ impl Timers {
 
     /// Advances the clock and wakes whose moment has come. Returns how many alarms there are.
     pub fn sweep(&self) -> usize {
-        let now = u64::try_from((clock::monotonic() - self.started).as_millis());
-        let now = now.unwrap_or(u64::MAX);
+        self.advance(clock::monotonic() - self.started)
+    }
+
+    /// The same, at a moment so long after the beginning.
+    pub(super) fn advance(&self, since_start: Duration) -> usize {
+        let now = u64::try_from(since_start.as_millis()).unwrap_or(u64::MAX);
         self.now_ms.store(now, Relaxed);
         let mut alarms = self.alarms.lock();
         alarms.retain(|alarm| {

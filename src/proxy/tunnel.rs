@@ -89,6 +89,7 @@ pub fn spawn(
             last: Cell::new(worker.timers.now()),
             is_websocket,
             said_goodbye: Cell::new(false),
+            client_spoke: Cell::new(false),
             first_end: Cell::new(None),
         };
         let (down_read, down_write) = tokio::io::split(TokioIo::new(downstream));
@@ -102,7 +103,7 @@ pub fn spawn(
             tokio::select! {
                 // An error on either way ends both; a clean end of one leaves the other open.
                 _ = async { tokio::try_join!(to_downstream, to_upstream) } => {}
-                () = activity.silence(idle_timeout) => counted.ended_by(TunnelEvent::IdleTimeout),
+                () = silence(&worker.timers, &activity.last, idle_timeout) => counted.ended_by(TunnelEvent::IdleTimeout),
             }
         });
         let has_ended = tokio::time::timeout(STABLE_AFTER, relays.as_mut()).await.is_ok();
@@ -146,6 +147,8 @@ struct Activity<'a> {
     is_websocket: bool,
     /// Whether either side has sent a Close frame (RFC 6455 §5.5.1).
     said_goodbye: Cell<bool>,
+    /// Whether anything has come from the client.
+    client_spoke: Cell<bool>,
     /// Who ended it first, and whether by a clean end of the connection.
     first_end: Cell<Option<(Side, bool)>>,
 }
@@ -170,6 +173,9 @@ impl Activity<'_> {
             _ if self.said_goodbye.get() => Some(Outcome::Good),
             None if has_ended => None,
             None => Some(Outcome::Good),
+            // It may be what the client said that ended it (RFC 6455 §7.1.7): whoever can have the
+            // upstream give up a connection must not have it shut to others.
+            Some((Side::Server, _)) if self.client_spoke.get() => None,
             Some((Side::Server, is_clean)) => {
                 // A WebSocket that ends without a word has broken off (§7.1.5).
                 let is_good = is_clean && !self.is_websocket;
@@ -178,19 +184,19 @@ impl Activity<'_> {
             Some((Side::Client, _)) => None,
         }
     }
+}
 
-    /// Ends once nothing has come through for `limit`; never, if that is zero.
-    async fn silence(&self, limit: Duration) {
-        if limit.is_zero() {
-            return std::future::pending().await;
+/// Ends once `limit` has passed since `last`, wherever that has moved meanwhile; never, if it is zero.
+async fn silence(timers: &Timers, last: &Cell<Tick>, limit: Duration) {
+    if limit.is_zero() {
+        return std::future::pending().await;
+    }
+    loop {
+        let quiet = timers.now().since(last.get());
+        if quiet >= limit {
+            return;
         }
-        loop {
-            let quiet = self.timers.now().since(self.last.get());
-            if quiet >= limit {
-                return;
-            }
-            tokio::time::sleep(limit.saturating_sub(quiet)).await;
-        }
+        tokio::time::sleep(limit.saturating_sub(quiet)).await;
     }
 }
 
@@ -268,6 +274,9 @@ async fn relay(
             return to.shutdown().await;
         };
         activity.note();
+        if side == Side::Client {
+            activity.client_spoke.set(true);
+        }
         if drain.is_some() {
             let messages = frames.feed(bytes);
             let metrics = &activity.counted.worker.gate.metrics;
@@ -361,6 +370,7 @@ impl FrameTracker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::timer::TICK;
 
     fn tracked(bytes: &[u8], chunk: usize) -> FrameTracker {
         let mut tracker = FrameTracker::default();
@@ -368,6 +378,36 @@ mod tests {
             tracker.feed(part);
         }
         tracker
+    }
+
+    /// By a clock that is set: a minute of silence, in which a word at 59 seconds counts.
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_is_idle_from_the_last_word_on() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let (timers, began) = (Timers::new(), tokio::time::Instant::now());
+        let last = Cell::new(timers.now());
+        let clock = async {
+            let mut ticks = tokio::time::interval(TICK);
+            loop {
+                ticks.tick().await;
+                timers.advance(began.elapsed());
+            }
+        };
+        let speaks = async {
+            tokio::time::sleep(59 * SECOND).await;
+            last.set(timers.now());
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = silence(&timers, &last, 60 * SECOND) => {}
+            () = clock => {}
+            () = speaks => {}
+        }
+        let passed = began.elapsed();
+        assert!(passed >= 119 * SECOND, "{passed:?}");
+        assert!(passed <= 119 * SECOND + 4 * TICK, "{passed:?}");
+        let never = silence(&timers, &last, Duration::ZERO);
+        assert!(tokio::time::timeout(1000 * SECOND, never).await.is_err());
     }
 
     #[test]

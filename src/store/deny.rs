@@ -13,10 +13,14 @@
 //! void, too ([`DenyCache::charged`]). What another replica gives back or charges is not known here, so
 //! that no denial is remembered for longer than [`LIFE_MAX`].
 //!
+//! When one has ended, a single request asks again for all that are the same ([`asker`]).
+//!
 //! Answers overtake each other. Whether a denial was made before a charge is certain where its question
 //! was sent after the answer that told of the charge; else Redis's clock says.
 //!
 //! Reads no clock: the time is an argument, by a clock that never steps.
+
+pub mod asker;
 
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -31,6 +35,8 @@ use crate::limiter::quota::{Mode, Period};
 use crate::limiter::time::{Micros, Timestamp};
 use crate::policy::identity::Identity;
 use crate::policy::plan::Plan;
+
+use asker::{Askers, Claim, Denial, Turn};
 
 /// How long a denial is remembered at most, however long its wait: what another replica gives back
 /// can be used here after so long.
@@ -57,6 +63,7 @@ pub struct DenyCache {
     base: Instant,
     generation: AtomicU32,
     slots: Box<[Slot]>,
+    askers: Askers,
     shards: Box<[Shard]>,
 }
 
@@ -77,6 +84,8 @@ pub struct Ticket {
     /// What was void then is not to be noted later.
     stamp: u32,
     sent: u64,
+    /// Whether there was a denial of it, which has ended.
+    was_denied: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -153,6 +162,7 @@ impl DenyCache {
             base: now,
             generation: AtomicU32::new(0),
             slots: (0..SLOTS).map(|_| Slot::default()).collect(),
+            askers: Askers::default(),
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
         }
     }
@@ -163,14 +173,17 @@ impl DenyCache {
         let at = self.micros(now);
         // Before Redis is asked: what becomes void while it is asked must not be noted.
         let stamp = self.stamp(place.slot);
-        let ticket = Ticket { place, stamp, sent: at };
+        let mut ticket = Ticket { place, stamp, sent: at, was_denied: false };
         let (Some(slot), Some(shard)) = (self.slots.get(place.slot), self.shards.get(place.shard))
         else {
             return Known::Nothing(ticket);
         };
         let mut table = shard.table.lock();
+        let was_denied = &mut ticket.was_denied;
         let holds = |entry: &Entry| {
-            entry.stamp == stamp && at < entry.until() && slot.charged.is_before(entry)
+            let holds = entry.stamp == stamp && at < entry.until() && slot.charged.is_before(entry);
+            *was_denied = !holds;
+            holds
         };
         match table.find(place.key, holds).and_then(|entry| entry.decision(plan, at)) {
             Some(decision) => {
@@ -181,11 +194,62 @@ impl DenyCache {
         }
     }
 
+    /// Whose turn it is to ask what a request was looked for with, for no longer than `patience`.
+    pub fn turn(&self, ticket: &Ticket, patience: Duration) -> Turn<'_> {
+        let patience = u64::try_from(patience.as_micros()).unwrap_or(u64::MAX);
+        self.askers.turn(ticket.place.key, ticket.sent, patience, ticket.was_denied)
+    }
+
+    /// Tells those that wait what Redis has said, `now`, to the one that asked with `ticket`; call
+    /// [`DenyCache::note`] or [`DenyCache::charged`] before.
+    pub fn tell(&self, claim: Claim<'_>, ticket: &Ticket, decision: &Decision, now: Instant) {
+        let at = self.micros(now);
+        match decision.verdict {
+            Verdict::Allow => claim.admitted(at),
+            // There may be a place at any moment, also when this is told.
+            Verdict::Deny if is_of_places(decision) => claim.is_for_nothing(),
+            Verdict::Deny => claim.denied(at, || Denial {
+                decision: decision.clone(),
+                sent: ticket.sent,
+                stamp: ticket.stamp,
+            }),
+        }
+    }
+
+    /// The denial for a request that came with `ticket`, and has heard this of one that is the same:
+    /// the same caller, limits and cost.
+    ///
+    /// It is one if Redis would have made it at some moment since the request came. Redis made it
+    /// after it was `sent`, and would have again until the wait was over, which is no sooner than
+    /// `sent` and the wait. So it holds for all who came before it was sent, and for who came later,
+    /// but before that end. It may have been made before those came, so that they also need what the
+    /// memory of denials does: that nothing was made void before they came, and that no charge is
+    /// known that it does not tell of. Whatever is given back, reset or charged later, they may as
+    /// well have asked before.
+    ///
+    /// It is given as it was made, not older: who waited for it would have been told the same.
+    pub fn hear(&self, ticket: &Ticket, denial: &Denial) -> Option<Decision> {
+        let is_after = ticket.sent <= denial.sent || self.still_held(ticket, denial);
+        if !is_after {
+            return None;
+        }
+        self.askers.count_told();
+        Some(denial.decision.clone())
+    }
+
+    fn still_held(&self, ticket: &Ticket, denial: &Denial) -> bool {
+        let wait = denial.decision.shown().map_or(Micros::ZERO, |shown| shown.wait);
+        let slot = self.slots.get(ticket.place.slot);
+        ticket.stamp == denial.stamp
+            && ticket.sent < denial.sent.saturating_add(wait.as_micros())
+            && slot.is_some_and(|slot| slot.charged.is_told_by(denial.sent, denial.decision.now))
+    }
+
     /// Remembers what Redis has said, `now`, of a request that was looked for before; nothing of an
     /// admission, nor of a denial for too many at once, which may be over at any moment.
     pub fn note(&self, ticket: &Ticket, plan: &Plan<'_>, decision: &Decision, now: Instant) {
         let Some(shown) = decision.shown() else { return };
-        if decision.verdict == Verdict::Allow || shown.period == Period::Concurrency {
+        if decision.verdict == Verdict::Allow || is_of_places(decision) {
             return;
         }
         let told = self.micros(now);
@@ -244,7 +308,8 @@ impl DenyCache {
 
     /// Requests that were denied from here.
     pub fn hits(&self) -> u64 {
-        self.shards.iter().fold(0, |sum, shard| sum.wrapping_add(shard.table.lock().hits))
+        let hits = |shard: &Shard| shard.table.lock().hits;
+        self.shards.iter().map(hits).fold(self.askers.told(), u64::wrapping_add)
     }
 
     /// Denials that are held, those that are over but not swept yet included.
@@ -283,6 +348,11 @@ impl DenyCache {
     }
 }
 
+/// Whether it is for too many at once.
+fn is_of_places(denial: &Decision) -> bool {
+    denial.shown().is_none_or(|shown| shown.period == Period::Concurrency)
+}
+
 fn shard_of(identity_hash: u64) -> usize {
     identity_hash as usize % SHARDS
 }
@@ -301,14 +371,19 @@ impl Charged {
     /// Whether the denial was made after it.
     fn is_before(&self, entry: &Entry) -> bool {
         let sent = entry.told.saturating_sub(u64::from(entry.took));
+        self.is_told_by(sent, entry.now)
+    }
+
+    /// The same of one that was asked for at `sent`, and made at `made` by Redis's clock.
+    fn is_told_by(&self, sent: u64, made: Timestamp) -> bool {
         sent > self.told.load(Ordering::Acquire)
-            || entry.now.as_micros() > self.at.load(Ordering::Relaxed)
+            || made.as_micros() > self.at.load(Ordering::Relaxed)
     }
 }
 
 impl Table {
     /// The denial of this key if it holds; one that does not is freed.
-    fn find(&mut self, key: u64, holds: impl Fn(&Entry) -> bool) -> Option<&Entry> {
+    fn find(&mut self, key: u64, mut holds: impl FnMut(&Entry) -> bool) -> Option<&Entry> {
         let set = self.entries.chunks_exact_mut(WAYS).nth(set_of(key))?;
         let entry = set.iter_mut().find(|entry| entry.lives > 0 && entry.key == key)?;
         if holds(entry) {

@@ -327,6 +327,11 @@ impl Client {
         Self::over(socket.into())
     }
 
+    /// Sends no more.
+    pub fn end_writing(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
         // A peer that has already refused may have closed: its answer is what counts.
@@ -537,6 +542,19 @@ impl BackendConnection {
         let read = self.reader.read(&mut bytes).unwrap_or(0);
         bytes.truncate(read);
         bytes
+    }
+
+    /// So many bytes, or as many as come before the end.
+    pub fn read_exactly(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let count = u64::try_from(count).unwrap();
+        let _ = (&mut self.reader).take(count).read_to_end(&mut bytes);
+        bytes
+    }
+
+    /// Sends no more.
+    pub fn end_writing(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
     }
 
     /// Sends bytes as they are; false if the other side is gone.

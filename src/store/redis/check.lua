@@ -157,17 +157,19 @@ end
 -- then charges nothing. With one scope there is never a second round.
 local again = true
 local lease, span = 0, 0
-local raws, values, expiries, reports = {}, {}, {}, ''
+local raws = scopes > 1 and {}
+local values, expiries, reports
 while again do
   again, values, expiries, reports = false, {}, {}, ''
   for scope = 1, scopes do
     local mode, rate, burst, minute, hour = unpack('<BI4I4I4I4', arg, 17 * scope)
 
     -- Read.
-    local raw = raws[scope]
+    local raw
+    if raws then raw = raws[scope] end
     if raw == nil then
       raw = redis.pcall('GET', KEYS[scope])
-      if scopes > 1 then raws[scope] = raw end
+      if raws then raws[scope] = raw end
     end
     local last, debt = now, 0
     local m_sum, m_id, m_count, m_older = 0, 0, 0, 0

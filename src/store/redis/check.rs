@@ -1,6 +1,7 @@
 //! A request's check: from what is leased, from what is denied already, by Redis, or without it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fred::bytes::Bytes;
 
@@ -12,7 +13,9 @@ use crate::limiter::time::Timestamp;
 use crate::metrics::labels::TaskType;
 use crate::policy::compiled::FailureMode;
 use crate::policy::plan::Plan;
-use crate::store::deny::Known;
+use crate::store::deny::asker::{Claim, Heard, Turn};
+use crate::store::deny::{self, Known};
+use crate::store::lease::Subject;
 use crate::store::share::Target;
 use crate::store::{Backend, Checked};
 
@@ -22,6 +25,19 @@ use super::error::CheckError;
 use super::link::{Late, Unanswered};
 use super::recovery::Unsettled;
 use super::stats::Reason;
+
+/// The part of the timeout that a request may wait for what another hears. It has the rest to ask.
+const WAIT_PART: u32 = 4;
+/// Denials of others that a request waits for: one may be too old for it, the next one is not.
+const ROUNDS_MAX: u32 = 2;
+
+/// What is known of a request before Redis is asked.
+#[expect(clippy::large_enum_variant, reason = "on the stack, and looked at in the next line")]
+enum Before<'a> {
+    Decided(Decision),
+    /// Redis is to be asked, for others as well if there is a claim.
+    Unknown(deny::Ticket, Option<Claim<'a>>),
+}
 
 impl RedisStore {
     /// Checks and charges every limit of the plan, all or nothing, within the settings' timeout.
@@ -48,36 +64,38 @@ impl RedisStore {
             }
             return checked;
         }
-        let at = monotonic();
+        let arrived = monotonic();
+        let deadline = arrived + shared.settings.timeout;
         let subject = shared.leases.subject(plan);
-        if let Some(subject) = &subject
-            && let Some(decision) = shared.leases.spend(subject, plan, at)
+        let (known, claim) = match self.without_asking(plan, subject.as_ref(), mode, arrived).await
         {
-            if mode == FailureMode::Local {
-                shared.share.note(plan, &decision);
-            }
-            return Checked::Decided { decision, backend: Backend::Cache };
-        }
-        let known = match shared.denials.look(plan, at) {
-            Known::Denied(decision) => {
+            Before::Decided(decision) => {
                 return Checked::Decided { decision, backend: Backend::Cache };
             }
-            Known::Nothing(ticket) => ticket,
+            Before::Unknown(ticket, claim) => (ticket, claim),
         };
-        let asking = subject.and_then(|subject| {
-            shared.leases.wish(&subject, shared.replicas(), at, shared.settings.timeout)
-        });
+        if !shared.breaker.is_closed() {
+            // It has opened while this waited.
+            claim.into_iter().for_each(Claim::is_for_nothing);
+            return shared.decide_without(plan, now, Reason::BreakerOpen);
+        }
+        let at = monotonic();
+        let budget = deadline.saturating_duration_since(at);
+        let asking =
+            subject.and_then(|subject| shared.leases.wish(&subject, shared.replicas(), at, budget));
         let answer = match &asking {
-            Some(asking) => self.check_for_lease(plan, asking).await,
-            None => self.ask_for(plan, None).await,
+            Some(asking) => self.check_for_lease(plan, asking, budget).await,
+            None => self.ask_for(plan, None, budget).await,
         };
         match answer {
             Ok(decision) => {
+                let at = monotonic();
                 match decision.verdict {
-                    Verdict::Deny => shared.denials.note(&known, plan, &decision, monotonic()),
-                    Verdict::Allow => {
-                        shared.denials.charged(&plan.identity, decision.now, monotonic());
-                    }
+                    Verdict::Deny => shared.denials.note(&known, plan, &decision, at),
+                    Verdict::Allow => shared.denials.charged(&plan.identity, decision.now, at),
+                }
+                if let Some(claim) = claim {
+                    shared.denials.tell(claim, &known, &decision, at);
                 }
                 if mode == FailureMode::Local {
                     shared.share.note(plan, &decision);
@@ -85,11 +103,61 @@ impl RedisStore {
                 Checked::Decided { decision, backend: Backend::Redis }
             }
             Err(unsaid) => {
+                claim.into_iter().for_each(Claim::is_for_nothing);
                 let reason = Reason::Failed(unsaid.error.kind);
                 let checked = shared.decide_without(plan, now, reason);
                 self.settle(plan, &checked, unsaid);
                 checked
             }
+        }
+    }
+
+    /// What can be said without asking Redis, which may take a wait for what another request hears.
+    async fn without_asking(
+        &self,
+        plan: &Plan<'_>,
+        subject: Option<&Subject>,
+        mode: FailureMode,
+        arrived: Instant,
+    ) -> Before<'_> {
+        let shared = self.shared();
+        let timeout = shared.settings.timeout;
+        let (mut now, mut came_with, mut claim) = (arrived, None, None);
+        let mut rounds = 0;
+        loop {
+            if let Some(subject) = subject
+                && let Some(decision) = shared.leases.spend(subject, plan, now)
+            {
+                if mode == FailureMode::Local {
+                    shared.share.note(plan, &decision);
+                }
+                return Before::Decided(decision);
+            }
+            let ticket = match shared.denials.look(plan, now) {
+                Known::Denied(decision) => return Before::Decided(decision),
+                Known::Nothing(ticket) => ticket,
+            };
+            let left = (arrived + timeout / WAIT_PART).saturating_duration_since(now);
+            if claim.is_some() || rounds >= ROUNDS_MAX || left.is_zero() {
+                return Before::Unknown(ticket, claim);
+            }
+            let came_with = came_with.get_or_insert(ticket);
+            let waiter = match shared.denials.turn(&ticket, timeout) {
+                Turn::Own(claim) => return Before::Unknown(ticket, Some(claim)),
+                Turn::Free => return Before::Unknown(ticket, None),
+                Turn::Other(waiter) => waiter,
+            };
+            match waiter.wait(left).await {
+                Heard::Denied(denial) => {
+                    if let Some(decision) = shared.denials.hear(came_with, &denial) {
+                        return Before::Decided(decision);
+                    }
+                    rounds += 1;
+                }
+                Heard::Own(own) => claim = Some(own),
+                Heard::Nothing => rounds = ROUNDS_MAX,
+            }
+            now = monotonic();
         }
     }
 
@@ -127,18 +195,23 @@ impl RedisStore {
         plan: &Plan<'_>,
         now: Option<Timestamp>,
     ) -> Result<Decision, CheckError> {
-        self.ask_for(plan, now).await.map_err(Unsaid::give_up)
+        self.ask_for(plan, now, self.shared().settings.timeout).await.map_err(Unsaid::give_up)
     }
 
-    async fn ask_for(&self, plan: &Plan<'_>, now: Option<Timestamp>) -> Result<Decision, Unsaid> {
+    async fn ask_for(
+        &self,
+        plan: &Plan<'_>,
+        now: Option<Timestamp>,
+        budget: Duration,
+    ) -> Result<Decision, Unsaid> {
         let shared = self.shared();
         let names = &shared.settings.names;
         let call = Call::new(names, plan, now, self.link.asker());
         if now.is_some() {
-            return self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await;
+            return self.ask(call, budget, |ticket, reply| ticket.decode(plan, reply)).await;
         }
-        let call = call.before(shared.outage.too_late(shared.settings.timeout));
-        let decision = self.ask(call, |ticket, reply| ticket.decode(plan, reply)).await?;
+        let call = call.before(shared.outage.too_late(budget));
+        let decision = self.ask(call, budget, |ticket, reply| ticket.decode(plan, reply)).await?;
         shared.hear(decision.now);
         Ok(decision)
     }
@@ -146,11 +219,12 @@ impl RedisStore {
     pub(super) async fn ask<T>(
         &self,
         call: Call,
+        budget: Duration,
         decode: impl FnOnce(&Ticket, &[u8]) -> Result<T, ReplyError>,
     ) -> Result<T, Unsaid> {
         let shared = self.shared();
         let (keys, ticket) = (call.keys.clone(), call.ticket);
-        let result = match self.link.ask(call, shared.settings.timeout).await {
+        let result = match self.link.ask(call, budget).await {
             Ok(reply) => decode(&ticket, reply.as_bytes().unwrap_or_default())
                 .map_err(|error| self.link.distrust(&error).into()),
             Err(unanswered) => Err(unanswered),

@@ -63,7 +63,8 @@ impl RedisStore {
         wish: &Wish,
         now: Option<Timestamp>,
     ) -> Result<Leased, CheckError> {
-        self.ask_for_lease(plan, wish, now).await.map_err(Unsaid::give_up)
+        let budget = self.shared().settings.timeout;
+        self.ask_for_lease(plan, wish, now, budget).await.map_err(Unsaid::give_up)
     }
 
     async fn ask_for_lease(
@@ -71,28 +72,31 @@ impl RedisStore {
         plan: &Plan<'_>,
         wish: &Wish,
         now: Option<Timestamp>,
+        budget: Duration,
     ) -> Result<Leased, Unsaid> {
         let shared = self.shared();
         let mut call = Call::lease(&shared.settings.names, plan, wish, now, self.link.asker());
         if now.is_none() {
-            call = call.before(shared.outage.too_late(shared.settings.timeout));
+            call = call.before(shared.outage.too_late(budget));
         }
         let limits = || plan.scopes().map(|scope| scope.limits);
-        let leased = self.ask(call, |ticket, reply| ticket.decode_lease(limits(), reply)).await?;
+        let leased =
+            self.ask(call, budget, |ticket, reply| ticket.decode_lease(limits(), reply)).await?;
         if now.is_none() {
             shared.hear(leased.decision.now);
         }
         Ok(leased)
     }
 
-    /// Checks a request that asks for a lease.
+    /// Checks a request that asks for a lease, within `budget`.
     pub(super) async fn check_for_lease(
         &self,
         plan: &Plan<'_>,
         asking: &Asking,
+        budget: Duration,
     ) -> Result<Decision, Unsaid> {
         let leases = &self.shared().leases;
-        match self.ask_for_lease(plan, &asking.wish, None).await {
+        match self.ask_for_lease(plan, &asking.wish, None, budget).await {
             Ok(leased) if leased.tokens > 0 => {
                 Ok(leases.granted(asking, leased, &plan.identity, monotonic()))
             }

@@ -274,7 +274,7 @@ impl Link {
                 RedisErrorKind::Readonly => self.servers.seek(),
                 _ => {}
             }
-            match self.servers.next(&route, &error.detail, deadline).await {
+            match Box::pin(self.servers.next(&route, &error.detail, deadline)).await {
                 Some(next) if monotonic() < deadline => {
                     // That it sends others on is an answer.
                     self.servers.judge(route.node(), true);
@@ -313,7 +313,7 @@ impl Link {
                 result => return result,
             }
         }
-        let hash = self.load(route.node(), seen).await?;
+        let hash = Box::pin(self.load(route.node(), seen)).await?;
         // Past the deadline the request has been decided without Redis: it must not spend now.
         if monotonic() >= deadline {
             return Err(CheckError::new(RedisErrorKind::Timeout, "no answer within the budget"));
