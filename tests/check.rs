@@ -628,7 +628,7 @@ fn every_shipped_file_names_its_schema_and_keeps_to_it() {
         }
         count += 1;
     }
-    assert_eq!(count, 10);
+    assert_eq!(count, 11);
 }
 
 #[test]

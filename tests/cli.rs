@@ -448,7 +448,7 @@ fn check_accepts_the_shipped_files() {
     assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""));
     let said = &ended.output;
     assert!(said.starts_with("0 errors, 0 warnings, ") && said.contains("tests passed"), "{said}");
-    for file in ["minimal", "https", "replicas", "redis-forms", "users"]
+    for file in ["minimal", "https", "replicas", "redis-forms", "upstreams", "users"]
         .map(|it| format!("config/{it}.yaml"))
     {
         let ended = run(&["check", "--config", &repository(&file)]);

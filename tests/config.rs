@@ -341,7 +341,7 @@ log: { level: debug, format: human }
     assert_eq!(server.header_timeout, Duration::from_secs(1));
     assert_eq!(server.drain_timeout, Duration::ZERO);
     let upstream = settings.upstream.unwrap();
-    assert_eq!((upstream.url.authority().as_str(), upstream.retries), ("backend:90", 0));
+    assert_eq!((upstream.members[0].url.authority().as_str(), upstream.retries), ("backend:90", 0));
     assert_eq!(upstream.idle_timeout, Duration::from_secs(5400));
     assert!(!upstream.preserve_host);
     let redis = settings.redis.unwrap();
@@ -554,7 +554,7 @@ store: { redis: { timeout: 7ms } }
 ";
     let settings = load_texts(Some(file.as_bytes()), None, overrides).unwrap().settings;
     assert_eq!(addresses(&settings), ["127.0.0.1:0"]);
-    assert_eq!(settings.upstream.unwrap().url.authority(), "other:1");
+    assert_eq!(settings.upstream.unwrap().members[0].url.authority(), "other:1");
     let redis = settings.redis.unwrap();
     assert_eq!(redis.timeout, Duration::from_millis(7), "--redis is the URL only");
     assert_eq!(redis.url.form, Form::Single(RedisAddress::Tcp { host: "host".into(), port: 7 }));
@@ -713,7 +713,7 @@ tracing: { sample: .nan }
             "tollgate.yaml:6:21: server.max_header_bytes: 64K, expected a size, such as 65536, 64KiB or 10MiB",
             "tollgate.yaml:7:20: server.max_connections: many, expected a whole number from 0 to 4294967295",
             "tollgate.yaml:8:20: server.trusted_proxies: 10.0.0.0/8, expected a list",
-            "tollgate.yaml:9:11: upstream: http://127.0.0.1:1, expected a mapping with one of url, urls, connect_timeout, response_timeout, idle_timeout, tunnel_idle_timeout, max_idle_connections, retries, preserve_host, tls, dns_ttl, health_check",
+            "tollgate.yaml:9:11: upstream: http://127.0.0.1:1, expected a mapping with one of url, urls, connect_timeout, response_timeout, per_try_timeout, idle_timeout, tunnel_idle_timeout, max_idle_connections, retries, retry_budget, preserve_host, tls, dns_ttl, health_check",
             "tollgate.yaml:10:25: headers.x_ratelimit: maybe, expected true or false",
             "tollgate.yaml:10:39: headers.reset: epoc, expected one of epoch, delta",
             "tollgate.yaml:11:20: tracing.sample: .nan, expected a number",

@@ -24,13 +24,14 @@ mod tokens;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use tollgate::metrics::names;
 use tollgate::metrics::page;
 
 use moves::{MOVES, NOT_MOVED, Scrape};
 use story::{World, request, scrape};
-use support::{Backend, Start, wait_until};
+use support::{Backend, Start, nobody, wait_until};
 
 #[test]
 fn the_page_of_metrics_is_made_from_the_registry() {
@@ -86,18 +87,45 @@ fn every_metric_has_a_line_that_says_what_moves_it() {
     assert!(NOT_MOVED.iter().all(|(_, reason)| reason.len() > 15), "a reason for each");
 }
 
-/// A tollgate with nothing else: 205 rules, and room for few callers.
+/// A tollgate with nothing else: 205 rules, and room for few callers; of three backends one is two,
+/// and one is not there.
 fn alone() -> (Scrape, Scrape) {
-    let backend = Backend::ok();
+    let backend = Backend::spawn(|mut connection| {
+        while let Some(seen) = connection.request() {
+            match seen.target() {
+                "/broken" => return connection.reset(),
+                "/late" => std::thread::sleep(Duration::from_millis(400)),
+                _ => {}
+            }
+            connection.ok("ok");
+        }
+    });
     let rules: String =
         (0..205).map(|index| format!("- {{ name: r{index}, path: /r{index} }}\n")).collect();
     let tiers = format!(
         "default_tier: free\ntiers: {{ free: {{ per_minute: 100 }} }}\nendpoints:\n{rules}"
     );
-    let config = "server: { trusted_proxies: [127.0.0.0/8] }\n\
-        store: { memory: { max_identities: 1 } }\n";
-    let tollgate = Start::default().upstream(backend.address).config(config).tiers(&tiers).run();
+    let config = format!(
+        "server: {{ trusted_proxies: [127.0.0.0/8] }}\n\
+         store: {{ memory: {{ max_identities: 1 }} }}\n\
+         upstream: {{ per_try_timeout: 100ms, retry_budget: 1, urls: ['http://{}', \
+         'http://localhost:{}', 'http://{}'] }}\n",
+        backend.address,
+        backend.address.port(),
+        nobody(),
+    );
+    let tollgate = Start::default().config(&config).tiers(&tiers).run();
     let start = scrape(&tollgate);
+    let from = |caller: usize| format!("X-Forwarded-For: 198.51.100.{}\r\n", caller % 250);
+    assert_eq!(request(tollgate.data, "/late", &from(0)), 200);
+    wait_until("the budget of retries is spent", || {
+        // One in eight: a backend that broke off half of all would not be asked any more.
+        for number in 0..80 {
+            let path = if number % 8 == 0 { "/broken" } else { "/" };
+            request(tollgate.data, path, &from(number));
+        }
+        tollgate.metric("tollgate_upstream_retries_skipped_total") >= 1.0
+    });
     wait_until("callers are forgotten", || {
         for index in 0..100 {
             let field = format!("X-Forwarded-For: 203.0.113.{index}\r\n");

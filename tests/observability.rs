@@ -22,6 +22,7 @@ use tollgate::health::loops::Loops;
 use tollgate::health::memory::{Growth, MemoryView, Verdict};
 use tollgate::health::readiness::Readiness;
 use tollgate::health::upstream::UpstreamHealth;
+use tollgate::health::upstreams::{Member, UpstreamGroup};
 use tollgate::identity::identifier::Identifier;
 use tollgate::limiter::quota::{Bucket, LimitSet, Mode};
 use tollgate::limiter::time::{Micros, Timestamp};
@@ -206,6 +207,7 @@ fn exercise(metrics: &Arc<Metrics>, policy_metrics: &PolicyMetrics) {
     upstream.connected(Duration::from_millis(1));
     upstream.answered(Duration::from_millis(1));
     let _pooled = metrics.pool("upstream").idle();
+    metrics.set_upstream_member("10.0.0.1:80", true, 1);
     let listener = metrics.listener("0.0.0.0:8080");
     let _open = listener.connection_opened();
     listener.set_certificate_end(NOW);
@@ -686,7 +688,10 @@ impl Admin {
             readiness: Arc::new(Readiness::default()),
             detector: Detector::new(loops, hearts, upstream, Queues::default),
             heartbeats,
-            upstream: Arc::new(UpstreamHealth::new(None, Duration::from_secs(60), monotonic())),
+            upstream: {
+                let health = UpstreamHealth::new(None, Duration::from_secs(60), monotonic());
+                Arc::new(UpstreamGroup::new(vec![Member::new("default", health)]))
+            },
             slow_calls: Arc::default(),
             redis: Some(Box::new(|| DependencyView {
                 status: DependencyStatus::Healthy,
@@ -748,7 +753,7 @@ impl Admin {
 
     /// As if its pause were over, and three calls had gone well.
     fn reach_upstream_again(&self) {
-        let breaker = self.state.upstream.breaker();
+        let breaker = self.state.upstream.members()[0].health.breaker();
         for _ in 0..3 {
             let probe = breaker.probe_now(monotonic(), 0.5).unwrap();
             probe.end(Outcome::Good, monotonic(), 0.5);
@@ -783,7 +788,7 @@ fn the_admin_port_answers_metrics() {
     assert_eq!(shown.get("tollgate_store_identities{}"), 3.0);
     assert_eq!(shown.get("tollgate_config_hash_info{hash=9f2c}"), 1.0);
     for _ in 0..5 {
-        admin.state.upstream.breaker().record(Outcome::Bad, monotonic(), 0.5);
+        admin.state.upstream.members()[0].health.breaker().record(Outcome::Bad, monotonic(), 0.5);
     }
     let (_, _, body) = admin.get("/metrics");
     assert_eq!(parse(&body).get("dependency_health_status{dependency=upstream}"), 0.0);
@@ -834,7 +839,7 @@ fn probes_follow_the_state() {
     assert_eq!(admin.get("/readyz").0, 200);
     assert_eq!(admin.get("/livez").0, 200);
     for _ in 0..5 {
-        admin.state.upstream.breaker().record(Outcome::Bad, monotonic(), 0.5);
+        admin.state.upstream.members()[0].health.breaker().record(Outcome::Bad, monotonic(), 0.5);
     }
     let (status, health) = admin.health();
     assert_eq!((status, &health["status"]), (200, &"degraded".into()), "the backend's fault");

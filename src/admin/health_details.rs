@@ -7,6 +7,7 @@ use crate::health::dependency::DependencyView;
 use crate::health::heartbeat::STOPPED_AFTER;
 use crate::health::history::History;
 use crate::health::signs::Sign;
+use crate::health::upstreams::MemberView;
 use crate::health::verdict::{Evidence, Reason, Verdict};
 use crate::metrics::labels::{BreakerState, Dependency};
 use crate::store::redis::RedisShared;
@@ -48,9 +49,22 @@ struct One {
     circuit_breaker: Option<&'static str>,
     last_error: Option<Noticed>,
     last_check: Option<Noticed>,
+    /// Each of several backends; absent of anything that is one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    members: Vec<OfSeveral>,
     /// How many replicas share it, as far as is known; of Redis alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     replicas: Option<u32>,
+}
+
+/// One of several backends.
+#[derive(Serialize)]
+struct OfSeveral {
+    /// As it is configured.
+    name: Box<str>,
+    status: &'static str,
+    circuit_breaker: Option<&'static str>,
+    requests_in_flight: usize,
 }
 
 /// What was noticed, within a second.
@@ -113,11 +127,12 @@ impl Dependencies {
     pub fn of(state: &AdminState, evidence: &Evidence, history: &History) -> Self {
         let one = |dependency| One::of(dependency, evidence, history);
         let replicas = state.counters.shared().map(RedisShared::replicas);
+        let members = state.upstream.views(monotonic()).into_iter().map(OfSeveral::from).collect();
         Dependencies {
             database: one(Dependency::Database),
             jwks: one(Dependency::Jwks),
             redis: One { replicas, ..one(Dependency::Redis) },
-            upstream: one(Dependency::Upstream),
+            upstream: One { members, ..one(Dependency::Upstream) },
         }
     }
 }
@@ -132,7 +147,19 @@ impl One {
             circuit_breaker: view.and_then(|view| view.breaker).map(BreakerState::as_str),
             last_error: history.last_error(dependency).map(Noticed::from),
             last_check: history.last_check(dependency).map(Noticed::from),
+            members: Vec::new(),
             replicas: None,
+        }
+    }
+}
+
+impl From<MemberView> for OfSeveral {
+    fn from(member: MemberView) -> Self {
+        OfSeveral {
+            name: member.name,
+            status: member.view.status.as_str(),
+            circuit_breaker: member.view.breaker.map(BreakerState::as_str),
+            requests_in_flight: member.in_flight,
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::health::memory::MemoryView;
 use crate::health::readiness::Readiness;
 use crate::health::reloads::Reloads;
 use crate::health::slow::SlowCalls;
-use crate::health::upstream::UpstreamHealth;
+use crate::health::upstreams::UpstreamGroup;
 use crate::identity::identifier::Identifier;
 use crate::limiter::time::Timestamp;
 use crate::metrics::registry::Metrics;
@@ -94,7 +94,7 @@ pub struct AdminState {
     /// The workers' hearts.
     pub heartbeats: Arc<Heartbeats>,
     /// What calls to the upstream came to.
-    pub upstream: Arc<UpstreamHealth>,
+    pub upstream: Arc<UpstreamGroup>,
     /// Calls that were slow, whoever was asked.
     pub slow_calls: Arc<SlowCalls>,
     /// Redis, where it is configured.

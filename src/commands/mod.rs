@@ -22,6 +22,7 @@ pub mod schema;
 pub mod serve;
 mod subscriptions;
 mod tls;
+mod upstreams;
 mod usage;
 pub mod watchdog;
 pub mod wiring;
@@ -103,7 +104,7 @@ and SIGINT end tollgate once what runs is finished; a second one ends it now.")]
 pub struct RunArgs {
     #[command(flatten)]
     files: FileArgs,
-    /// The backend, in place of the file's `upstream.url`
+    /// The backend, in place of the file's `upstream.url` or `urls`
     #[arg(long, value_name = "URL", env = "TOLLGATE_UPSTREAM")]
     upstream: Option<String>,
     /// The data port, in place of the file's listeners [default: 0.0.0.0:8080]

@@ -341,13 +341,15 @@ fn spawn_sync(wired: &Wired) {
 /// What runs beside the data path.
 fn spawn_background(wired: &Wired) {
     spawn_sync(wired);
-    if let Some(check) = wired.health_check.clone() {
-        let checks = health_check::run(Arc::clone(&wired.gate), check);
-        tokio::task::spawn_local(watched(TaskType::Healthcheck, checks));
-    }
-    if let Place::Tcp(addresses) = &wired.gate.target.place {
-        let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
-        background(async move { addresses.keep_fresh(ttl).await });
+    for (index, upstream) in wired.gate.upstreams.places.iter().enumerate() {
+        if let Some(check) = wired.health_check.clone() {
+            let checks = health_check::run(Arc::clone(&wired.gate), check, index);
+            tokio::task::spawn_local(watched(TaskType::Healthcheck, checks));
+        }
+        if let Place::Tcp(addresses) = &upstream.target.place {
+            let (addresses, ttl) = (Arc::clone(addresses), wired.dns_ttl);
+            background(async move { addresses.keep_fresh(ttl).await });
+        }
     }
     #[cfg(feature = "leak-drill")]
     background(super::drill::run());

@@ -3,7 +3,6 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::Context;
 use arc_swap::ArcSwap;
 use http::{HeaderValue, Response};
 use parking_lot::{Mutex, RwLock};
@@ -17,16 +16,15 @@ use crate::admin::state::{AdminState, InForce, View};
 use crate::admin::stream::Streams;
 use crate::clock::{self, Clock};
 use crate::config::compile::{RedisSettings as LoadedRedis, ResetForm, Settings as Loadable};
-use crate::config::compile_upstream::{HealthCheckSettings, UpstreamSettings};
+
+use crate::config::compile_upstream::UpstreamSettings;
 use crate::config::load::Loaded;
 use crate::config::schema::ProxyProtocol;
-use crate::config::url::{UpstreamPlace, UpstreamScheme};
 use crate::health::dependency::{DependencyStatus, DependencyView, LimiterView};
 use crate::health::detector::{Detector, Queues};
 use crate::health::heartbeat::Heartbeats;
 use crate::health::loops::Loops;
 use crate::health::readiness::Readiness;
-use crate::health::upstream::{CheckRules, UpstreamHealth};
 use crate::identity::identifier::Identifier;
 use crate::metrics::edge_labels::OverrideKind;
 use crate::metrics::labels::{
@@ -39,14 +37,12 @@ use crate::policy::compiled::FailureMode;
 use crate::proxy::address::Once;
 use crate::proxy::announced::Versions;
 use crate::proxy::caller::UnknownSubscriptions;
-use crate::proxy::connect::{Place, Protocol, Target};
 use crate::proxy::gate::{Active, Drain, Gate, Page, Settings};
 use crate::proxy::headers::{Reset, ResponseFields};
 use crate::proxy::health_check::HealthCheck;
 use crate::proxy::io::PhaseTimeouts;
 use crate::proxy::per_address::AddressCounts;
 use crate::proxy::pool::PoolSettings;
-use crate::proxy::resolve::Addresses;
 use crate::proxy::self_service::SelfService;
 use crate::store::counters::Counters;
 use crate::store::memory::MemoryStore;
@@ -55,14 +51,13 @@ use crate::store::redis::names::KeyNames;
 use crate::store::redis::settings::RedisSettings;
 use crate::store::redis::stats::Reason;
 use crate::subscriptions::Subscriptions;
-use crate::tls::client::ClientTls;
 use crate::top::talkers::TopTalkers;
 use crate::usage::flush::Usage;
 
 use super::identity::{Slow, identifier};
 use super::logging::Recorders;
 use super::memory::{self, SharedWatch};
-use super::subscriptions;
+use super::{subscriptions, upstreams};
 
 /// Digits of the policy's hash that are shown.
 const HASH_DIGITS: usize = 12;
@@ -70,9 +65,6 @@ const HASH_DIGITS: usize = 12;
 const PAGES_WANTED_MAX: usize = 64;
 /// Largest head of an upstream's answer, in bytes.
 const UPSTREAM_HEAD_BYTES_MAX: usize = 64 << 10;
-
-const BREAKER_STATES: [BreakerState; BreakerState::COUNT] =
-    [BreakerState::Closed, BreakerState::HalfOpen, BreakerState::Open];
 
 /// A page of the admin port that was asked for on a data port.
 pub struct WantedPage {
@@ -152,10 +144,9 @@ impl Wired {
         let memory_watch = Arc::new(SharedWatch::new(memory::schedule()));
         let upstream = settings.upstream.clone();
         let health_check = upstream.as_ref().and_then(|it| it.health_check.as_ref());
-        let health_check = health_check.map(self::health_check);
-        let upstream_health = Arc::new(upstream_health(upstream.as_ref(), health_check.as_ref()));
+        let health_check = health_check.map(upstreams::health_check);
         adopt_checks(&metrics, health_check.as_ref(), redis.as_deref(), subscriptions.as_deref());
-        let target = target(upstream.as_ref())?;
+        let upstreams = upstreams::upstreams(upstream.as_ref(), health_check.as_ref(), &metrics)?;
         let heartbeats = Arc::new(Heartbeats::new(workers, clock::monotonic()));
         let loops = Loops::new(metrics.runtime(), workers, clock::monotonic());
         let detector =
@@ -184,7 +175,7 @@ impl Wired {
             readiness: Arc::new(Readiness::default()),
             detector: Arc::clone(&detector),
             heartbeats,
-            upstream: Arc::clone(&upstream_health),
+            upstream: Arc::clone(&upstreams.group),
             slow_calls: Arc::clone(&slow_calls),
             redis: redis
                 .clone()
@@ -210,11 +201,9 @@ impl Wired {
                 let (overrides, clock) = (Arc::clone(&overrides), clock.clone());
                 let (identifier, watch) = (Arc::clone(&identifier), Arc::clone(&memory_watch));
                 let detector = Arc::clone(&detector);
-                let (upstream, usage) = (Arc::clone(&upstream_health), usage.clone());
+                let (upstream, usage) = (Arc::clone(&upstreams.group), usage.clone());
                 Box::new(move || {
-                    let breaker = upstream.breaker();
-                    let transitions = BREAKER_STATES.map(|state| breaker.transitions(state));
-                    metrics.publish_transitions(Dependency::Upstream, transitions);
+                    upstreams::publish(&upstream, &metrics);
                     recorders.publish(&metrics);
                     let (tiers, denied) = overrides.count(clock.now());
                     metrics.set_overrides(OverrideKind::Override, tiers);
@@ -251,16 +240,14 @@ impl Wired {
             identifier,
             unknown_subscriptions: UnknownSubscriptions::default(),
             clock,
-            upstream_series: metrics.upstream("default"),
             metrics,
             loops,
-            upstream_health,
+            upstreams,
             slow_calls,
             memory,
             redis,
             subscriptions,
             top,
-            target,
             exposed,
             addresses: settings
                 .server
@@ -301,9 +288,6 @@ fn proxy_settings(
 ) -> Settings {
     let server = &settings.server;
     let of_upstream = |get: fn(&UpstreamSettings) -> Duration| upstream.map_or(Duration::ZERO, get);
-    let upstream_authority = upstream.and_then(|it| HeaderValue::try_from(it.url.authority()).ok());
-    let keeps_host = upstream.is_none_or(|it| it.preserve_host);
-    let host_override = upstream_authority.clone().filter(|_| !keeps_host);
     Settings {
         phases: PhaseTimeouts { header: server.header_timeout, idle: server.idle_timeout },
         body_timeout: server.body_timeout,
@@ -319,11 +303,11 @@ fn proxy_settings(
             head_bytes_max: UPSTREAM_HEAD_BYTES_MAX,
         },
         response_timeout: of_upstream(|it| it.response_timeout),
+        per_try_timeout: upstream.and_then(|it| it.per_try_timeout),
         upstream_idle_timeout: of_upstream(|it| it.idle_timeout),
         tunnel_idle_timeout: of_upstream(|it| it.tunnel_idle_timeout),
         retries: upstream.map_or(0, |it| it.retries),
-        upstream_authority,
-        host_override,
+        preserves_host: upstream.is_none_or(|it| it.preserve_host),
         fields: ResponseFields {
             x_ratelimit: settings.headers.x_ratelimit,
             reset: match settings.headers.reset {
@@ -333,21 +317,6 @@ fn proxy_settings(
             expose_cors: settings.headers.expose_cors,
         },
     }
-}
-
-fn health_check(settings: &HealthCheckSettings) -> HealthCheck {
-    let HealthCheckSettings { target, interval, timeout, rise, fall } = settings.clone();
-    HealthCheck { rules: CheckRules { interval, timeout, rise, fall }, target }
-}
-
-fn upstream_health(
-    upstream: Option<&UpstreamSettings>,
-    check: Option<&HealthCheck>,
-) -> UpstreamHealth {
-    let of_upstream = |get: fn(&UpstreamSettings) -> Duration| upstream.map_or(Duration::ZERO, get);
-    // For a connection and an answer's head, and once more for a second try.
-    let call_max = of_upstream(|it| it.connect_timeout + it.response_timeout) * 2;
-    UpstreamHealth::new(check.map(|it| it.rules), call_max, clock::monotonic())
 }
 
 /// Shows what checks come to, for each dependency that is checked.
@@ -503,28 +472,6 @@ fn reason_label(reason: Reason) -> FallbackReason {
         Reason::Failed(RedisErrorKind::Overload) => FallbackReason::Overload,
         Reason::Failed(_) => FallbackReason::Error,
     }
-}
-
-/// Where the upstream is, and what is spoken there.
-fn target(upstream: Option<&UpstreamSettings>) -> anyhow::Result<Target> {
-    let Some(UpstreamSettings { url, tls, .. }) = upstream else {
-        let place = Place::Tcp(Addresses::new("", 0));
-        return Ok(Target { place, protocol: Protocol::Http1 });
-    };
-    let protocol = match url.scheme {
-        UpstreamScheme::Http => Protocol::Http1,
-        UpstreamScheme::H2c => Protocol::Http2,
-        UpstreamScheme::Https => {
-            let tls = tls.as_ref().context("no TLS towards an upstream that has to have it")?;
-            let tls = ClientTls::new(tls).map_err(anyhow::Error::msg);
-            Protocol::Tls(Arc::new(tls.context("cannot set up TLS towards the upstream")?))
-        }
-    };
-    let place = match &url.place {
-        UpstreamPlace::Tcp { host, port } => Place::Tcp(Addresses::new(host, *port)),
-        UpstreamPlace::Unix { path } => Place::Unix(path.into()),
-    };
-    Ok(Target { place, protocol })
 }
 
 fn exposed(settings: &Loadable) -> (Vec<(&'static str, Page)>, mpsc::Receiver<WantedPage>) {

@@ -235,23 +235,31 @@ impl Default for Admin {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Upstream {
-    /// The backend: `http`, `https` or `h2c://HOST:PORT`, or `unix:/PATH`; required, here or as
-    /// `--upstream`.
+    /// The backend: `http`, `https` or `h2c://HOST:PORT`, or `unix:/PATH`; required, here, in `urls`
+    /// or as `--upstream`.
     pub url: Option<String>,
-    /// Several backends, instead of `url`.
+    /// Several backends that serve the same, in place of `url`: 1 to 64. Every other key holds for
+    /// each of them.
     pub urls: Option<Vec<String>>,
     /// For a new connection: name, TLS and HTTP/2's first words included.
     pub connect_timeout: HumanDuration,
-    /// To the head of an answer.
+    /// To the head of an answer, all tries together.
     pub response_timeout: HumanDuration,
+    /// To the head of an answer of one of `urls`, after which another is asked if the request may
+    /// be repeated; below `response_timeout`. Null: as long as that.
+    pub per_try_timeout: Option<HumanDuration>,
     /// Between bytes of an answer's body.
     pub idle_timeout: HumanDuration,
     /// Between bytes of an upgraded connection.
     pub tunnel_idle_timeout: HumanDuration,
-    /// Most connections that are kept for reuse; over HTTP/2, most at a time.
+    /// Most connections to each backend that are kept for reuse; over HTTP/2, most at a time.
     pub max_idle_connections: u32,
-    /// Further tries of a request that surely had no effect: 0 or 1.
+    /// Further tries of a request that may be repeated and has no answer yet, with `urls` at another
+    /// backend each: 0 to 10. A try that reached nobody does not count.
     pub retries: u32,
+    /// Per cent of the requests of the last 10 s that may be asked of another of `urls`, and 3 a
+    /// second besides: 0 to 100; 0 is none at all.
+    pub retry_budget: u32,
     /// Whether `Host` is passed on as it came.
     pub preserve_host: bool,
     /// Certificates towards the backend.
@@ -269,10 +277,12 @@ impl Default for Upstream {
             urls: None,
             connect_timeout: HumanDuration::secs(2),
             response_timeout: HumanDuration::secs(60),
+            per_try_timeout: None,
             idle_timeout: HumanDuration::secs(60),
             tunnel_idle_timeout: HumanDuration::secs(3600),
             max_idle_connections: 256,
             retries: 1,
+            retry_budget: 20,
             preserve_host: true,
             tls: UpstreamTls::default(),
             dns_ttl: HumanDuration::secs(30),

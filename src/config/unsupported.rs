@@ -29,7 +29,6 @@ macro_rules! only_default {
 }
 
 only_default!(CONFIG, in_whole, Config, "";
-    upstream.urls,
     headers.ietf,
     shedding.mode,
     shedding.max_in_flight,
@@ -52,9 +51,6 @@ pub fn in_tiers() -> impl Iterator<Item = String> {
 /// Refuses the keys of `tollgate.yaml` that nothing obeys yet.
 pub fn refuse_in_config(config: &Config, report: &mut Report<'_>) {
     in_whole(Path::new(), config, report);
-    if config.upstream.retries > 1 {
-        report.value(config_path!["upstream", "retries"], not_yet().hint("0 and 1 are"));
-    }
 }
 
 /// Refuses the keys of `tiers.yaml` that nothing obeys yet.

@@ -82,6 +82,15 @@ impl UpstreamUrl {
         let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
         if *port == self.scheme.port() { host } else { format!("{host}:{port}") }
     }
+
+    /// The backend as operators know it: `HOST:PORT`, or `unix:/PATH`.
+    pub fn label(&self) -> String {
+        match &self.place {
+            UpstreamPlace::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
+            UpstreamPlace::Tcp { host, port } => format!("{host}:{port}"),
+            UpstreamPlace::Unix { path } => format!("unix:{path}"),
+        }
+    }
 }
 
 impl UpstreamScheme {

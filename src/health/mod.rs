@@ -20,4 +20,5 @@ pub mod slow;
 pub mod tasks;
 pub mod trend;
 pub mod upstream;
+pub mod upstreams;
 pub mod verdict;

@@ -6,7 +6,6 @@
 //! off, too late. A check is stricter: it has an answer that it expects.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -41,8 +40,6 @@ pub struct UpstreamHealth {
     breaker: Arc<SharedBreaker>,
     checks: Option<CheckRules>,
     seen: Mutex<Seen>,
-    /// Requests without a whole answer: for want of a connection, or of time.
-    errors: [AtomicU64; 2],
 }
 
 #[derive(Debug, Default)]
@@ -77,22 +74,7 @@ impl UpstreamHealth {
             breaker: SharedBreaker::new(settings, now),
             checks,
             seen: Mutex::default(),
-            errors: Default::default(),
         }
-    }
-
-    /// A request got no whole answer: there was no connection or it broke off, or a deadline passed.
-    pub fn count_error(&self, timed_out: bool) {
-        let [connect, timeout] = &self.errors;
-        let error = if timed_out { timeout } else { connect };
-        error.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How many of these there were.
-    pub fn errors(&self) -> [(&'static str, u64); 2] {
-        let [connect, timeout] = &self.errors;
-        let count = |error: &AtomicU64| error.load(Ordering::Relaxed);
-        [("connect", count(connect)), ("timeout", count(timeout))]
     }
 
     /// Its circuit breaker.

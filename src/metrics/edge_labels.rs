@@ -225,3 +225,15 @@ label! {
         Deny = "deny",
     }
 }
+
+label! {
+    /// Why a request was asked of another upstream.
+    RetryReason {
+        /// No connection came about, or not a byte went out on it.
+        Connect = "connect",
+        /// The connection broke before a byte of an answer.
+        Broken = "broken",
+        /// No answer came within `upstream.per_try_timeout`.
+        Timeout = "timeout",
+    }
+}

@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 
 use super::edge_labels::{
     AdminChange, AdminRefusal, CutReason, IdentityError, LeaseResult, LeaseTokens, OverrideKind,
-    RefusalReason, SelfServiceResult, ShedReason, TunnelEvent,
+    RefusalReason, RetryReason, SelfServiceResult, ShedReason, TunnelEvent,
 };
 use super::exposition::for_exporter;
 use super::labels::{Attempt, FallbackMode, FallbackReason, QueryType, RedisErrorKind};
@@ -91,6 +91,8 @@ pub(super) struct Events {
     pub(super) admin_changes: Box<[Counter]>,
     pub(super) self_service: Box<[Counter]>,
     pub(super) tunnels: Box<[Counter]>,
+    pub(super) upstream_retries: Box<[Counter]>,
+    pub(super) upstream_retries_skipped: Counter,
     pub(super) degraded: Gauge,
 }
 
@@ -114,6 +116,7 @@ impl Events {
         for kind in OverrideKind::ALL {
             handles.gauge(&names::OVERRIDES, &[kind.as_str()]).set(0.0);
         }
+        let retries: Vec<&str> = RetryReason::ALL.iter().map(|it| it.as_str()).collect();
         let tunnels: Vec<&str> = TunnelEvent::ALL.iter().map(|it| it.as_str()).collect();
         // Nothing is shed yet, and nothing limits what is in flight.
         for reason in ShedReason::ALL {
@@ -151,6 +154,8 @@ impl Events {
             self_service: each(&names::SELF_SERVICE, &answers),
             admin_changes: each(&names::ADMIN_CHANGES, &changes),
             tunnels: each(&names::TUNNEL_EVENTS, &tunnels),
+            upstream_retries: each(&names::UPSTREAM_RETRIES, &retries),
+            upstream_retries_skipped: handles.counter(&names::UPSTREAM_RETRIES_SKIPPED, &[]),
             degraded: handles.gauge(&names::DEGRADED, &[]),
         }
     }

@@ -8,7 +8,7 @@ use metrics::Unit;
 use super::edge_labels::{
     AdminChange, AdminRefusal, CacheResult, CutReason, HandshakeResult, IdentifierTypes,
     IdentityError, LeaseResult, LeaseTokens, OverrideKind, Periods, PoolState, RefusalReason,
-    SelfServiceResult, ShedReason, TunnelEvent,
+    RetryReason, SelfServiceResult, ShedReason, TunnelEvent,
 };
 use super::labels::{
     AllocatorKind, Attempt, BreakerState, CheckResult, CodeClass, Dependency, Direction, ErrorType,
@@ -272,6 +272,18 @@ declare! {
     UPSTREAM_CONNECT: Histogram "tollgate_upstream_connect_seconds" ["upstream"] Seconds
         "Time to open a connection to the upstream."
         "TCP and TLS together. Moves only where no idle connection was at hand, so its count against that of the requests says how well the pool works.";
+    UPSTREAM_MEMBER_HEALTHY: Gauge "tollgate_upstream_member_healthy" ["upstream"] Count
+        "Whether requests are sent to this one of several upstreams: 1, or 0 while its circuit is not closed."
+        "One for each of `upstream.urls`, under the host and port or the path that is written there. Absent with one backend, whose circuit_breaker_state says the same.";
+    UPSTREAM_MEMBER_IN_FLIGHT: Gauge "tollgate_upstream_member_requests_in_flight" ["upstream"] Count
+        "Requests and tunnels under way at this one of several upstreams."
+        "At the time of the scrape, of all workers. The next request goes to the lowest, so that a slow one has about as many under way as the others, and answers fewer. Absent with one backend.";
+    UPSTREAM_RETRIES: Counter "tollgate_upstream_retries_total" ["reason": RetryReason] Count
+        "Requests asked of another upstream after one came to nothing."
+        "By try. `connect`: nothing of the request was sent, whatever its method; the others are requests that may be repeated. A second connection to the same upstream, where an idle one turned out to be closed, is none.";
+    UPSTREAM_RETRIES_SKIPPED: Counter "tollgate_upstream_retries_skipped_total" [] Count
+        "Retries that were not made because upstream.retry_budget was spent."
+        "Their requests failed as the try before had. Rises when much fails at several upstreams at once: then retries would only add to their load.";
     POOL_CONNECTIONS: Gauge "tollgate_pool_connections" ["pool", "state": PoolState] Count
         "Connections that tollgate keeps, in use and idle."
         "At the time of the scrape, over all workers. `upstream`: `active` ones carry a request, `idle` ones wait for one. `database`: as its pool says.";

@@ -47,7 +47,7 @@ const OPEN: &[(&str, &str)] = &[
     ("rule", "rules of the policy; `tier` for the tier's own limits"),
     ("rustc", "what it was built with"),
     ("tier", "tiers of the policy"),
-    ("upstream", "names of backends; `default` for the only one"),
+    ("upstream", "hosts and ports or paths of `upstream.urls`; `default` for the only one"),
     ("version", "what was built"),
     ("worker", "workers by number, from 0; `control` for the thread of the admin port"),
 ];

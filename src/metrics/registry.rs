@@ -15,7 +15,7 @@ use crate::policy::identity::IdentifierType;
 
 use super::cells::{Level, LevelGuard, PerShard};
 use super::edge_labels::{
-    CutReason, IdentityError, LeaseResult, LeaseTokens, PoolState, RefusalReason,
+    CutReason, IdentityError, LeaseResult, LeaseTokens, PoolState, RefusalReason, RetryReason,
 };
 use super::handles::{Events, Handles, describe_all, increment, set_all};
 use super::histogram::{HistogramTotals, LIMITER_EDGES};
@@ -344,6 +344,24 @@ impl Metrics {
     /// The series of an upstream, by its configured name.
     pub fn upstream(&self, name: &str) -> Arc<UpstreamSeries> {
         self.named.lock().upstreams.get(name, |name| UpstreamSeries::new(name, self.shards))
+    }
+
+    /// A request is asked of another upstream.
+    pub fn upstream_retried(&self, reason: RetryReason) {
+        increment(&self.events.upstream_retries, reason.index());
+    }
+
+    /// It is not, because too many were of late.
+    pub fn upstream_retry_skipped(&self) {
+        self.events.upstream_retries_skipped.increment(1);
+    }
+
+    /// How one of several upstreams does, by its configured name.
+    pub fn set_upstream_member(&self, name: &str, is_called: bool, in_flight: usize) {
+        let (handles, labels) = (&self.handles, [name]);
+        let is_called = f64::from(u8::from(is_called));
+        handles.gauge(&names::UPSTREAM_MEMBER_HEALTHY, &labels).set(is_called);
+        handles.gauge(&names::UPSTREAM_MEMBER_IN_FLIGHT, &labels).set(in_flight as f64);
     }
 
     /// The series of a pool of connections: `upstream`, `redis`, `database`.

@@ -230,7 +230,7 @@ pub const fn verdict_index(period: Period, decision: LimitDecision) -> usize {
 /// Calls to one upstream.
 #[derive(Debug)]
 pub struct UpstreamSeries {
-    /// The label: the configured name, never the address.
+    /// The label: as it is configured where there are several, `default` for the only one.
     pub name: Box<str>,
     /// Per worker.
     pub cells: PerShard<UpstreamCells>,

@@ -67,6 +67,8 @@ struct Facts {
     ending: Option<Ending>,
     overhead: Option<Duration>,
     upstream: Option<Duration>,
+    /// Which one was asked last.
+    member: usize,
     bytes_in: u64,
     bytes_out: u64,
     /// Its places among the requests at once, until it is over.
@@ -100,6 +102,7 @@ impl Exchange {
             ending: Some(Ending::ClientAbort),
             overhead: None,
             upstream: None,
+            member: 0,
             bytes_in: 0,
             bytes_out: 0,
             holds: None,
@@ -123,6 +126,13 @@ impl Exchange {
             if let Some(notes) = &mut facts.notes {
                 notes.planned(plan);
             }
+        }
+    }
+
+    /// Notes which upstream was asked.
+    pub fn asked(&mut self, member: usize) {
+        if let Some(facts) = &mut self.facts {
+            facts.member = member;
         }
     }
 
@@ -263,12 +273,13 @@ impl Exchange {
         let duration = now.saturating_duration_since(facts.started);
         let timed_out = ending == Ending::UpstreamTimeout;
         if timed_out || ending == Ending::UpstreamConnect {
-            self.worker.gate.upstream_health.count_error(timed_out);
+            gate.upstreams.group.count_error(timed_out);
         }
+        let series = gate.upstreams.place(facts.member).map(|it| &*it.series);
         let (_, slow_after) = self.active.metrics.slow_after(facts.endpoint);
         if timed_out || facts.upstream.is_some_and(|took| took > slow_after) {
             let call = SlowCall {
-                upstream: Some(gate.upstream_series.name.clone()),
+                upstream: series.map(|it| it.name.clone()),
                 to_head: facts.upstream,
                 status: Some(facts.status),
                 ..SlowCall::new(QueryType::Upstream, at, duration, timed_out)
@@ -300,7 +311,7 @@ impl Exchange {
             at,
             duration,
             overhead: facts.overhead,
-            upstream: facts.upstream.map(|took| (&*gate.upstream_series, took)),
+            upstream: series.zip(facts.upstream),
             bytes_in: facts.bytes_in,
             bytes_out: facts.bytes_out,
         });

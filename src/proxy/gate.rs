@@ -11,12 +11,10 @@ use tokio::sync::{oneshot, watch};
 use crate::clock::Clock;
 use crate::health::loops::Loops;
 use crate::health::slow::SlowCalls;
-use crate::health::upstream::UpstreamHealth;
 use crate::identity::identifier::Identifier;
 use crate::log::access::AccessLog;
 use crate::metrics::policy::PolicyMetrics;
 use crate::metrics::registry::Metrics;
-use crate::metrics::series::UpstreamSeries;
 use crate::otlp::export::Tracer;
 use crate::overrides::OverrideStore;
 use crate::policy::compiled::Policy;
@@ -29,12 +27,12 @@ use crate::usage::journal::Journal;
 use super::address::Once;
 use super::announced::Versions;
 use super::caller::UnknownSubscriptions;
-use super::connect::Target;
 use super::headers::ResponseFields;
 use super::io::PhaseTimeouts;
 use super::per_address::AddressCounts;
 use super::pool::PoolSettings;
 use super::self_service::SelfService;
+use super::upstreams::Upstreams;
 
 /// How the data path behaves; see `config/tollgate.yaml` for each.
 #[derive(Clone, Debug)]
@@ -55,18 +53,18 @@ pub struct Settings {
     pub announced: Option<Versions>,
     /// To the upstream, for each worker.
     pub pool: PoolSettings,
-    /// To the upstream's response head.
+    /// To the upstream's response head, all tries together.
     pub response_timeout: Duration,
     /// Between bytes of an answer's body.
     pub upstream_idle_timeout: Duration,
     /// Between bytes of an upgraded connection.
     pub tunnel_idle_timeout: Duration,
-    /// Second tries of a request that met a stale connection.
+    /// To the head of an answer of one try, where another may be made.
+    pub per_try_timeout: Option<Duration>,
+    /// Further tries of a request that may be repeated.
     pub retries: u32,
-    /// The upstream, as `Host` names it.
-    pub upstream_authority: Option<http::HeaderValue>,
-    /// What the upstream sees as `Host` in place of the downstream's.
-    pub host_override: Option<http::HeaderValue>,
+    /// Whether an upstream sees `Host` as it came; else its own name.
+    pub preserves_host: bool,
     /// Which fields answers carry.
     pub fields: ResponseFields,
 }
@@ -102,11 +100,9 @@ pub struct Gate {
     pub metrics: Arc<Metrics>,
     /// The workers' event loops, as they are seen from outside.
     pub loops: Arc<Loops>,
-    /// Calls to the upstream.
-    pub upstream_series: Arc<UpstreamSeries>,
-    /// What they came to.
-    pub upstream_health: Arc<UpstreamHealth>,
-    /// Those that were slow, and calls of others that were.
+    /// Where the upstreams are, and what calls of them came to.
+    pub upstreams: Upstreams,
+    /// Calls that were slow, whoever was asked.
     pub slow_calls: Arc<SlowCalls>,
     /// Limiter state in memory.
     pub memory: Arc<MemoryStore>,
@@ -116,8 +112,6 @@ pub struct Gate {
     pub subscriptions: Option<Arc<Subscriptions>>,
     /// Who asks most.
     pub top: Arc<TopTalkers>,
-    /// Where the upstream is, and what is spoken there.
-    pub target: Target,
     /// Paths that tollgate answers itself on the data port: `server.expose`.
     pub exposed: Vec<(&'static str, Page)>,
     /// Where callers read their own limits, if they may.

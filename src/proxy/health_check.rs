@@ -25,6 +25,7 @@ use super::circuit;
 use super::connect::{ConnectError, Protocol, UpstreamIo, UpstreamSocket};
 use super::gate::Gate;
 use super::http2_message::to_http2;
+use super::upstreams::Upstream;
 
 /// How an upstream is checked.
 #[derive(Clone, Debug)]
@@ -50,13 +51,16 @@ enum Fault {
     Status(StatusCode),
 }
 
-/// Checks for ever. One check ends before the next begins.
-pub async fn run(gate: Arc<Gate>, check: HealthCheck) {
+/// Checks one upstream for ever. One check ends before the next begins.
+pub async fn run(gate: Arc<Gate>, check: HealthCheck, index: usize) {
+    let Some(place) = gate.upstreams.place(index) else { return };
+    let are_several = gate.upstreams.are_several();
+    let name = gate.upstreams.member(index).filter(|_| are_several).map(|it| &*it.name);
     let mut was_good = None;
     loop {
         let started = monotonic();
         let limit = check.rules.timeout;
-        let checked = tokio::time::timeout(limit, once(&gate, &check)).await;
+        let checked = tokio::time::timeout(limit, once(&gate, place, &check)).await;
         let checked = checked.unwrap_or(Err(Fault::Timeout(limit)));
         let result = match &checked {
             Ok(()) => CheckResult::Ok,
@@ -65,43 +69,45 @@ pub async fn run(gate: Arc<Gate>, check: HealthCheck) {
         };
         let took = monotonic().saturating_duration_since(started);
         gate.metrics.checks_of(Dependency::Upstream).record(result, took);
-        tell(&checked, &mut was_good);
+        tell(&checked, &mut was_good, name);
         let outcome = if checked.is_ok() { Outcome::Good } else { Outcome::Bad };
-        circuit::note_check(&gate, outcome);
+        circuit::note_check(&gate, index, outcome);
         // A fifth more or less, so that replicas do not ask in step.
         tokio::time::sleep(check.rules.interval.mul_f64(0.8 + 0.4 * jitter())).await;
     }
 }
 
 /// Says what has changed.
-fn tell(checked: &Result<(), Fault>, was_good: &mut Option<bool>) {
+fn tell(checked: &Result<(), Fault>, was_good: &mut Option<bool>, upstream: Option<&str>) {
     let is_good = checked.is_ok();
     match (checked, was_good.replace(is_good)) {
         (Err(fault), Some(true) | None) => {
-            tracing::warn!(reason = %fault, "the upstream's health check fails");
+            tracing::warn!(upstream, reason = %fault, "the upstream's health check fails");
         }
-        (Ok(()), Some(false)) => tracing::info!("the upstream's health check succeeds again"),
+        (Ok(()), Some(false)) => {
+            tracing::info!(upstream, "the upstream's health check succeeds again")
+        }
         _ => {}
     }
 }
 
-async fn once(gate: &Gate, check: &HealthCheck) -> Result<(), Fault> {
+async fn once(gate: &Gate, place: &Upstream, check: &HealthCheck) -> Result<(), Fault> {
     let limit = check.rules.timeout;
     let deadline = monotonic() + limit;
-    let connected = gate.target.connect(false, limit, deadline).await;
+    let connected = place.target.connect(false, limit, deadline).await;
     let (stream, is_http2) = connected.map_err(Fault::Connect)?;
     let io = TokioIo::new(UpstreamIo(UpstreamSocket::new(stream)));
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.uri_mut() = Uri::from(check.target.clone());
     let headers = request.headers_mut();
-    let host = gate.settings.upstream_authority.clone().ok_or(Fault::Host)?;
+    let host = place.authority.clone().ok_or(Fault::Host)?;
     headers.insert(HOST, host);
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
     let agent = concat!("tollgate/", env!("CARGO_PKG_VERSION"), " (health check)");
     headers.insert(USER_AGENT, HeaderValue::from_static(agent));
     let head_bytes_max = gate.settings.pool.head_bytes_max;
     let status = if is_http2 {
-        let is_tls = matches!(gate.target.protocol, Protocol::Tls(_));
+        let is_tls = matches!(place.target.protocol, Protocol::Tls(_));
         to_http2(&mut request, is_tls).map_err(|_| Fault::Host)?;
         let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())

@@ -9,6 +9,7 @@
 
 pub mod address;
 pub mod announced;
+pub mod attempt;
 pub mod body;
 pub mod caller;
 pub mod circuit;
@@ -31,9 +32,11 @@ pub mod pool;
 pub mod record;
 pub mod reply;
 pub mod resolve;
+pub mod retry;
 pub mod self_service;
 pub mod service;
 pub mod timer;
 pub mod transport;
 pub mod tunnel;
+pub mod upstreams;
 pub mod worker;

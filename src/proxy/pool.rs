@@ -19,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use crate::clock;
 use crate::errors::chain;
 use crate::health::tasks::watched;
+use crate::health::upstreams::Flight;
 use crate::metrics::cells::LevelGuard;
 use crate::metrics::labels::TaskType;
 use crate::metrics::series::{PoolSeries, UpstreamSeries};
@@ -36,7 +37,7 @@ const TELL_PAUSE: Duration = Duration::from_secs(10);
 pub struct PoolSettings {
     /// Bound of making one, name and all addresses included.
     pub connect_timeout: Duration,
-    /// Idle ones kept by this worker.
+    /// Idle ones of each upstream kept by this worker.
     pub idle_max: usize,
     /// How long an idle one is kept.
     pub idle_timeout: Duration,
@@ -56,7 +57,7 @@ pub struct Needs {
     pub is_fresh: bool,
 }
 
-/// The connections of one worker.
+/// The connections of one worker to one upstream.
 #[derive(Debug)]
 pub struct Pool {
     idle: RefCell<Vec<Idle>>,
@@ -77,6 +78,8 @@ pub struct PoolSignals {
     pub pool: Arc<PoolSeries>,
     /// How long making one took.
     pub upstream: Arc<UpstreamSeries>,
+    /// What the log calls the upstream; `None` where there is no other.
+    pub name: Option<Box<str>>,
 }
 
 #[derive(Debug)]
@@ -94,6 +97,8 @@ pub struct Lease {
     /// Whether it carried an exchange before.
     pub is_reused: bool,
     line: Line,
+    /// Counts the exchange at its upstream, where there are several.
+    flight: Option<Flight>,
 }
 
 #[derive(Debug)]
@@ -146,11 +151,6 @@ impl Pool {
         })
     }
 
-    /// Whether a connection can be upgraded at all.
-    pub fn can_upgrade(&self) -> bool {
-        !matches!(self.target.protocol, Protocol::Http2)
-    }
-
     /// Whether the upstream is spoken to over TLS.
     pub fn is_tls(&self) -> bool {
         matches!(self.target.protocol, Protocol::Tls(_))
@@ -183,16 +183,20 @@ impl Pool {
     }
 
     /// A new connection, or a stream on one: where HTTP/2 is spoken, there may be room on one that
-    /// others make, or soon will be on one that there is.
+    /// others make, or soon will be on one that there is. Takes `limit` at most, name and all
+    /// addresses included.
     ///
     /// # Errors
     /// No address took it, or none in time; or what did is not the upstream.
-    pub async fn connect(self: &Rc<Self>, needs: Needs) -> Result<Lease, ConnectError> {
+    pub async fn connect(
+        self: &Rc<Self>,
+        needs: Needs,
+        limit: Duration,
+    ) -> Result<Lease, ConnectError> {
         let _waiting = Wait::begin(&self.signals.pool);
-        let deadline = clock::monotonic() + self.settings.connect_timeout;
+        let deadline = clock::monotonic() + limit;
         // Boxed, so that not every request is as large as a handshake.
-        let connecting = Box::pin(self.acquire(needs, deadline));
-        let limit = self.settings.connect_timeout;
+        let connecting = Box::pin(self.acquire(needs, limit, deadline));
         let connected = match tokio::time::timeout(limit, connecting).await {
             Ok(connected) => connected,
             Err(_elapsed) => Err(ConnectError::Timeout),
@@ -203,6 +207,7 @@ impl Pool {
     async fn acquire(
         self: &Rc<Self>,
         needs: Needs,
+        limit: Duration,
         deadline: Instant,
     ) -> Result<Lease, ConnectError> {
         loop {
@@ -212,11 +217,11 @@ impl Pool {
                 Protocol::Tls(_) => !needs.http1 && self.chose_http2.get() != Some(false),
             };
             if !may_be_http2 {
-                return self.open(needs, deadline).await;
+                return self.open(needs, limit, deadline).await;
             }
             if self.http2.may_open(needs.is_fresh) {
                 let _opening = self.http2.opening();
-                return self.open(needs, deadline).await;
+                return self.open(needs, limit, deadline).await;
             }
             if let Some(stream) = self.http2.wait(needs.is_alive).await {
                 return Ok(Lease::on(stream));
@@ -224,9 +229,13 @@ impl Pool {
         }
     }
 
-    async fn open(self: &Rc<Self>, needs: Needs, deadline: Instant) -> Result<Lease, ConnectError> {
+    async fn open(
+        self: &Rc<Self>,
+        needs: Needs,
+        limit: Duration,
+        deadline: Instant,
+    ) -> Result<Lease, ConnectError> {
         let started = clock::monotonic();
-        let limit = self.settings.connect_timeout;
         let connected = self.target.connect(needs.http1, limit, deadline).await;
         let (stream, is_http2) = connected?;
         self.signals.upstream.connected(clock::monotonic().saturating_duration_since(started));
@@ -256,7 +265,8 @@ impl Pool {
         is_reused: bool,
     ) -> Lease {
         let (pool, counted) = (Rc::clone(self), self.signals.pool.active());
-        Lease { is_reused, line: Line::Http1 { sender, socket, pool, _counted: counted } }
+        let line = Line::Http1 { sender, socket, pool, _counted: counted };
+        Lease { is_reused, line, flight: None }
     }
 
     /// Says why the upstream is not spoken to: the answer does not.
@@ -270,7 +280,8 @@ impl Pool {
                 ConnectError::Unreachable(reason) => ("not reached", chain(reason)),
                 ConnectError::Timeout => ("not reached", "connect_timeout is over".to_owned()),
             };
-            tracing::warn!(reason, "the upstream is {what} (said at most every 10 s)");
+            let upstream = self.signals.name.as_deref();
+            tracing::warn!(upstream, reason, "the upstream is {what} (said at most every 10 s)");
         }
     }
 
@@ -304,7 +315,12 @@ impl Drop for Wait<'_> {
 
 impl Lease {
     fn on(stream: Stream) -> Self {
-        Lease { is_reused: stream.is_reused(), line: Line::Http2(stream) }
+        Lease { is_reused: stream.is_reused(), line: Line::Http2(stream), flight: None }
+    }
+
+    /// Has the exchange counted at its upstream until it ends.
+    pub fn carry(&mut self, flight: Option<Flight>) {
+        self.flight = flight;
     }
 
     /// Sends the request.

@@ -25,9 +25,10 @@ use crate::policy::plan::{Disposition, Plan, RuleId};
 use crate::store::places::Holds;
 use crate::store::{Backend, Checked};
 
+use super::attempt::Passage;
 use super::body::ProxyBody;
 use super::caller;
-use super::circuit::{self, Permit};
+use super::circuit;
 use super::exchange::Exchange;
 use super::forward::Call;
 use super::gate::Active;
@@ -35,6 +36,7 @@ use super::headers::{self, Present};
 use super::io::ConnState;
 use super::record::parent_field;
 use super::reply::{self, Refusal};
+use super::upstreams::Permit;
 use super::worker::Worker;
 
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
@@ -72,17 +74,18 @@ pub async fn handle(
             }
             response
         }
-        Next::Forward { endpoint, mut shown, charged, permit, mut holds } => {
+        Next::Forward { endpoint, mut shown, charged, permit, holds } => {
             if let Some(notes) = exchange.notes() {
                 notes.asks_upstream(request.headers_mut());
             }
             let call = Call { worker: &worker, conn: &conn, active: &active, endpoint, present };
-            let mut permit = Some(permit);
-            let called = call.forward(request, (&mut permit, &mut holds)).await;
-            exchange.hold(holds);
+            let mut passage = Passage::new(permit, holds);
+            let called = call.forward(request, &mut passage).await;
+            exchange.hold(passage.holds);
+            exchange.asked(passage.member);
             let now = clock::stopwatch();
             let outcome = called.as_ref().map_or_else(|it| it.outcome, |_| Some(Outcome::Good));
-            if let Some((permit, outcome)) = permit.zip(outcome) {
+            if let Some((permit, outcome)) = passage.permit.zip(outcome) {
                 circuit::note(&worker.gate, permit, outcome, now);
             }
             let mut response = match called {
@@ -272,7 +275,11 @@ async fn decide<'a>(
             Err(Refusal::Forbidden)
         }
         // Before the limits: what is not forwarded spends nothing.
-        Disposition::Exempt | Disposition::Unlimited | Disposition::Limited => circuit::ask(gate),
+        Disposition::Exempt | Disposition::Unlimited | Disposition::Limited => {
+            let is_upgrade = headers::wanted_upgrade(request, present).is_some();
+            let among = gate.upstreams.among(is_upgrade);
+            worker.lines.ask(&gate.upstreams, among, worker.timers.now())
+        }
     };
     let permit = match permit {
         Ok(permit) => permit,

@@ -22,11 +22,12 @@ use crate::metrics::edge_labels::TunnelEvent;
 use crate::metrics::labels::{Direction, TaskType};
 use crate::store::places::Holds;
 
-use super::circuit::{self, Permit, STABLE_AFTER};
+use super::circuit::{self, STABLE_AFTER};
 use super::gate::Drain;
 use super::io::ConnState;
 use super::pool::Lease;
 use super::timer::{Tick, Timers};
+use super::upstreams::Permit;
 use super::worker::Worker;
 
 /// Bytes read at a time, in each direction.

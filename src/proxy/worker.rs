@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::clock;
 use crate::health::tasks::{watched, watched_root};
-use crate::metrics::labels::{Dependency, TaskType};
+use crate::metrics::labels::TaskType;
 use crate::store::redis::RedisStore;
 use crate::top::talkers::Reporter;
 use crate::usage::writer::UsageWriter;
@@ -21,9 +21,9 @@ use super::gate::Gate;
 use super::handshake::Handshakes;
 use super::headers::Numbers;
 use super::listener::Accepted;
-use super::pool::{Pool, PoolSignals};
 use super::record::Recorder;
 use super::timer::{TICK, Timers};
+use super::upstreams::Lines;
 
 /// How long a starting worker waits for its first connection to Redis.
 const REDIS_AT_START: Duration = Duration::from_millis(500);
@@ -44,8 +44,8 @@ pub struct Inbox {
 pub struct Worker {
     /// Shared with the others.
     pub gate: Arc<Gate>,
-    /// Its connections to the upstream.
-    pub pool: Rc<Pool>,
+    /// Its connections to the upstreams.
+    pub lines: Lines,
     /// Its connection to Redis, if there is one.
     pub redis: Option<RedisStore>,
     /// Its coarse clock.
@@ -88,15 +88,7 @@ async fn serve(gate: Arc<Gate>, index: usize, mut inbox: Inbox, beat: impl Fn(us
     crate::metrics::cells::use_shard(index);
     let timers = Timers::new();
     let worker = Rc::new(Worker {
-        pool: Pool::new(
-            gate.target.clone(),
-            Arc::clone(&timers),
-            PoolSignals {
-                pool: gate.metrics.pool(Dependency::Upstream.as_str()),
-                upstream: Arc::clone(&gate.upstream_series),
-            },
-            gate.settings.pool,
-        ),
+        lines: Lines::new(&gate, &timers, index),
         redis: gate.redis.as_ref().map(|shared| RedisStore::connect(Arc::clone(shared))),
         timers,
         handshakes: Handshakes::default(),
@@ -153,7 +145,7 @@ async fn tick(worker: Rc<Worker>, index: usize, beat: impl Fn(usize)) {
         }
         since_pool_sweep = since_pool_sweep.wrapping_add(1);
         if since_pool_sweep.is_multiple_of(20) {
-            worker.pool.sweep();
+            worker.lines.sweep();
         }
     }
 }

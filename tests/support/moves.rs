@@ -335,6 +335,27 @@ pub const MOVES: &[Move] = &[
     ("tollgate_upstream_connect_seconds", "connections to the backend", |it| {
         it.rose("tollgate_upstream_connect_seconds_count") >= 2.0
     }),
+    ("tollgate_upstream_member_healthy", "three backends, of which one is not there", |it| {
+        let healthy = "tollgate_upstream_member_healthy";
+        (it.alone_start.sum(healthy), it.alone.sum(healthy)) == (3.0, 2.0)
+            && it.alone.count(healthy) == 3
+    }),
+    ("tollgate_upstream_member_requests_in_flight", "a request and a tunnel are open", |it| {
+        let in_flight = "tollgate_upstream_member_requests_in_flight";
+        it.busy.sum(in_flight) >= 2.0
+            && it.end.sum(in_flight) == 0.0
+            && it.end.count(in_flight) == 2
+    }),
+    ("tollgate_upstream_retries_total", "one was not there, one was late, one broke off", |it| {
+        ["connect", "timeout", "broken"].iter().all(|reason| {
+            let of = format!("tollgate_upstream_retries_total{{reason=\"{reason}\"}}");
+            it.alone_start.sum(&of) == 0.0 && it.alone.sum(&of) >= 1.0
+        })
+    }),
+    ("tollgate_upstream_retries_skipped_total", "more broke off than there may be retries", |it| {
+        it.end.sum("tollgate_upstream_retries_skipped_total") == 0.0
+            && it.alone.sum("tollgate_upstream_retries_skipped_total") >= 1.0
+    }),
     ("tollgate_pool_connections", "calls under way, and connections that wait for one", |it| {
         it.busy.sum("tollgate_pool_connections{pool=\"upstream\",state=\"active\"}") >= 2.0
             && it.end.sum("tollgate_pool_connections{pool=\"upstream\",state=\"idle\"}") >= 1.0

@@ -159,7 +159,7 @@ impl World {
   - {{ address: '127.0.0.1:0' }}
   - {{ address: '127.0.0.1:0', tls: {{ cert: {cert}, key: {key} }} }}
 upstream:
-  url: http://{backend}
+  urls: ['http://{backend}', 'http://localhost:{port}']
   response_timeout: 2s
   health_check: {{ path: /healthz, interval: 200ms }}
 store: {{ redis: {{ url: '{redis}', timeout: 500ms }} }}
@@ -175,6 +175,7 @@ tracing: {{ otlp_endpoint: 'http://{collector}', sample: 1.0 }}
             cert = at("own.crt"),
             key = at("own.key"),
             backend = backend.address,
+            port = backend.address.port(),
             redis = redis.tcp_url(),
             keys = keys.address,
             database = database.url(),
