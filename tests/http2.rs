@@ -589,6 +589,31 @@ fn floods_are_cut_and_others_served() {
     }
 }
 
+/// A field can cost a byte to send and a hundred to keep: as many as HTTP/1.1 may have, and no more.
+#[test]
+fn too_many_fields_are_431() {
+    let backend = Backend::ok();
+    let tollgate = Tollgate::generous(&backend);
+    http2::run(async {
+        let mut client = Polite::connect(tollgate.data).await;
+        for (fields, crumbs, status) in [(100, 0, 200), (99, 300, 200), (101, 0, 431)] {
+            let mut asked = request("GET", "/");
+            for index in 0..fields {
+                // Some by the same name.
+                asked = asked.header(format!("x-{}", index % 60), "a");
+            }
+            for _ in 0..crumbs {
+                asked = asked.header("cookie", "a=b");
+            }
+            let answer = client.ask(asked.body(()).unwrap(), None).await.unwrap();
+            assert_eq!(answer.status, status, "{fields} fields, {crumbs} crumbs");
+            let whole = b"{\"error\":\"Request header fields too large\"}";
+            assert!(status == 200 || answer.body == whole);
+        }
+    });
+    assert_eq!(backend.seen().len(), 2);
+}
+
 /// RFC 9113 §5.1.2: more streams than are allowed are refused, so that they can be sent again.
 #[test]
 fn streams_above_the_bound_are_refused() {

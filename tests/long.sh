@@ -53,6 +53,7 @@ tests/long.sh NAME [ARGUMENTS]
   overrides    how long it takes until another replica obeys (needs redis-server)
   simulation   replicas, clocks, a network and a Redis that are made up from seeds: a thousand seeds of each
                (SIMULATION_SEED is the first, SIMULATION_SEEDS how many, SIMULATION_SECONDS at most)
+  abuse        attacks, one by one: memory, and how long honest requests wait meanwhile (ABUSE names one)
   memory-churn  the longest pause that the store can make while ten million identities come and go, by
                CPU time, and what an idle one takes (MEMORY_CHURN_IDENTITIES, _RESIDENT, _PAUSE_MS)
   redis-cost   what a check costs Redis and tollgate, and how long it takes: one, 64 and 512 in flight,
@@ -118,6 +119,11 @@ redis-cost)
     export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
     exec cargo test --locked --target-dir target/measured --test redis_cost -- \
         --ignored --nocapture --test-threads 1 "$@"
+    ;;
+abuse)
+    # Optimised, without the minutes of a release.
+    export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
+    exec cargo test --locked --target-dir target/measured --test abuse table -- --ignored --nocapture "$@"
     ;;
 simulation)
     export SIMULATION_SEEDS="${SIMULATION_SEEDS:-1000}" SIMULATION_SECONDS="${SIMULATION_SECONDS:-3600}"

@@ -65,14 +65,6 @@ fn in_front_of_http2(backend: &Http2Backend) -> (Tollgate, Target) {
     (tollgate, target)
 }
 
-/// Its largest resident set so far, in bytes.
-fn peak(tollgate: &Tollgate) -> u64 {
-    let path = format!("/proc/{}/status", tollgate.pid());
-    let status = std::fs::read_to_string(path).unwrap();
-    let line = status.lines().find_map(|it| it.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-}
-
 // -------------------------------------------------------------------------------------- the client
 
 /// One request whose content and whose answer's content are sent and read piece by piece.
@@ -327,11 +319,11 @@ async fn bulk_http2(mut exchange: Exchange) {
 fn measure(way: &str, is_http2: bool, start: impl Fn() -> (Tollgate, Target)) {
     for (direction, transfer) in [("down", download as fn(&Target, bool, usize)), ("up", upload)] {
         let (tollgate, target) = start();
-        let before = peak(&tollgate);
+        let before = tollgate.peak();
         let began = Instant::now();
         transfer(&target, is_http2, amount());
         let took = began.elapsed().as_secs_f64();
-        let peak = peak(&tollgate);
+        let peak = tollgate.peak();
         println!(
             "{way}, {direction}: {} MiB, {:.0} MB/s, peak {:.1} MiB, {:.1} MiB at the start",
             amount() / MIB,
@@ -396,7 +388,7 @@ fn a_client_that_reads_nothing_holds_little() {
     stream.write_all(&bytes).unwrap();
     wait_until("all are asked for", || backend.seen().len() == 20);
     let sent = wait_until_stuck(&moved);
-    let grown = peak(&tollgate).saturating_sub(before);
+    let grown = tollgate.peak().saturating_sub(before);
     println!("20 streams at zero window: {sent} bytes sent, grown by {} KiB", grown >> 10);
     assert!(sent < 1_000_000_000);
     assert!(grown < 64 << 20, "grown by {grown} bytes");
@@ -433,7 +425,7 @@ fn a_client_that_reads_nothing_holds_little_of_http_2() {
     stream.write_all(&bytes).unwrap();
     wait_until("all are asked for", || backend.requests() == 20);
     let sent = wait_until_stuck(&moved);
-    let grown = peak(&tollgate).saturating_sub(before);
+    let grown = tollgate.peak().saturating_sub(before);
     println!("20 streams at zero window of h2c: {sent} sent, grown by {} KiB", grown >> 10);
     assert!(grown < 64 << 20, "grown by {grown} bytes");
 }
@@ -496,7 +488,7 @@ fn an_origin_that_reads_nothing_is_waited_for() {
     });
     wait_until("all are there", || heads.load(Relaxed) == 20);
     let sent = wait_until_stuck(&moved);
-    let grown = peak(&tollgate).saturating_sub(before);
+    let grown = tollgate.peak().saturating_sub(before);
     println!("20 uploads to nobody: {sent} bytes sent, grown by {} KiB", grown >> 10);
     assert!(grown < 64 << 20, "grown by {grown} bytes");
     drop(leave);

@@ -89,7 +89,7 @@ label! {
 label! {
     /// Why a connection of HTTP/2 was cut.
     CutReason {
-        /// Too many frames that bring nothing.
+        /// Too many frames that bring nothing, streams that were reset, or fields of one head.
         Flood = "flood",
         /// A head took too long.
         HeadTimeout = "head_timeout",

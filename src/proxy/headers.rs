@@ -176,14 +176,25 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
     Ok(())
 }
 
+/// Fields of a request over HTTP/2, a cookie's pieces being one: what hyper allows over HTTP/1.1. A
+/// field can cost a byte to send (RFC 7541 §6.1) and a hundred to keep.
+const FIELDS_MAX: usize = 100;
+
 /// Makes a request of HTTP/2 what one of HTTP/1.1 would be, where the library has not refused it:
 /// one `Host`, one `Cookie`.
 ///
 /// # Errors
 /// What RFC 9113 calls malformed and the library lets pass: no authority, or two that differ, an
 /// empty scheme, a path without its slash (§8.3.1); a value that begins or ends with a space, a name
-/// with a quote (§8.2.1).
+/// with a quote (§8.2.1). More fields than HTTP/1.1 may have.
 fn settle_http2<B>(request: &mut Request<B>) -> Result<(), Refusal> {
+    let headers = request.headers_mut();
+    if headers.len() != headers.keys_len() {
+        join_cookies(headers);
+    }
+    if headers.len() > FIELDS_MAX {
+        return Err(Refusal::TooManyFields);
+    }
     let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let has_space = |value: &HeaderValue| {
         is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())
@@ -207,10 +218,6 @@ fn settle_http2<B>(request: &mut Request<B>) -> Result<(), Refusal> {
             }
         }
         _ => {}
-    }
-    let headers = request.headers_mut();
-    if headers.len() != headers.keys_len() {
-        join_cookies(headers);
     }
     Ok(())
 }

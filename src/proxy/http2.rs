@@ -25,6 +25,7 @@ use crate::metrics::labels::TaskType;
 
 use super::connection::linger;
 use super::frames::{FrameWatch, head_due};
+use super::http2_message::is_flood;
 use super::io::ConnState;
 use super::service;
 use super::timer::{TICK, Tick};
@@ -78,8 +79,10 @@ pub async fn serve(worker: Rc<Worker>, transport: Transport, conn: Arc<ConnState
             Pin::new(&mut connection).graceful_shutdown();
         }
         if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
-            let cut = link.is_flooded.get().then_some(CutReason::Flood);
-            return Poll::Ready((ended.err(), cut));
+            let ended = ended.err();
+            let is_flood = ended.as_ref().is_some_and(|error| is_flood(error));
+            let cut = (is_flood || link.is_flooded.get()).then_some(CutReason::Flood);
+            return Poll::Ready((ended, cut));
         }
         let head_due = head_due(link.frames.borrow().head_since(), settings.phases.header);
         if !link.is_before(head_due) {

@@ -31,14 +31,7 @@ pub enum Fate {
 impl Fate {
     /// Reads it from the error and what it came from.
     pub fn of(error: &(dyn Error + 'static)) -> Fate {
-        let mut error = Some(error);
-        while let Some(it) = error {
-            if let Some(it) = it.downcast_ref::<h2::Error>() {
-                return Self::of_h2(it);
-            }
-            error = it.source();
-        }
-        Fate::Unknown
+        h2_error(error).map_or(Fate::Unknown, Self::of_h2)
     }
 
     fn of_h2(error: &h2::Error) -> Fate {
@@ -51,6 +44,23 @@ impl Fate {
             _ => Fate::Unknown,
         }
     }
+}
+
+/// Whether the library has ended a connection as its peer sent too much of something (§10.5).
+pub fn is_flood(error: &(dyn Error + 'static)) -> bool {
+    h2_error(error)
+        .is_some_and(|it| it.is_library() && it.reason() == Some(Reason::ENHANCE_YOUR_CALM))
+}
+
+fn h2_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a h2::Error> {
+    let mut error = Some(error);
+    while let Some(it) = error {
+        if let Some(it) = it.downcast_ref() {
+            return Some(it);
+        }
+        error = it.source();
+    }
+    None
 }
 
 /// Makes a request that is fit for HTTP/1.1 fit for HTTP/2: its authority and scheme are part of the

@@ -79,6 +79,7 @@ words! {
     METHOD_NOT_ALLOWED "Method not allowed" UNKNOWN,
     REQUEST_TIMEOUT "Request timeout" CANCELLED,
     PAYLOAD_TOO_LARGE "Content too large" RESOURCE_EXHAUSTED,
+    REQUEST_HEADER_FIELDS_TOO_LARGE "Request header fields too large" RESOURCE_EXHAUSTED,
     TOO_MANY_REQUESTS "Rate limit exceeded" RESOURCE_EXHAUSTED,
     BAD_GATEWAY "Bad gateway" UNAVAILABLE,
     SERVICE_UNAVAILABLE "Service unavailable" UNAVAILABLE,
@@ -106,6 +107,8 @@ pub enum Refusal {
     RequestTimeout,
     /// The body is above the limit: 413.
     ContentTooLarge,
+    /// The head has too many fields: 431.
+    TooManyFields,
     /// The upstream could not be reached: 502.
     UpstreamUnreachable,
     /// The upstream broke off before its head, or what it sent is no HTTP: 502.
@@ -136,7 +139,8 @@ impl Refusal {
             | Refusal::Forbidden
             | Refusal::MethodNotAllowed
             | Refusal::RequestTimeout
-            | Refusal::ContentTooLarge => Ending::Refused,
+            | Refusal::ContentTooLarge
+            | Refusal::TooManyFields => Ending::Refused,
         }
     }
 
@@ -158,6 +162,7 @@ impl Refusal {
             | Refusal::MethodNotAllowed
             | Refusal::RequestTimeout
             | Refusal::ContentTooLarge
+            | Refusal::TooManyFields
             | Refusal::StoreUnavailable
             | Refusal::CircuitOpen { .. } => None,
         }
@@ -175,6 +180,7 @@ impl Refusal {
             Refusal::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, FORM),
             Refusal::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, FORM),
             Refusal::ContentTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, FORM),
+            Refusal::TooManyFields => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, FORM),
             Refusal::UpstreamUnreachable => {
                 (StatusCode::BAD_GATEWAY, "tollgate; error=connection_refused")
             }
@@ -321,6 +327,7 @@ mod tests {
             Refusal::MethodNotAllowed,
             Refusal::RequestTimeout,
             Refusal::ContentTooLarge,
+            Refusal::TooManyFields,
             Refusal::UpstreamUnreachable,
             Refusal::UpstreamBroken,
             Refusal::ConnectTimeout,

@@ -217,6 +217,13 @@ impl Tollgate {
         pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
     }
 
+    /// Its largest resident set so far, in bytes.
+    pub fn peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|it| it.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
     /// Sends it a signal, by the name that `kill` knows.
     pub fn signal(&self, name: &str) {
         signal(self.pid(), name);
