@@ -112,6 +112,16 @@ fn debt(clear_at: Timestamp, now: Timestamp) -> u64 {
 mod tests {
     use super::*;
 
+    /// So many addresses, none of which shares a place with `one`: the newer of two would take it.
+    fn crowd(throttle: &FailureThrottle, one: IpAddr, count: u64) -> Vec<IpAddr> {
+        let place = |address| throttle.place(throttle.owner(address)).map(std::ptr::from_ref);
+        let hosts = (0..).map(|host: u64| format!("2001:db8:1:{host:x}::1").parse().unwrap());
+        hosts
+            .filter(|host| place(*host) != place(one))
+            .take(usize::try_from(count).unwrap())
+            .collect()
+    }
+
     #[test]
     fn a_burst_of_failures_then_so_many_a_second() {
         let throttle = FailureThrottle::default();
@@ -126,8 +136,7 @@ mod tests {
         assert!(throttle.admits(other, at(0)));
         assert!(throttle.admits(one, at(10_000)), "the process bears one more");
         let busy = |throttle: &FailureThrottle, micros| {
-            for host in 0..PROCESS_BURST {
-                let address = format!("2001:db8:1:{host:x}::1").parse().unwrap();
+            for address in crowd(throttle, one, PROCESS_BURST) {
                 throttle.failed(address, at(micros));
             }
         };
@@ -158,8 +167,8 @@ mod tests {
         let before = at(10_000 - 3_600);
         assert!(!throttle.admits(one, before));
         assert!(throttle.admits(one, before.plus(Micros::SECOND)), "the process bears more again");
-        for host in 0..PROCESS_BURST {
-            throttle.failed(format!("198.51.100.{host}").parse().unwrap(), before);
+        for address in crowd(&throttle, one, PROCESS_BURST) {
+            throttle.failed(address, before);
         }
         assert!(!throttle.admits(one, before));
         assert!(throttle.admits(one, before.plus(Micros::from_micros(FAILURE))));
