@@ -194,6 +194,50 @@ fn sockets_are_closed_with_who_ends_though_they_were_offered() {
     assert!(tollgate.wait().success());
 }
 
+/// A successor that has the sockets and is not ready yet: it prints so, and accepts once it is told.
+const SUCCESSOR: &str = r#"
+import socket, sys
+stream = socket.socket(socket.AF_UNIX)
+stream.connect(sys.argv[1])
+stream.sendall(b"tollgate sockets 1\n")
+_, sockets, _, _ = socket.recv_fds(stream, 300, 16)
+print("has them", flush=True)
+sys.stdin.readline()
+listener = socket.socket(fileno=sockets[0])
+listener.settimeout(60)
+listener.accept()
+print("accepted", flush=True)
+"#;
+
+#[test]
+fn who_is_told_to_end_leaves_a_successor_that_starts_its_sockets() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("handover.sock");
+    let (backend, (data, admin)) = (Backend::ok(), addresses());
+    let mut tollgate = serve(backend.address, data, admin, &path);
+    let mut successor = Command::new("python3")
+        .args(["-c", SUCCESSOR, path.to_str().unwrap()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(successor.stdout.take().unwrap());
+    let mut expect = |words: &str| {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut lines, &mut line).unwrap();
+        assert_eq!(line.trim(), words);
+    };
+    expect("has them");
+    tollgate.signal("TERM");
+    assert!(tollgate.wait().success());
+    // Nothing was done to the socket that would outlive who did it.
+    let connected = std::net::TcpStream::connect_timeout(&data, PATIENCE);
+    assert!(connected.is_ok(), "{connected:?}");
+    successor.stdin.take().unwrap().write_all(b"now\n").unwrap();
+    expect("accepted");
+    assert!(successor.wait().unwrap().success());
+}
+
 // ----------------------------------------------------------------------------------------- systemd
 
 /// Holds a socket, as systemd does, and starts one tollgate after the other with it; each line of its

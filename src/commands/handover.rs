@@ -159,12 +159,22 @@ impl Inherited {
 
 /// What is offered to a successor.
 #[derive(Clone, Debug, Default)]
-pub struct Offer(Arc<Mutex<Option<Vec<Listening>>>>);
+pub struct Offer(Arc<Mutex<Offered>>);
+
+#[derive(Debug, Default)]
+struct Offered {
+    sockets: Option<Vec<Listening>>,
+    /// Whether a successor has them and is still starting.
+    is_lent: bool,
+}
 
 impl Offer {
-    /// Ends the offer: as long as it stands, the sockets are open, whoever accepts from them.
-    pub fn withdraw(&self) {
-        *self.0.lock() = None;
+    /// Ends the offer: as long as it stands, the sockets are open, whoever accepts from them. Whether
+    /// a successor has them by now, ready or not: what is done to a socket here is done to it there.
+    pub fn withdraw(&self) -> bool {
+        let mut offered = self.0.lock();
+        offered.sockets = None;
+        offered.is_lent
     }
 }
 
@@ -190,7 +200,8 @@ pub fn offer(
     }
     let listener = UnixListener::bind(&beside).with_context(what)?;
     std::fs::rename(&beside, path).with_context(what)?;
-    let offer = Offer(Arc::new(Mutex::new(Some(sockets))));
+    let offered = Offered { sockets: Some(sockets), is_lent: false };
+    let offer = Offer(Arc::new(Mutex::new(offered)));
     let offered = offer.clone();
     let thread = std::thread::Builder::new().name("handover".to_owned());
     thread
@@ -199,6 +210,7 @@ pub fn offer(
                 match hand_over(stream, &offered) {
                     Ok(()) => return taken(),
                     Err(error) => {
+                        offered.0.lock().is_lent = false;
                         tracing::warn!(%error, "the sockets were not handed over; this goes on");
                     }
                 }
@@ -235,11 +247,12 @@ fn hand_over(mut stream: UnixStream, offer: &Offer) -> io::Result<()> {
         return Err(io::Error::other("what asked for them is no tollgate of a known version"));
     }
     {
-        let offered = offer.0.lock();
-        let Some(sockets) = &*offered else {
+        let mut offered = offer.0.lock();
+        let Some(sockets) = &offered.sockets else {
             return Err(io::Error::other("this is about to end"));
         };
         send(&stream, sockets)?;
+        offered.is_lent = true;
     }
     tracing::info!("a successor starts");
     stream.set_read_timeout(Some(START_MAX))?;

@@ -253,12 +253,17 @@ async fn control(
         name = signals.end() => Some(name),
         () = taken => None,
     };
-    offer.withdraw();
+    let is_lent = offer.withdraw();
     wired.admin.readiness.set_draining();
     match signal {
         Some(signal) => {
             tracing::info!(signal, "draining");
-            wired.gate.drain.begin();
+            if is_lent {
+                // Its sockets are those of a successor that is still starting.
+                wired.gate.drain.begin_succeeded();
+            } else {
+                wired.gate.drain.begin();
+            }
         }
         None => {
             tracing::info!("draining: a successor has taken over");
