@@ -3,7 +3,7 @@
 //! When a denial ends, all requests that are on their way would ask at once, and all but one or two
 //! would be denied again. Here the first asks, and the others wait for what it hears. A denial is one
 //! for all of them; after an admission the next of them asks. As tokens may have come back for many,
-//! each further admission in a row lets two go on, and after [`TURNS_MAX`] all do.
+//! each further admission in a row lets two go on, and after `TURNS_MAX` all do.
 //!
 //! Who waits does so in the order of coming, for as long as it likes, and is told at once when there
 //! is nothing more to wait for. Whoever asks and is dropped passes its turn on.
