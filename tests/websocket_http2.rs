@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+#[path = "support/certificates.rs"]
+mod certificates;
 #[path = "support/http2.rs"]
 mod http2;
 mod support;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,10 +19,12 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use support::{Backend, BackendConnection, GENEROUS, Start, Tollgate, wait_until};
 
+use certificates::self_signed;
 use http2::{Polite, Raw, SETTINGS, request, run, whole};
 
 const OPEN: &str = r#"websocket_connections_active{endpoint="other"}"#;
-const ACTIVE_TASKS: &str = r#"backpressure_async_tasks_pending{task_type="websocket"}"#;
+const STREAMS: &str = r#"backpressure_async_tasks_pending{task_type="request"}"#;
+const TUNNELS: &str = r#"backpressure_async_tasks_pending{task_type="websocket"}"#;
 
 fn ask(path: &str) -> http::request::Builder {
     Request::builder()
@@ -89,13 +94,19 @@ async fn send(
     (answer.await.unwrap(), sending)
 }
 
+fn tasks(tollgate: &Tollgate) -> [f64; 2] {
+    [STREAMS, TUNNELS].map(|it| tollgate.metric(it))
+}
+
 /// Waits, and lets the connection go on meanwhile.
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + support::PATIENCE;
-    while !condition() {
-        assert!(std::time::Instant::now() < deadline, "waited in vain until {what}");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    let holds = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let waited = tokio::time::timeout(support::PATIENCE, holds).await;
+    waited.unwrap_or_else(|_| panic!("waited in vain until {what}"));
 }
 
 async fn status_and_body(client: &mut Polite, request: http::request::Builder) -> (u16, String) {
@@ -196,7 +207,8 @@ fn many_share_a_connection_and_each_has_its_own_bytes() {
         for number in 0..40 {
             open.push(Open::at(&mut client, &format!("/{number}")).await);
         }
-        assert!((tollgate.metric(OPEN) - 40.0).abs() < 0.5);
+        assert_eq!(tollgate.metric(OPEN), 40.0);
+        assert_eq!(tasks(&tollgate), [40.0; 2]);
         for round in 0..3 {
             for (number, it) in open.iter_mut().enumerate() {
                 it.send(format!("{number} of {round}").repeat(100).as_bytes());
@@ -212,7 +224,7 @@ fn many_share_a_connection_and_each_has_its_own_bytes() {
             assert!(it.read(1).await.is_empty(), "the end comes back");
         }
         until("none is open", || tollgate.metric(OPEN) == 0.0).await;
-        until("none is served", || tollgate.metric(ACTIVE_TASKS) == 0.0).await;
+        until("none is served", || tasks(&tollgate) == [0.0; 2]).await;
         assert_eq!(client.get("/nothing-of-these").await.status, 404);
     });
 }
@@ -336,7 +348,7 @@ fn one_half_outlives_the_other() {
         assert_eq!(first.read(100).await, b"and last");
         let mut second = Open::at(&mut client, "/server-first").await;
         assert_eq!(second.read(100).await, b"first", "and its end");
-        tokio::time::sleep(std::time::Duration::from_millis(3500)).await;
+        tokio::time::sleep(Duration::from_millis(3500)).await;
         assert!(!client.ended.is_finished(), "the connection has a stream that is half open");
         second.send(b"and last");
         second.end();
@@ -372,7 +384,7 @@ fn an_end_on_one_side_is_told_to_the_other() {
     });
     wait_until("the backend hears of a connection that is gone", || heard.try_recv().is_ok());
     wait_until("none is open", || tollgate.metric(OPEN) == 0.0);
-    wait_until("none is served", || tollgate.metric(ACTIVE_TASKS) == 0.0);
+    wait_until("none is served", || tasks(&tollgate) == [0.0; 2]);
 }
 
 #[test]
@@ -392,7 +404,7 @@ fn a_reader_that_takes_nothing_is_given_up_and_holds_little() {
         }
         // Nothing is read. Each is over once its window is full and its time is up.
         until("none is open", || tollgate.metric(OPEN) == 0.0).await;
-        until("none is served", || tollgate.metric(ACTIVE_TASKS) == 0.0).await;
+        until("none is served", || tasks(&tollgate) == [0.0; 2]).await;
         for mut it in open {
             // What was on its way is there, then a reset: an end would say that this was all.
             let end = loop {
@@ -468,4 +480,106 @@ fn it_is_offered_where_a_backend_can_be_upgraded() {
         let is_offered = settings.chunks(6).any(|it| it == ENABLE_CONNECT_PROTOCOL);
         assert_eq!(is_offered, offers, "{upstream}: {settings:?}");
     }
+}
+
+/// Answers a page's frames, which are small and whole (RFC 6455 §5.2).
+fn echo_frames(connection: &mut BackendConnection) {
+    loop {
+        let [first, length] = connection.read_exactly(2)[..] else { return };
+        let length = match length & 0x7f {
+            126 => u16::from_be_bytes(connection.read_exactly(2).try_into().unwrap()),
+            short => u16::from(short),
+        };
+        let mask = connection.read_exactly(4);
+        let masked = connection.read_exactly(usize::from(length));
+        let payload = masked.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+        let mut frame = vec![first, 126];
+        frame.extend(length.to_be_bytes());
+        frame.extend(payload);
+        // Control frames have the short form of a length.
+        if length < 126 {
+            frame.splice(1..4, [u8::try_from(length).unwrap()]);
+        }
+        connection.send(frame);
+        if first == 0x88 {
+            return;
+        }
+    }
+}
+
+const PAGE: &str = "<!doctype html><script>
+const socket = new WebSocket(`wss://${location.host}/ws`, 'chat');
+const text = '\u{fc}ber'.repeat(1000);
+let said = '';
+socket.onopen = () => socket.send(text);
+socket.onmessage = (event) => { said = event.data; socket.close(4001, 'enough'); };
+socket.onclose = (event) => fetch(`/told/${event.code}/${event.reason}/${socket.protocol}/${said === text}`);
+</script>";
+
+/// A browser opens a WebSocket on the connection that it has, where the server allows that.
+#[test]
+fn chromium_opens_one_on_the_connection_of_its_page() {
+    let chromium = std::env::var_os("CHROMIUM").unwrap_or_else(|| "/usr/bin/chromium".into());
+    if !std::path::Path::new(&chromium).exists() {
+        let is_required = std::env::var_os("TOLLGATE_REQUIRE_BROWSER").is_some_and(|it| it == "1");
+        assert!(!is_required, "TOLLGATE_REQUIRE_BROWSER=1, but there is no chromium");
+        println!("skipped: there is no chromium");
+        return;
+    }
+    let backend = Backend::spawn(|mut connection| {
+        while let Some(seen) = connection.request() {
+            if let Some(key) = seen.field("sec-websocket-key") {
+                connection.send(format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                     Upgrade: websocket\r\nSec-WebSocket-Protocol: chat\r\n\
+                     Sec-WebSocket-Accept: {}\r\n\r\n",
+                    accept(key)
+                ));
+                return echo_frames(&mut connection);
+            }
+            let (kind, body) = ("text/html", if seen.target() == "/" { PAGE } else { "" });
+            let length = body.len();
+            connection.send(format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n{body}"
+            ));
+        }
+    });
+    let directory = tempfile::tempdir().unwrap();
+    self_signed(directory.path(), "a", "localhost", 90);
+    let at = directory.path().display();
+    let config = format!(
+        "server: {{ listeners: [{{ address: '127.0.0.1:0', \
+         tls: {{ cert: '{at}/a.crt', key: '{at}/a.key' }} }}] }}\n"
+    );
+    let start = Start::default().upstream(backend.address).listeners().config(&config);
+    let tollgate = start.tiers(GENEROUS).run();
+    let profile = tempfile::tempdir().unwrap();
+    let mut browser = std::process::Command::new(chromium)
+        .args([
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+        ])
+        .args(["--ignore-certificate-errors", "--no-first-run"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(format!("https://{}/", tollgate.data))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let told = || backend.seen().iter().map(|it| it.target().to_owned()).collect::<Vec<_>>();
+    // Whatever comes of it, the browser ends.
+    let heard = std::panic::catch_unwind(|| {
+        wait_until("the page has told", || told().iter().any(|it| it.starts_with("/told/")));
+    });
+    browser.kill().unwrap();
+    browser.wait().unwrap();
+    assert!(heard.is_ok(), "{:?}", told());
+    assert!(told().contains(&"/told/4001/enough/chat/true".to_owned()), "{:?}", told());
+    let seen = backend.seen();
+    let socket = seen.iter().find(|it| it.target() == "/ws").unwrap();
+    assert_eq!(socket.field("via"), Some("2.0 tollgate"), "on the connection of the page");
+    assert_eq!(socket.field("x-forwarded-proto"), Some("https"));
+    assert_eq!(socket.all("sec-websocket-version"), ["13"]);
 }

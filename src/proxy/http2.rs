@@ -219,7 +219,7 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
                 let _open = open;
                 sent_to_end(&conn, stream).await;
             };
-            tokio::task::spawn_local(watched(TaskType::Websocket, sent));
+            tokio::task::spawn_local(watched(TaskType::Request, sent));
             return;
         }
         let served = async move {
