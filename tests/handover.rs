@@ -101,7 +101,7 @@ fn the_admin_port_goes_over_too() {
     for _ in 0..20 {
         assert_eq!(after.admin("/readyz").status, 200);
     }
-    assert!(after.metric("tollgate_requests_total{class=\"2xx\"}").abs() < 0.5, "it counts anew");
+    assert!(after.sum("tollgate_requests_total") < 0.5, "it counts anew");
 }
 
 /// Greets as a successor does, and is sent the sockets.

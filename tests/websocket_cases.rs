@@ -1,13 +1,15 @@
 //! What WebSocket clients and servers do to each other (RFC 6455), by the categories of the Autobahn
 //! test suite: framing, pings, reserved bits and opcodes, fragments, UTF-8, closing, sizes, extensions.
 //!
-//! Each case is told to an echo server directly and through tollgate, and what comes back has to be
-//! the same to the last byte: a proxy is not to be noticed.
+//! Each case is told to an echo server directly, through tollgate, and through tollgate on a stream of
+//! HTTP/2; what comes back has to be the same to the last byte: a proxy is not to be noticed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
 #[path = "support/websocket.rs"]
 mod websocket;
+#[path = "support/websocket_bridge.rs"]
+mod websocket_bridge;
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -342,6 +344,7 @@ fn tollgate_before(upstream: SocketAddr) -> Tollgate {
 fn every_case_ends_through_tollgate_as_it_does_without() {
     let server = echo_server();
     let tollgate = tollgate_before(server);
+    let over_http2 = websocket_bridge::spawn(tollgate.data);
     let cases = cases();
     for Case { name, steps, expect } in &cases {
         let direct = play(server, steps);
@@ -360,8 +363,11 @@ fn every_case_ends_through_tollgate_as_it_does_without() {
                 assert_ne!(code, Some(1000), "{name}");
             }
         }
-        let through = play(tollgate.data, steps);
-        assert!(through == direct, "{name}: {} frames, {} without", through.len(), direct.len());
+        for (route, way) in [(tollgate.data, "HTTP/1.1"), (over_http2, "HTTP/2")] {
+            let through = play(route, steps);
+            let counts = (through.len(), direct.len());
+            assert!(through == direct, "{name}, {way}: {} frames, {} without", counts.0, counts.1);
+        }
     }
     println!("{} cases", cases.len());
     assert!(cases.len() >= 168, "{}", cases.len());

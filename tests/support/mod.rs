@@ -619,6 +619,8 @@ impl Backend {
         listener: TcpListener,
         script: impl Fn(BackendConnection) + Send + Sync + 'static,
     ) -> Self {
+        // The library's 128 are soon full where a thousand connect at once.
+        rustix::net::listen(&listener, 4096).unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(AtomicUsize::new(0));
