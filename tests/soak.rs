@@ -60,8 +60,9 @@ const SMALL: [u64; 2] = [60, 72];
 const SMALL_PAUSE: Duration = Duration::from_millis(100);
 /// How much closer together requests may be at tollgate than at their client.
 const JITTER: Duration = Duration::from_secs(1);
-/// For how long after a backend was killed somebody may write to it who has not heard of that yet.
-const UNHEARD: Duration = Duration::from_secs(1);
+/// For how long after a backend was killed somebody may write to it who has not heard of that yet: a
+/// moment, and longer where a machine has more to do than it can.
+const UNHEARD: Duration = Duration::from_secs(3);
 
 /// Waits until it is so, without asking too often: what is asked is at work.
 #[track_caller]
@@ -406,7 +407,8 @@ impl Sample {
 /// Losses that a client which repeats nothing has to reckon with: of a backend that was killed, uploads
 /// that it had, and answers that had begun.
 fn is_owed(loss: &Loss, kills: &[Instant]) -> bool {
-    let is_upload = loss.what.starts_with("POST") && loss.why.starts_with("502");
+    let broke = loss.why.starts_with("502") && loss.why.contains("error=connection_terminated");
+    let is_upload = loss.what.starts_with("POST") && broke;
     let is_bound_to_one = loss.is_begun || is_upload;
     let met = |kill: &Instant| loss.sent < *kill + UNHEARD && loss.ended >= *kill;
     !(is_bound_to_one && kills.iter().any(met))
@@ -590,6 +592,12 @@ fn judge(
         small.refused.load(Relaxed),
         small.most()
     );
+    let late = |loss: &&Loss| {
+        let kill = kills.iter().rev().find(|it| loss.ended >= **it);
+        loss.sent.saturating_duration_since(*kill.unwrap())
+    };
+    let latest = others.iter().map(|it| late(it)).max().unwrap_or_default();
+    println!("the last of them was sent {latest:?} after the kill");
     println!("verdicts: {:?}", course.verdicts);
     let page = service.tollgate.admin("/metrics").text();
     let told = [

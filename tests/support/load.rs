@@ -533,6 +533,8 @@ pub struct Told {
     pub closes: bool,
     /// What it says that the limit is.
     pub limit: Option<u64>,
+    /// Its `Proxy-Status`.
+    pub reason: Option<String>,
     pub body: Vec<u8>,
 }
 
@@ -552,7 +554,7 @@ pub fn read_answer(stream: &mut impl BufRead) -> io::Result<Told> {
     };
     let status = next(stream)?;
     let status = status.split(' ').nth(1).and_then(|it| it.parse().ok()).unwrap_or(0);
-    let (mut length, mut closes, mut limit) = (None, false, None);
+    let (mut length, mut closes, mut limit, mut reason) = (None, false, None, None);
     loop {
         let field = next(stream)?;
         let Some((name, value)) = field.split_once(':') else { break };
@@ -560,6 +562,7 @@ pub fn read_answer(stream: &mut impl BufRead) -> io::Result<Told> {
             "content-length" => length = value.trim().parse().ok(),
             "connection" => closes = value.trim() == "close",
             "x-ratelimit-limit" => limit = value.trim().parse().ok(),
+            "proxy-status" => reason = Some(value.trim().to_owned()),
             _ => {}
         }
     }
@@ -582,7 +585,7 @@ pub fn read_answer(stream: &mut impl BufRead) -> io::Result<Told> {
         }
     };
     let body = read().map_err(|it| io::Error::new(it.kind(), format!("{BROKE_OFF}, {it}")))?;
-    Ok(Told { status, closes, limit, body })
+    Ok(Told { status, closes, limit, reason, body })
 }
 
 /// Whether this is the whole answer to a request for that path.

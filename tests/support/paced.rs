@@ -92,6 +92,14 @@ pub struct Loss {
     pub why: String,
 }
 
+/// A whole answer.
+struct Outcome {
+    status: u16,
+    /// Its `Proxy-Status`.
+    reason: Option<String>,
+    body: Vec<u8>,
+}
+
 /// What all clients of a run share.
 #[derive(Default)]
 pub struct Ledger {
@@ -156,22 +164,15 @@ impl Ledger {
     }
 
     /// Counts what came of a request.
-    fn count(
-        &self,
-        due: Instant,
-        sent: Instant,
-        path: &str,
-        outcome: Result<(u16, Vec<u8>), String>,
-    ) {
+    fn count(&self, due: Instant, sent: Instant, path: &str, outcome: Result<Outcome, String>) {
         let what = || format!("{} {path}", if path.starts_with("/u") { "POST" } else { "GET" });
         match outcome {
-            Ok((200, body)) if is_own(&body, path) => {
+            Ok(Outcome { status: 200, body, .. }) if is_own(&body, path) => {
                 self.answered.fetch_add(1, Relaxed);
                 self.recent.add(due.elapsed());
             }
-            Ok((status, body)) => {
-                let text = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
-                self.lost(sent, what(), format!("{status}: {text}"));
+            Ok(Outcome { status, reason, .. }) => {
+                self.lost(sent, what(), format!("{status} {}", reason.unwrap_or_default()));
             }
             Err(why) => self.lost(sent, what(), why),
         }
@@ -208,7 +209,9 @@ impl Ledger {
             if told.as_ref().is_ok_and(|it| !it.closes) && left > 1 {
                 kept = Some((stream, left - 1));
             }
-            let outcome = told.map(|it| (it.status, it.body)).map_err(|it| it.to_string());
+            let outcome =
+                told.map(|it| Outcome { status: it.status, reason: it.reason, body: it.body });
+            let outcome = outcome.map_err(|it| it.to_string());
             self.count(due, sent, &path, outcome);
         }
     }
@@ -287,7 +290,7 @@ async fn ask_http2(
     requests: SendRequest<Bytes>,
     request: http::Request<()>,
     has_body: bool,
-) -> Result<(u16, Vec<u8>), String> {
+) -> Result<Outcome, String> {
     let mut requests = requests.ready().await.map_err(|it| it.to_string())?;
     let sent = requests.send_request(request, !has_body);
     let (answer, mut sending) = sent.map_err(|it| it.to_string())?;
@@ -297,7 +300,8 @@ async fn ask_http2(
     }
     let answer = answer.await.map_err(|it| it.to_string())?;
     let whole = http2::whole(answer).await.map_err(|it| format!("{BROKE_OFF}, {it}"))?;
-    Ok((whole.status, whole.body))
+    let reason = whole.headers.get("proxy-status").and_then(|it| it.to_str().ok());
+    Ok(Outcome { status: whole.status, reason: reason.map(str::to_owned), body: whole.body })
 }
 
 async fn connect_http2(target: &Target) -> std::io::Result<Polite> {
