@@ -26,8 +26,10 @@ use super::error::CheckError;
 use super::link::{Late, Link};
 use super::replicas::Seen;
 
-/// Charges that wait for Redis at the same time.
-const CHARGES_AT_ONCE: usize = 256;
+/// Charges that wait for Redis at the same time: what is ahead of every check that is made meanwhile, by
+/// this replica or by another one. Redis takes some 50 µs for each, so these are a few milliseconds of a
+/// check's budget, and as many as keep Redis busy.
+const CHARGES_AT_ONCE: usize = 32;
 /// How long one may take. Nobody's request waits for it.
 const CHARGE_BUDGET: Duration = Duration::from_secs(1);
 /// How long replicas are waited for that were there before the outage.
