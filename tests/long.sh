@@ -104,7 +104,8 @@ valkey)
     done
     "$TOLLGATE_REDIS_SERVER" --version
     exec cargo test --locked --test redis_forms --test redis_store --test failover --test redis_failover \
-        --test outage --test quotas --test leases --test deny_cache -- --nocapture "$@"
+        --test outage --test quotas --test leases --test deny_cache --test redis_budget --test redis_parts \
+        -- --nocapture "$@"
     ;;
 leases)
     export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
