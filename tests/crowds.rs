@@ -192,7 +192,7 @@ fn connections(count: usize, rate: f64, span: Duration) {
     let mut parts: Vec<Vec<Kept>> = (0..CLIENTS).map(|_| Vec::new()).collect();
     let each = count / CLIENTS;
     let count = each * CLIENTS;
-    // No more at a time than wait for a worker: what is beyond that is closed unread.
+    // No more at a time than the workers take at once.
     for number in 1..=each {
         parts.iter_mut().for_each(|part| part.push(connect(address)));
         if number % 8 == 0 || number == each {

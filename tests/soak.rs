@@ -599,7 +599,7 @@ fn judge(
         let kill = kills.iter().rev().find(|it| loss.ended >= **it);
         loss.sent.saturating_duration_since(*kill.unwrap())
     };
-    let latest = others.iter().map(|it| late(it)).max().unwrap_or_default();
+    let latest = others.iter().map(late).max().unwrap_or_default();
     println!("the last of them was sent {latest:?} after the kill");
     println!("verdicts: {:?}", course.verdicts);
     let page = service.tollgate.admin("/metrics").text();
