@@ -2,7 +2,7 @@
 //! found. Needs no nightly compiler.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
-#[path = "../fuzz/src/targets.rs"]
+#[path = "../fuzz/src/targets/mod.rs"]
 mod targets;
 
 fn replay(name: &str, target: fn(&[u8])) {
