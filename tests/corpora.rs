@@ -45,6 +45,16 @@ fn tokens() {
     replay("jwt", targets::jwt);
 }
 
+#[test]
+fn headers_of_the_proxy_protocol() {
+    replay("proxy_protocol", targets::proxy_protocol);
+}
+
+#[test]
+fn lines_of_the_access_log() {
+    replay("access_log", targets::access_log);
+}
+
 /// A target that the fuzzer has and this file has not would not be replayed.
 #[test]
 fn every_target_is_here() {
@@ -53,5 +63,8 @@ fn every_target_is_here() {
         .map(|it| it.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["config", "forwarded", "jwt", "path", "tiers"]);
+    assert_eq!(
+        names,
+        ["access_log", "config", "forwarded", "jwt", "path", "proxy_protocol", "tiers"]
+    );
 }

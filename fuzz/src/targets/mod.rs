@@ -1,11 +1,13 @@
 //! What is done with one input, by target: the fuzzer calls these functions, and so does the test
 //! that replays the corpora. An input that shows a fault panics.
 
+pub mod access_log;
 pub mod files;
 pub mod forwarded;
 pub mod jwt;
 pub mod models;
 pub mod path;
+pub mod proxy_protocol;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
@@ -17,10 +19,12 @@ use tollgate::config::compile_upstream::UpstreamNeed;
 use tollgate::config::load::{LoadRequest, Overrides, load};
 use tollgate::policy::facts::RequestFacts;
 
+pub use access_log::access_log;
 pub use files::{config, tiers};
 pub use forwarded::forwarded;
 pub use jwt::jwt;
 pub use path::path;
+pub use proxy_protocol::proxy_protocol;
 
 /// What everything is loaded with where no file says otherwise.
 static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
@@ -45,5 +49,34 @@ fn get<'a>(path: &'a str, host: Option<&'a str>) -> RequestFacts<'a> {
         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
         headers: &NO_FIELDS,
         certificate: None,
+    }
+}
+
+/// An input that is taken apart; behind its end there are zeros.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn take(&mut self, count: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(count.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.take(1).first().copied().unwrap_or(0)
+    }
+
+    /// A count of bytes, and a number in so many: small ones are as likely as large ones.
+    fn number(&mut self) -> u64 {
+        let count = usize::from(self.byte() % 9);
+        self.take(count).iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+
+    /// As far as the next one of these bytes, which is passed over.
+    fn until(&mut self, end: u8) -> &'a [u8] {
+        let length = self.0.iter().position(|it| *it == end).unwrap_or(self.0.len());
+        let taken = self.take(length);
+        self.take(1);
+        taken
     }
 }

@@ -126,6 +126,9 @@ pub fn every_depth_is_counted(path: &str) {
         let depth = segments.len();
         let has_rule =
             (1..=BY_DEPTH_MAX).contains(&depth) && segments.iter().all(|it| !it.is_empty());
-        assert!(!has_rule || checked.contains(&(depth - 1)), "{path:?}: depth {depth} of {checked:?}");
+        assert!(
+            !has_rule || checked.contains(&(depth - 1)),
+            "{path:?}: depth {depth} of {checked:?}"
+        );
     }
 }
