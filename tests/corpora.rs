@@ -55,6 +55,11 @@ fn lines_of_the_access_log() {
     replay("access_log", targets::access_log);
 }
 
+#[test]
+fn replies_of_redis() {
+    replay("redis_reply", targets::redis_reply);
+}
+
 /// A target that the fuzzer has and this file has not would not be replayed.
 #[test]
 fn every_target_is_here() {
@@ -65,6 +70,15 @@ fn every_target_is_here() {
     names.sort();
     assert_eq!(
         names,
-        ["access_log", "config", "forwarded", "jwt", "path", "proxy_protocol", "tiers"]
+        [
+            "access_log",
+            "config",
+            "forwarded",
+            "jwt",
+            "path",
+            "proxy_protocol",
+            "redis_reply",
+            "tiers"
+        ]
     );
 }

@@ -8,6 +8,7 @@ pub mod jwt;
 pub mod models;
 pub mod path;
 pub mod proxy_protocol;
+pub mod redis_reply;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
@@ -25,6 +26,7 @@ pub use forwarded::forwarded;
 pub use jwt::jwt;
 pub use path::path;
 pub use proxy_protocol::proxy_protocol;
+pub use redis_reply::redis_reply;
 
 /// What everything is loaded with where no file says otherwise.
 static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
