@@ -60,6 +60,11 @@ fn replies_of_redis() {
     replay("redis_reply", targets::redis_reply);
 }
 
+#[test]
+fn whole_requests() {
+    replay("request", targets::request);
+}
+
 /// A target that the fuzzer has and this file has not would not be replayed.
 #[test]
 fn every_target_is_here() {
@@ -68,17 +73,16 @@ fn every_target_is_here() {
         .map(|it| it.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(
-        names,
-        [
-            "access_log",
-            "config",
-            "forwarded",
-            "jwt",
-            "path",
-            "proxy_protocol",
-            "redis_reply",
-            "tiers"
-        ]
-    );
+    let replayed = [
+        "access_log",
+        "config",
+        "forwarded",
+        "jwt",
+        "path",
+        "proxy_protocol",
+        "redis_reply",
+        "request",
+        "tiers",
+    ];
+    assert_eq!(names, replayed);
 }

@@ -160,7 +160,7 @@ properties) PROPTEST_CASES="${PROPTEST_CASES:-25600}" exec cargo test --release 
 fuzz)
     seconds=${1:-1200}
     [ $# -eq 0 ] || shift
-    [ $# -gt 0 ] || set -- path forwarded tiers config jwt proxy_protocol access_log redis_reply
+    [ $# -gt 0 ] || set -- path forwarded tiers config jwt proxy_protocol access_log redis_reply request
     for target in "$@"; do
         printf '%s, %s s\n' "$target" "$seconds"
         # The first folder takes what is new; the second is read.

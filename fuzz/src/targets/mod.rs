@@ -9,6 +9,7 @@ pub mod models;
 pub mod path;
 pub mod proxy_protocol;
 pub mod redis_reply;
+pub mod request;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
@@ -27,6 +28,7 @@ pub use jwt::jwt;
 pub use path::path;
 pub use proxy_protocol::proxy_protocol;
 pub use redis_reply::redis_reply;
+pub use request::request;
 
 /// What everything is loaded with where no file says otherwise.
 static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {

@@ -33,7 +33,7 @@ use strict::{Next, Seen};
 /// How long nothing may come from tollgate before a request is taken for one that it waits for.
 const QUIET: Duration = Duration::from_millis(10);
 /// So many requests of a day that no run makes them.
-const POLICY: &str = "default_tier: all\ntiers: {all: {per_day: 4000000000}}\n";
+const POLICY: &str = "default_tier: all\ntiers: {all: {per_day: 1000000000}}\n";
 /// After so many inputs an ordinary request has to be answered.
 const PROOF_EVERY: u64 = 64;
 
