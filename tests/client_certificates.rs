@@ -13,10 +13,10 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use certificates::shell;
+use certificates::{shell, trusting};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, StreamOwned};
 use support::{Backend, Client, PATIENCE, Start, Tollgate, wait_until};
 
 /// Authorities `ca` and `other`; servers signed by `ca`; clients, of which `stranger` is signed by
@@ -124,18 +124,9 @@ impl Served {
 
 /// TLS of a client that resumes where it can.
 fn client(at: &Path, who: &str) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(at.join("ca.crt")).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let chain = vec![CertificateDer::from_pem_file(at.join(format!("{who}.crt"))).unwrap()];
     let key = PrivateKeyDer::from_pem_file(at.join(format!("{who}.key"))).unwrap();
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key)
-        .unwrap();
-    Arc::new(config)
+    Arc::new(trusting([at.join("ca.crt")]).with_client_auth_cert(chain, key).unwrap())
 }
 
 /// One request on a connection of its own: how the handshake went, and the answer's first line.

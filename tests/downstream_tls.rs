@@ -10,19 +10,17 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use http2::{Polite, request};
 use support::{Backend, Client, GENEROUS, PATIENCE, Start, Tollgate, wait_until};
 
 struct Secured {
     tollgate: Tollgate,
-    roots: RootCertStore,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// A tollgate that listens with TLS, and these further lines below `server:`.
@@ -37,22 +35,12 @@ fn secured(backend: &Backend, server: &str) -> Secured {
     );
     let start = Start::default().upstream(backend.address).config(&config).tiers(GENEROUS);
     let tollgate = start.listeners().run();
-    let mut roots = RootCertStore::empty();
-    let pem = CertificateDer::from_pem_file(Path::new(&file("a.crt"))).unwrap();
-    roots.add(pem).unwrap();
-    Secured { tollgate, roots, _directory: directory }
+    Secured { tollgate, directory }
 }
 
 impl Secured {
     fn config(&self, protocol: &[u8]) -> Arc<ClientConfig> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(self.roots.clone())
-            .with_no_client_auth();
-        config.alpn_protocols = vec![protocol.to_vec()];
-        Arc::new(config)
+        certificates::client([self.directory.path().join("a.crt")], protocol)
     }
 
     fn connect(&self) -> StreamOwned<ClientConnection, TcpStream> {

@@ -16,61 +16,14 @@ mod support;
 use std::fs;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use load::{Fast, Manner, Run, Target, show, two_certificates};
+use load::{Fast, HTTP_1, HTTP_2, Manner, Run, Sum, Target, show, two_certificates, wait_answered};
 use support::{Backend, GENEROUS, Tollgate, wait_until};
 
 /// Of each case.
 fn requests() -> usize {
     std::env::var("DRAIN_REQUESTS").map_or(2000, |it| it.parse().unwrap())
-}
-
-/// Clients that keep their connections, clients that replace them, and clients that pause.
-const HTTP_1: &[Manner] = &[
-    Manner { streams: None, requests_max: usize::MAX, pause: Duration::ZERO },
-    Manner { streams: None, requests_max: usize::MAX, pause: Duration::ZERO },
-    Manner { streams: None, requests_max: 1, pause: Duration::ZERO },
-    Manner { streams: None, requests_max: 20, pause: Duration::from_millis(100) },
-];
-const HTTP_2: &[Manner] = &[
-    Manner { streams: Some(16), requests_max: usize::MAX, pause: Duration::ZERO },
-    Manner { streams: Some(50), requests_max: usize::MAX, pause: Duration::ZERO },
-    Manner { streams: Some(4), requests_max: 20, pause: Duration::ZERO },
-];
-
-/// What became of a case.
-#[derive(Default)]
-struct Sum {
-    sent: usize,
-    answered: usize,
-    connections: usize,
-    twice: usize,
-    failures: Vec<String>,
-}
-
-impl Sum {
-    fn add(&mut self, run: &Run) {
-        self.sent += run.tally.sent.load(Relaxed);
-        self.answered += run.tally.answered.load(Relaxed);
-        self.connections += run.tally.connections.load(Relaxed);
-        self.twice += run.tally.twice.load(Relaxed);
-        self.failures.extend(run.tally.failures());
-    }
-
-    fn tell(&self, case: &str, extra: &str) {
-        println!(
-            "{case}: {} sent, {} answered, {} failed, {} connections{extra}",
-            self.sent,
-            self.answered,
-            self.failures.len(),
-            self.connections
-        );
-        let failures = &self.failures[..self.failures.len().min(20)];
-        assert!(failures.is_empty(), "{case}: {} failed: {failures:#?}", self.failures.len());
-        assert_eq!(self.sent, self.answered, "{case}");
-        assert!(self.sent >= requests(), "{case}");
-    }
 }
 
 /// One tollgate after the other is sent SIGTERM under load until enough was sent.
@@ -84,7 +37,7 @@ fn drain(case: &str, manners: &[Manner], start: impl Fn() -> (Tollgate, Target))
         let clients: Vec<_> =
             manners.iter().cycle().take(manners.len() * 4).map(|it| run.client(*it)).collect();
         let enough = each + 37 * drains % each;
-        wait_until_answered(&run, enough);
+        wait_answered(std::slice::from_ref(&run), enough);
         run.may_refuse.store(true, Relaxed);
         tollgate.signal("TERM");
         for client in clients {
@@ -95,15 +48,8 @@ fn drain(case: &str, manners: &[Manner], start: impl Fn() -> (Tollgate, Target))
         drains += 1;
     }
     sum.tell(case, &format!(", {drains} drains, {} said goodbye to twice", sum.twice));
+    assert!(sum.sent >= requests(), "{case}");
     assert!(manners.iter().all(|it| it.streams.is_none()) || sum.twice > 0);
-}
-
-fn wait_until_answered(run: &Run, count: usize) {
-    let deadline = Instant::now() + support::PATIENCE * 5;
-    while run.tally.answered.load(Relaxed) < count && run.tally.failures().is_empty() {
-        assert!(Instant::now() < deadline, "too slow");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 fn plain(backend: &Fast) -> (Tollgate, Target) {
@@ -149,30 +95,19 @@ fn replace(waits: bool) -> Sum {
     let runs: Vec<_> = (0..14).map(|_| Run::new(target.clone(), usize::MAX / 2)).collect();
     let clients: Vec<_> =
         runs.iter().zip(manners.iter().cycle()).map(|(run, manner)| run.client(*manner)).collect();
-    let answered = |runs: &[Arc<Run>]| -> usize {
-        runs.iter().map(|it| it.tally.answered.load(Relaxed)).sum()
-    };
-    let wait_for = |runs: &[Arc<Run>], count| {
-        let (enough, deadline) = (answered(runs) + count, Instant::now() + support::PATIENCE * 5);
-        let is_over = || runs.iter().any(|it| !it.tally.failures().is_empty());
-        while answered(runs) < enough && !is_over() {
-            assert!(Instant::now() < deadline, "too slow");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    };
-    wait_for(&runs, requests() / 2);
+    wait_answered(&runs, requests() / 2);
     if !waits {
         old.signal("TERM");
     }
     for run in &runs {
-        wait_for(std::slice::from_ref(run), 5);
+        wait_answered(std::slice::from_ref(run), 5);
         run.go_elsewhere(successor.address);
     }
     if waits {
         old.signal("TERM");
     }
     assert!(old.wait().success());
-    wait_for(&runs, requests() / 2);
+    wait_answered(&runs, requests() / 2);
     runs.iter().for_each(|it| it.finish());
     for client in clients {
         client.join().unwrap();
@@ -184,7 +119,9 @@ fn replace(waits: bool) -> Sum {
 
 #[test]
 fn a_pod_that_is_replaced_loses_nothing() {
-    replace(true).tell("replaced after a preStop", "");
+    let sum = replace(true);
+    sum.tell("replaced after a preStop", "");
+    assert!(sum.sent >= requests());
     // And it is the waiting that does it.
     let sum = replace(false);
     println!("replaced without: {} sent, {} clients failed", sum.sent, sum.failures.len());
@@ -224,6 +161,7 @@ fn reloads_of_the_policy_under_load_lose_nothing() {
     let reloads = || tollgate.metric(r#"tollgate_config_reloads_total{result="ok"}"#);
     wait_until("it was reloaded", || reloads() > 0.0);
     sum.tell("policy reloads", &format!(", {} reloads", reloads()));
+    assert!(sum.sent >= requests());
 }
 
 /// The certificate is replaced all the time, and most requests come on a connection of their own.
@@ -247,6 +185,7 @@ fn reloads_of_the_certificate_under_load_lose_nothing() {
         });
         let shown = run.tally.certificates.lock().unwrap().len();
         sum.tell(case, &format!(", {shown} certificates seen"));
+        assert!(sum.sent >= requests(), "{case}");
         assert_eq!(shown, 2, "{case}");
     }
 }

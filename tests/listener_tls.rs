@@ -14,9 +14,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use certificates::{expired, self_signed, shell};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use certificates::{expired, self_signed, shell, trusting};
 use support::{Backend, PATIENCE, Start, Tollgate, wait_until};
 use tollgate::tls::certificate::ServerCertificate;
 
@@ -536,15 +534,7 @@ struct Https(rustls::StreamOwned<rustls::ClientConnection, TcpStream>);
 
 impl Https {
     fn connect(served: &Served, trusted: &str) -> Self {
-        let mut roots = rustls::RootCertStore::empty();
-        let pem = fs::read(served.directory.path().join(trusted)).unwrap();
-        roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = trusting([served.directory.path().join(trusted)]).with_no_client_auth();
         let name = "localhost".try_into().unwrap();
         let client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
         let stream = TcpStream::connect(served.tollgate.data).unwrap();

@@ -54,6 +54,12 @@ tests/long.sh NAME [ARGUMENTS]
   simulation   replicas, clocks, a network and a Redis that are made up from seeds: a thousand seeds of each
                (SIMULATION_SEED is the first, SIMULATION_SEEDS how many, SIMULATION_SECONDS at most)
   abuse        attacks, one by one: memory, and how long honest requests wait meanwhile (ABUSE names one)
+  soak         an hour at half of what it can, with Redis, a backend, certificates and the policy restarted
+               or changed every minute: what is lost, memory, how long requests take
+               (SOAK_MINUTES, SOAK_RATE; needs redis-server)
+  connections  10,000 kept connections, used again and again: memory for each, and how long requests take
+               beside the same rate over 64 (CONNECTIONS; ulimit -n above that)
+  websockets   5,000 WebSockets: memory for each (WEBSOCKETS; ulimit -n above twice that)
   memory-churn  the longest pause that the store can make while ten million identities come and go, by
                CPU time, and what an idle one takes (MEMORY_CHURN_IDENTITIES, _RESIDENT, _PAUSE_MS)
   redis-cost   what a check costs Redis and tollgate, and how long it takes: one, 64 and 512 in flight,
@@ -124,6 +130,18 @@ abuse)
     # Optimised, without the minutes of a release.
     export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
     exec cargo test --locked --target-dir target/measured --test abuse table -- --ignored --nocapture "$@"
+    ;;
+soak)
+    # Optimised, without the minutes of a release; the feature sets the window of the detector of leaks,
+    # so that it has come to its verdict within the hour.
+    export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
+    exec cargo test --locked --features leak-drill --target-dir target/measured --test soak an_hour -- \
+        --ignored --nocapture "$@"
+    ;;
+connections | websockets)
+    export CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2
+    exec cargo test --locked --target-dir target/measured --test crowds "thousand_$name" -- \
+        --ignored --nocapture "$@"
     ;;
 simulation)
     export SIMULATION_SEEDS="${SIMULATION_SEEDS:-1000}" SIMULATION_SECONDS="${SIMULATION_SECONDS:-3600}"

@@ -1,80 +1,26 @@
 //! What WebSocket clients and servers do to each other (RFC 6455), by the categories of the Autobahn
 //! test suite: framing, pings, reserved bits and opcodes, fragments, UTF-8, closing, sizes, extensions.
 //!
-//! Each case is told to an echo server directly and through tollgate, and what comes back has to be
-//! the same to the last byte: a proxy is not to be noticed.
+//! Each case is told to an echo server directly, through tollgate, and through tollgate on a stream of
+//! HTTP/2; what comes back has to be the same to the last byte: a proxy is not to be noticed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
+#[path = "support/websocket.rs"]
+mod websocket;
+#[path = "support/websocket_bridge.rs"]
+mod websocket_bridge;
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 
 use futures_util::{SinkExt, StreamExt};
 use support::{Backend, Client, GENEROUS, PATIENCE, Start, Tollgate, wait_until};
 use tokio_tungstenite::tungstenite::Message;
-
-const TEXT: u8 = 0x1;
-const BINARY: u8 = 0x2;
-const CONTINUATION: u8 = 0x0;
-const CLOSE: u8 = 0x8;
-const PING: u8 = 0x9;
-const PONG: u8 = 0xa;
-const FIN: u8 = 0x80;
-const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-
-/// A frame as clients send it: masked. `first` is FIN, the reserved bits and the opcode.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![first];
-    match payload.len() {
-        short @ 0..=125 => bytes.push(0x80 | u8::try_from(short).unwrap()),
-        medium @ 126..=65_535 => {
-            bytes.push(0x80 | 126);
-            bytes.extend(u16::try_from(medium).unwrap().to_be_bytes());
-        }
-        long => {
-            bytes.push(0x80 | 127);
-            bytes.extend((long as u64).to_be_bytes());
-        }
-    }
-    bytes.extend(MASK);
-    bytes.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-    bytes
-}
+use websocket::{BINARY, CLOSE, CONTINUATION, FIN, Frame, PING, PONG, TEXT, frame, read_frame};
 
 fn close(code: u16, reason: &[u8]) -> Vec<u8> {
     frame(FIN | CLOSE, &[&code.to_be_bytes(), reason].concat())
-}
-
-/// A frame as servers send it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Frame {
-    first: u8,
-    payload: Vec<u8>,
-}
-
-fn read_frame(reader: &mut impl Read) -> std::io::Result<Option<Frame>> {
-    let mut head = [0; 2];
-    match reader.read(&mut head[..1])? {
-        0 => return Ok(None),
-        _ => reader.read_exact(&mut head[1..])?,
-    }
-    let length = match head[1] {
-        126 => {
-            let mut length = [0; 2];
-            reader.read_exact(&mut length)?;
-            u64::from(u16::from_be_bytes(length))
-        }
-        127 => {
-            let mut length = [0; 8];
-            reader.read_exact(&mut length)?;
-            u64::from_be_bytes(length)
-        }
-        short => u64::from(short),
-    };
-    let mut payload = vec![0; usize::try_from(length).unwrap()];
-    reader.read_exact(&mut payload)?;
-    Ok(Some(Frame { first: head[0], payload }))
 }
 
 /// What a client does.
@@ -398,6 +344,7 @@ fn tollgate_before(upstream: SocketAddr) -> Tollgate {
 fn every_case_ends_through_tollgate_as_it_does_without() {
     let server = echo_server();
     let tollgate = tollgate_before(server);
+    let over_http2 = websocket_bridge::spawn(tollgate.data);
     let cases = cases();
     for Case { name, steps, expect } in &cases {
         let direct = play(server, steps);
@@ -416,8 +363,11 @@ fn every_case_ends_through_tollgate_as_it_does_without() {
                 assert_ne!(code, Some(1000), "{name}");
             }
         }
-        let through = play(tollgate.data, steps);
-        assert!(through == direct, "{name}: {} frames, {} without", through.len(), direct.len());
+        for (route, way) in [(tollgate.data, "HTTP/1.1"), (over_http2, "HTTP/2")] {
+            let through = play(route, steps);
+            let counts = (through.len(), direct.len());
+            assert!(through == direct, "{name}, {way}: {} frames, {} without", counts.0, counts.1);
+        }
     }
     println!("{} cases", cases.len());
     assert!(cases.len() >= 168, "{}", cases.len());

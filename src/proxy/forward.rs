@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, HOST, SEC_WEBSOCKET_KEY, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -15,6 +15,7 @@ use crate::policy::plan::RuleId;
 
 use super::attempt::{Outgoing, Passage};
 use super::body::{Download, ProxyBody, UploadBody};
+use super::extended_connect;
 use super::gate::Active;
 use super::headers::{self, Present};
 use super::io::ConnState;
@@ -77,6 +78,8 @@ impl Call<'_> {
         // What cannot be upgraded is an ordinary request (RFC 9110 §7.8).
         let upgrade = headers::wanted_upgrade(&request, self.present).filter(|_| can_upgrade());
         let on_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let is_extended_connect = extended_connect::is_settled(&request);
+        let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| is_extended_connect).cloned();
         request.extensions_mut().clear();
         let is_trusted = self.active.policy.is_trusted(self.conn.peer.address.ip());
         let is_http_1_0 = request.version() == Version::HTTP_10;
@@ -113,9 +116,17 @@ impl Call<'_> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // Only what was asked for, and by whom it was asked for.
             let wanted = upgrade.zip(on_upgrade).ok_or(Refusal::UpstreamBroken)?;
+            let is_accepted = |key| extended_connect::is_accepted(key, response.headers_mut());
+            if !key.as_ref().is_none_or(is_accepted) {
+                return Err(Refusal::UpstreamBroken.into());
+            }
             let switched = self.switch(response, wanted, lease, passage);
             let response = switched.ok_or(Refusal::UpstreamBroken)?;
             return Ok((response, took));
+        }
+        if is_extended_connect && response.status().is_success() {
+            // To a CONNECT it would say that the tunnel is there (RFC 9110 §9.3.6).
+            return Err(Refusal::NoWebSocket.into());
         }
         headers::to_downstream(response.status(), response.headers_mut())?;
         *response.version_mut() = Version::HTTP_11;
@@ -156,8 +167,13 @@ impl Call<'_> {
             Held { lease, guard, permit: passage.permit.take(), holds: passage.holds.take() };
         tunnel::spawn(self.worker, self.conn, (downstream, upstream), &agreed, held);
         let (mut parts, _) = response.into_parts();
-        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        parts.headers.insert(UPGRADE, agreed);
+        if self.conn.is_stream() {
+            // RFC 8441 §5: what 101 says over HTTP/1.1, and nothing of the connection.
+            parts.status = StatusCode::OK;
+        } else {
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            parts.headers.insert(UPGRADE, agreed);
+        }
         parts.version = http::Version::HTTP_11;
         parts.extensions.clear();
         Some(Response::from_parts(parts, ProxyBody::own(bytes::Bytes::new())))

@@ -12,6 +12,7 @@ use http::{Method, Request, StatusCode, Uri, Version};
 use crate::limiter::decision::LimitStatus;
 use crate::limiter::time::Timestamp;
 
+use super::extended_connect;
 use super::io::ConnState;
 use super::reply::Refusal;
 
@@ -142,10 +143,12 @@ impl Present {
 /// # Errors
 /// What RFC 9112 wants refused: no `Host`, two of them, one that is no authority (§3.2), a
 /// `Transfer-Encoding` other than `chunked` or in HTTP/1.0 (§6.1); CONNECT and TRACE, which are
-/// no business of a reverse proxy.
+/// no business of a reverse proxy, as are streams of HTTP/2 that are to speak another protocol than
+/// WebSocket.
 pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<(), Refusal> {
     if *request.method() == Method::CONNECT || *request.method() == Method::TRACE {
-        return Err(Refusal::MethodNotAllowed);
+        let is_extended = extended_connect::protocol_of(request).is_some();
+        return Err(if is_extended { Refusal::UnknownProtocol } else { Refusal::MethodNotAllowed });
     }
     let version = request.version();
     if version == Version::HTTP_2 {
@@ -291,8 +294,11 @@ fn is_port(digits: &[u8]) -> bool {
 }
 
 /// The protocol that the request asks to upgrade to, if it may (RFC 9110 §7.8): HTTP/1.1, and the
-/// `Connection` option with it.
+/// `Connection` option with it; or a WebSocket on a stream of HTTP/2.
 pub fn wanted_upgrade<B>(request: &Request<B>, present: Present) -> Option<HeaderValue> {
+    if request.version() == Version::HTTP_2 {
+        return extended_connect::is_settled(request).then_some(extended_connect::WEBSOCKET);
+    }
     if !present.has(Present::UPGRADE) {
         return None;
     }

@@ -56,12 +56,24 @@ pub async fn serve(worker: Rc<Worker>, transport: Transport, conn: Arc<ConnState
         service_fn(move |request| {
             let stream = link.conn.stream();
             link.begun.replace(Some(Arc::clone(&stream)));
-            service::handle(Rc::clone(&worker), stream, request)
+            let (worker, link) = (Rc::clone(&worker), Rc::clone(&link));
+            async move {
+                let answered = service::handle(worker, Arc::clone(&stream), request).await;
+                if stream.is_switched() {
+                    link.begun.replace(Some(stream));
+                }
+                answered
+            }
         })
     };
     let settings = &worker.gate.settings;
     let io = Http2Io(Rc::clone(&link));
-    let mut connection = http2::Builder::new(Streams(Rc::clone(&link)))
+    let mut builder = http2::Builder::new(Streams(Rc::clone(&link)));
+    if worker.gate.upstreams.can_upgrade() {
+        // WebSockets on streams (RFC 8441 §3).
+        builder.enable_connect_protocol();
+    }
+    let mut connection = builder
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -123,7 +135,8 @@ struct Link {
     transport: RefCell<Transport>,
     idle_timeout: Duration,
     frames: RefCell<FrameWatch>,
-    /// The state of the request that hyper has just handed over, for the task that it asks for next.
+    /// Of the request that hyper has just handed over, or of the stream that has just become a
+    /// tunnel: the state, for the task that hyper asks for next.
     begun: RefCell<Option<Arc<ConnState>>>,
     streams: Cell<usize>,
     is_flooded: Cell<bool>,
@@ -197,9 +210,18 @@ struct Streams(Rc<Link>);
 impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         let link = Rc::clone(&self.0);
-        // hyper asks for a task right after it called the service.
+        // hyper asks for a task right after it called the service, and for another right after that
+        // has answered, if it agreed to a tunnel.
         let Some(conn) = link.begun.take() else { return };
         let open = OpenStream::new(link);
+        if conn.is_switched() {
+            let sent = async move {
+                let _open = open;
+                sent_to_end(&conn, stream).await;
+            };
+            tokio::task::spawn_local(watched(TaskType::Request, sent));
+            return;
+        }
         let served = async move {
             let _open = open;
             let mut stream = pin!(stream);
@@ -215,6 +237,23 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
         };
         tokio::task::spawn_local(watched(TaskType::Request, served));
     }
+}
+
+/// Brings out what a tunnel has for its client, and lasts as long as the tunnel: one half of it can
+/// outlive the other. The tunnel knows how long it may be silent; once it is over, what is left has
+/// the time of any answer.
+async fn sent_to_end(conn: &ConnState, sending: impl Future<Output = ()>) {
+    let mut sending = pin!(Some(sending));
+    poll_fn(|cx| {
+        conn.alarm.register(cx.waker());
+        if sending.as_mut().as_pin_mut().is_some_and(|it| it.poll(cx).is_ready()) {
+            // The tunnel waits for this to be gone.
+            sending.set(None);
+        }
+        let is_over = !conn.is_switched() && (sending.is_none() || conn.is_overdue());
+        if is_over { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Counts a stream as open; dropping it ends that.

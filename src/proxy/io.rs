@@ -221,6 +221,21 @@ impl ConnState {
         self.is_switched.store(true, Relaxed);
     }
 
+    /// Whether it speaks another protocol.
+    pub fn is_switched(&self) -> bool {
+        self.is_switched.load(Relaxed)
+    }
+
+    /// Notes that the other protocol has come to its end. Of a stream, what was still to go out has
+    /// as long as a reader may take nothing; a connection of HTTP/1 went with it.
+    pub fn switch_ended(&self) {
+        if self.is_stream {
+            self.is_switched.store(false, Relaxed);
+            self.set_due(self.timers.after(self.timeouts.idle));
+            self.alarm.arm(self.timers.now());
+        }
+    }
+
     /// Whether every answer has been written out: what is written next is hyper's own.
     pub fn is_settled(&self) -> bool {
         self.is_settled.load(Relaxed) && !self.is_switched.load(Relaxed)

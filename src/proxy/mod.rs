@@ -3,7 +3,8 @@
 //! `listener` accepts (`per_address`), `worker` takes over, `connection` finds out who is there
 //! (`announced`) and what is spoken and
 //! serves it (`handshake`, `transport`, `io`, `http2`), `service::handle` holds the branches of a
-//! request, `forward` talks to the upstream, `reply` makes what tollgate answers itself, and
+//! request, `forward` talks to the upstream
+//! (`extended_connect` makes of a WebSocket over HTTP/2 what it can be told), `reply` makes what tollgate answers itself, and
 //! `exchange` tells of it once, however it ended. It must not know the operator's files, nor
 //! decide a limit.
 
@@ -16,6 +17,7 @@ pub mod circuit;
 pub mod connect;
 pub mod connection;
 pub mod exchange;
+pub mod extended_connect;
 pub mod forward;
 pub mod frames;
 pub mod gate;

@@ -18,6 +18,7 @@ const CANCELLED: u16 = 1;
 const UNKNOWN: u16 = 2;
 const PERMISSION_DENIED: u16 = 7;
 const RESOURCE_EXHAUSTED: u16 = 8;
+const UNIMPLEMENTED: u16 = 12;
 const INTERNAL: u16 = 13;
 const UNAVAILABLE: u16 = 14;
 const UNAUTHENTICATED: u16 = 16;
@@ -81,6 +82,7 @@ words! {
     PAYLOAD_TOO_LARGE "Content too large" RESOURCE_EXHAUSTED,
     REQUEST_HEADER_FIELDS_TOO_LARGE "Request header fields too large" RESOURCE_EXHAUSTED,
     TOO_MANY_REQUESTS "Rate limit exceeded" RESOURCE_EXHAUSTED,
+    NOT_IMPLEMENTED "Not implemented" UNIMPLEMENTED,
     BAD_GATEWAY "Bad gateway" UNAVAILABLE,
     SERVICE_UNAVAILABLE "Service unavailable" UNAVAILABLE,
     GATEWAY_TIMEOUT "Gateway timeout" UNAVAILABLE,
@@ -103,6 +105,10 @@ pub enum Refusal {
     Forbidden,
     /// CONNECT or TRACE: 405.
     MethodNotAllowed,
+    /// A stream is to speak a protocol that is not spoken: 501 (RFC 9220 §3).
+    UnknownProtocol,
+    /// A stream was to become a WebSocket, and what it asked for is none: 400.
+    NoWebSocket,
     /// The body stalled: 408.
     RequestTimeout,
     /// The body is above the limit: 413.
@@ -138,6 +144,8 @@ impl Refusal {
             Refusal::BadRequest
             | Refusal::Forbidden
             | Refusal::MethodNotAllowed
+            | Refusal::UnknownProtocol
+            | Refusal::NoWebSocket
             | Refusal::RequestTimeout
             | Refusal::ContentTooLarge
             | Refusal::TooManyFields => Ending::Refused,
@@ -156,10 +164,13 @@ impl Refusal {
             | Refusal::UpstreamBroken
             | Refusal::ConnectTimeout
             | Refusal::ResponseTimeout => Some(Outcome::Bad),
+            // It answered.
+            Refusal::NoWebSocket => Some(Outcome::Good),
             Refusal::BadRequest
             | Refusal::Unauthorized
             | Refusal::Forbidden
             | Refusal::MethodNotAllowed
+            | Refusal::UnknownProtocol
             | Refusal::RequestTimeout
             | Refusal::ContentTooLarge
             | Refusal::TooManyFields
@@ -172,12 +183,15 @@ impl Refusal {
     fn parts(self) -> (StatusCode, &'static str) {
         const FORM: &str = "tollgate; error=http_request_error";
         const DENIED: &str = "tollgate; error=http_request_denied";
+        const NO_TUNNEL: &str = "tollgate; error=http_upgrade_failed";
         const UNAVAILABLE: &str = "tollgate; error=destination_unavailable";
         match self {
             Refusal::BadRequest => (StatusCode::BAD_REQUEST, FORM),
             Refusal::Unauthorized => (StatusCode::UNAUTHORIZED, DENIED),
             Refusal::Forbidden => (StatusCode::FORBIDDEN, DENIED),
             Refusal::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, FORM),
+            Refusal::UnknownProtocol => (StatusCode::NOT_IMPLEMENTED, FORM),
+            Refusal::NoWebSocket => (StatusCode::BAD_REQUEST, NO_TUNNEL),
             Refusal::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, FORM),
             Refusal::ContentTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, FORM),
             Refusal::TooManyFields => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, FORM),

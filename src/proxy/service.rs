@@ -30,6 +30,7 @@ use super::body::ProxyBody;
 use super::caller;
 use super::circuit;
 use super::exchange::Exchange;
+use super::extended_connect;
 use super::forward::Call;
 use super::gate::Active;
 use super::headers::{self, Present};
@@ -57,6 +58,7 @@ pub async fn handle(
 ) -> Result<Response<ProxyBody>, Infallible> {
     let started = clock::stopwatch();
     let active = worker.gate.active.load_full();
+    let is_extended_connect = extended_connect::settle(&mut request);
     let present = Present::in_fields(request.headers());
     let traceparent = present.names_trace().then(|| parent_field(request.headers())).flatten();
     let traceparent = traceparent.cloned();
@@ -122,6 +124,10 @@ pub async fn handle(
             response
         }
     };
+    if is_extended_connect && response.status().is_success() && !conn.is_switched() {
+        // A page of tollgate's own. To a CONNECT it would say that the tunnel is there.
+        response = reply::refuse(Refusal::NoWebSocket);
+    }
     if response.body().is_own() {
         if is_grpc {
             reply::speak_grpc(&mut response);

@@ -72,7 +72,7 @@ pub fn spawn(
     let relayed = async move {
         // Held to the end: the connection counts as open, the upstream's is no one else's.
         let Held { lease, guard, mut permit, holds } = held;
-        let (_conn, _held) = (conn, (lease, guard, holds));
+        let (_switched, _held) = (Switched(conn), (lease, guard, holds));
         let both = async {
             let downstream = downstream.await.map_err(|_| TunnelEvent::CloseClient)?;
             let upstream = upstream.await.map_err(|_| TunnelEvent::CloseUpstream)?;
@@ -116,6 +116,15 @@ pub fn spawn(
         }
     };
     tokio::task::spawn_local(watched(TaskType::Websocket, relayed));
+}
+
+/// The connection or stream that has become a tunnel; told when that is over.
+struct Switched(Arc<ConnState>);
+
+impl Drop for Switched {
+    fn drop(&mut self) {
+        self.0.switch_ended();
+    }
 }
 
 /// Tells of a tunnel once it is over. Dropped without a reason, it is the worker that has ended.

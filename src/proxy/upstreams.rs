@@ -137,6 +137,11 @@ impl Upstreams {
         let able = unable.fold(all, |among, (index, _)| among.without(index));
         if able.is_empty() { all } else { able }
     }
+
+    /// Whether a request that is to be upgraded has a chance.
+    pub fn can_upgrade(&self) -> bool {
+        self.places.iter().any(Upstream::can_upgrade)
+    }
 }
 
 impl Upstream {

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use rustls::RootCertStore;
-use rustls::ServerConfig;
+use rustls::client::WantsClientCert;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 /// A new key, as `openssl req` is asked for it.
@@ -51,6 +51,29 @@ pub fn expired(directory: &Path, name: &str) {
             -out {name}.crt"
     );
     shell(directory, &script);
+}
+
+/// The beginning of a client that trusts these files, each of one certificate.
+pub fn trusting(
+    files: impl IntoIterator<Item = impl AsRef<Path>>,
+) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    let mut roots = RootCertStore::empty();
+    for file in files {
+        roots.add(CertificateDer::from_pem_file(file).unwrap()).unwrap();
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider);
+    builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots)
+}
+
+/// A client that trusts these files, has no certificate of its own, and offers one protocol.
+pub fn client(
+    files: impl IntoIterator<Item = impl AsRef<Path>>,
+    speaks: &[u8],
+) -> Arc<ClientConfig> {
+    let mut config = trusting(files).with_no_client_auth();
+    config.alpn_protocols = vec![speaks.to_vec()];
+    Arc::new(config)
 }
 
 /// `ca`, which signed `server` (for `backend.test` and 127.0.0.1) and `client`; and `other`, which

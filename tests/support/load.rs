@@ -11,65 +11,120 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::certificates::self_signed;
+use super::certificates::{client, self_signed};
 use super::http2::{
     ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
     SETTINGS, WINDOW_UPDATE, block, frame,
 };
 use super::support::{GENEROUS, PATIENCE, Start, Tollgate};
 
+#[path = "websocket.rs"]
+pub mod websocket;
+
 /// Content of an upload.
-const UPLOAD: usize = 2000;
+pub const UPLOAD: usize = 2000;
 /// Content of a large answer.
 const LARGE: usize = 100_000;
 /// How long the backend takes for a slow one.
 const SLOW: Duration = Duration::from_millis(20);
+/// What is said of an answer whose head came.
+pub const BROKE_OFF: &str = "the answer broke off";
 /// The window of each stream, so large that no answer needs an update of it.
 const WINDOW: u32 = 1 << 20;
 
 // ------------------------------------------------------------------------------------ the backend
 
 /// Answers `/KIND/NUMBER` with 200 and that path: `s` at once, `u` an upload, `w` after a while, `b`
-/// with much behind it, in chunks.
+/// with much behind it, in chunks. Of a WebSocket it echoes every message.
 pub struct Fast {
     /// Where it listens.
     pub address: SocketAddr,
-    stop: Arc<AtomicBool>,
+    serving: Arc<Serving>,
+    acceptor: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What all connections of a [`Fast`] share.
+#[derive(Default)]
+struct Serving {
+    /// Nobody listens any more, and every answer is the last of its connection.
+    ends: AtomicBool,
+    /// Connections.
+    open: AtomicUsize,
+    /// Requests so far.
+    requests: AtomicUsize,
 }
 
 impl Fast {
-    /// One thread for each connection.
+    /// On a port that is free, with one thread for each connection.
     pub fn spawn() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// On this one.
+    pub fn on(listener: TcpListener) -> Self {
         let address = listener.local_addr().unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        std::thread::spawn(move || {
+        let serving = Arc::new(Serving::default());
+        let shared = Arc::clone(&serving);
+        let acceptor = std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                if stopped.load(Relaxed) {
-                    return;
+                if shared.ends.load(Relaxed) {
+                    // Whoever is connected by now is served all the same.
+                    listener.set_nonblocking(true).unwrap();
                 }
-                stream.set_nodelay(true).unwrap();
-                std::thread::spawn(move || serve(stream).ok());
+                let shared = Arc::clone(&shared);
+                shared.open.fetch_add(1, Relaxed);
+                // Thousands of them may have to fit.
+                let thread = std::thread::Builder::new().stack_size(256 << 10);
+                let served = thread.spawn(move || {
+                    serve(stream, &shared).ok();
+                    shared.open.fetch_sub(1, Relaxed);
+                });
+                served.unwrap();
             }
         });
-        Fast { address, stop }
+        Fast { address, serving, acceptor: Some(acceptor) }
+    }
+
+    /// Ends as a server does that means to lose nothing: it no longer listens, answers what comes on the
+    /// connections that there are, each for the last time, and waits until none is left, or until those
+    /// that are left have been silent for a second.
+    pub fn wind_down(&mut self) {
+        self.stop_listening();
+        loop {
+            let before = self.serving.requests.load(Relaxed);
+            for _ in 0..100 {
+                if self.serving.open.load(Relaxed) == 0 {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            if self.serving.requests.load(Relaxed) == before {
+                return;
+            }
+        }
+    }
+
+    fn stop_listening(&mut self) {
+        self.serving.ends.store(true, Relaxed);
+        // Wakes the acceptor, so that it sees that.
+        TcpStream::connect(self.address).ok();
+        self.acceptor.take().map(std::thread::JoinHandle::join);
     }
 }
 
 impl Drop for Fast {
     fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-        TcpStream::connect(self.address).ok();
+        self.stop_listening();
     }
 }
 
-fn serve(stream: TcpStream) -> io::Result<()> {
+fn serve(stream: TcpStream, serving: &Serving) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     loop {
@@ -78,16 +133,25 @@ fn serve(stream: TcpStream) -> io::Result<()> {
             return Ok(());
         }
         let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
-        let mut length = 0;
+        let (mut length, mut key) = (0, None);
         while line != "\r\n" {
             line.clear();
             stream.read_line(&mut line)?;
-            if let Some((name, value)) = line.split_once(':')
-                && name.eq_ignore_ascii_case("content-length")
-            {
-                length = value.trim().parse().unwrap();
+            if let Some((name, value)) = line.split_once(':') {
+                match name.to_ascii_lowercase().as_str() {
+                    "content-length" => length = value.trim().parse().unwrap(),
+                    "sec-websocket-key" => key = Some(derive_accept_key(value.trim().as_bytes())),
+                    _ => {}
+                }
             }
         }
+        if let Some(key) = key {
+            let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n";
+            let head = format!("{head}Upgrade: websocket\r\nSec-WebSocket-Accept: {key}\r\n\r\n");
+            stream.get_mut().write_all(head.as_bytes())?;
+            return websocket::echo(&mut stream);
+        }
+        serving.requests.fetch_add(1, Relaxed);
         let mut body = vec![0; length];
         stream.read_exact(&mut body)?;
         let kind = target.as_bytes().get(1).copied();
@@ -95,20 +159,37 @@ fn serve(stream: TcpStream) -> io::Result<()> {
         if kind == Some(b'w') {
             std::thread::sleep(SLOW);
         }
+        let ends = serving.ends.load(Relaxed);
+        let field = if ends { "Connection: close\r\n" } else { "" };
         let answer = match (is_whole, kind) {
             (false, _) => "HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n".to_owned(),
             (true, Some(b'b')) => format!(
-                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{target}\r\n\
+                "HTTP/1.1 200 OK\r\n{field}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{target}\r\n\
                  {LARGE:x}\r\n{}\r\n0\r\n\r\n",
                 target.len(),
                 "x".repeat(LARGE),
             ),
             _ => {
                 let length = target.len();
-                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{target}")
+                format!("HTTP/1.1 200 OK\r\n{field}Content-Length: {length}\r\n\r\n{target}")
             }
         };
         stream.get_mut().write_all(answer.as_bytes())?;
+        if ends {
+            return Ok(());
+        }
+    }
+}
+
+/// A request that it answers, with these further fields, each with its end of line.
+pub fn request(path: &str, has_body: bool, fields: &str) -> String {
+    if has_body {
+        let body = "u".repeat(UPLOAD);
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: test\r\n{fields}Content-Length: {UPLOAD}\r\n\r\n{body}"
+        )
+    } else {
+        format!("GET {path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n")
     }
 }
 
@@ -130,19 +211,8 @@ pub fn with_tls(upstream: SocketAddr, directory: &Path, speaks: &[u8]) -> (Tollg
     );
     let start = Start::default().upstream(upstream).config(&config).listeners();
     let tollgate = start.tiers(GENEROUS).run();
-    let mut roots = rustls::RootCertStore::empty();
-    for name in ["a.crt", "b.crt"] {
-        let pem = fs::read(directory.join(name)).unwrap();
-        roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![speaks.to_vec()];
-    let target = Target { address: tollgate.data, tls: Some(Arc::new(config)) };
+    let tls = client(["a.crt", "b.crt"].map(|it| directory.join(it)), speaks);
+    let target = Target { address: tollgate.data, tls: Some(tls) };
     (tollgate, target)
 }
 
@@ -212,6 +282,66 @@ pub struct Manner {
     pub requests_max: usize,
     /// How long the client pauses before a request.
     pub pause: Duration,
+}
+
+/// Clients that keep their connections, clients that replace them, and clients that pause.
+pub const HTTP_1: &[Manner] = &[
+    Manner { streams: None, requests_max: usize::MAX, pause: Duration::ZERO },
+    Manner { streams: None, requests_max: usize::MAX, pause: Duration::ZERO },
+    Manner { streams: None, requests_max: 1, pause: Duration::ZERO },
+    Manner { streams: None, requests_max: 20, pause: Duration::from_millis(100) },
+];
+/// The same, of HTTP/2.
+pub const HTTP_2: &[Manner] = &[
+    Manner { streams: Some(16), requests_max: usize::MAX, pause: Duration::ZERO },
+    Manner { streams: Some(50), requests_max: usize::MAX, pause: Duration::ZERO },
+    Manner { streams: Some(4), requests_max: 20, pause: Duration::ZERO },
+];
+
+/// Waits until so many more are answered in all of these runs, or one has failed.
+pub fn wait_answered(runs: &[Arc<Run>], more: usize) {
+    let answered = || -> usize { runs.iter().map(|it| it.tally.answered.load(Relaxed)).sum() };
+    let (enough, deadline) = (answered() + more, Instant::now() + PATIENCE * 10);
+    while answered() < enough && runs.iter().all(|it| it.tally.failures().is_empty()) {
+        assert!(Instant::now() < deadline, "too slow");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What became of a case.
+#[derive(Default)]
+pub struct Sum {
+    pub sent: usize,
+    pub answered: usize,
+    pub connections: usize,
+    /// Connections of HTTP/2 that were said goodbye to in two steps.
+    pub twice: usize,
+    pub failures: Vec<String>,
+}
+
+impl Sum {
+    /// Adds a run that is over.
+    pub fn add(&mut self, run: &Run) {
+        self.sent += run.tally.sent.load(Relaxed);
+        self.answered += run.tally.answered.load(Relaxed);
+        self.connections += run.tally.connections.load(Relaxed);
+        self.twice += run.tally.twice.load(Relaxed);
+        self.failures.extend(run.tally.failures());
+    }
+
+    /// Prints it, and asserts that nothing was lost.
+    pub fn tell(&self, case: &str, extra: &str) {
+        println!(
+            "{case}: {} sent, {} answered, {} failed, {} connections{extra}",
+            self.sent,
+            self.answered,
+            self.failures.len(),
+            self.connections
+        );
+        let failures = &self.failures[..self.failures.len().min(20)];
+        assert!(failures.is_empty(), "{case}: {} failed: {failures:#?}", self.failures.len());
+        assert_eq!(self.sent, self.answered, "{case}");
+    }
 }
 
 /// What all clients of one run share.
@@ -337,20 +467,16 @@ impl Run {
             }
             std::thread::sleep(manner.pause);
             let (path, has_body) = self.next();
-            let mut request = if has_body {
-                format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {UPLOAD}\r\n\r\n")
-            } else {
-                format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")
-            };
-            if has_body {
-                request.push_str(&"u".repeat(UPLOAD));
-            }
+            let request = request(&path, has_body, "");
             self.tally.sent.fetch_add(1, Relaxed);
             let sent = stream.get_mut().write_all(request.as_bytes());
-            match sent.and_then(|()| read_answer(&mut stream, &path)) {
-                Ok(closes) => {
+            match sent.and_then(|()| read_answer(&mut stream)) {
+                Ok(told) if told.status != 200 || !is_own(&told.body, &path) => {
+                    return self.tally.failed(format!("{path}: not its answer, {}", told.status));
+                }
+                Ok(told) => {
                     self.tally.answered.fetch_add(1, Relaxed);
-                    if closes {
+                    if told.closes {
                         return;
                     }
                 }
@@ -400,8 +526,22 @@ impl Run {
     }
 }
 
-/// Reads one answer; tells whether it is the last of its connection.
-fn read_answer(stream: &mut impl BufRead, path: &str) -> io::Result<bool> {
+/// An answer over HTTP/1.1.
+pub struct Told {
+    pub status: u16,
+    /// Whether it is the last of its connection.
+    pub closes: bool,
+    /// What it says that the limit is.
+    pub limit: Option<u64>,
+    pub body: Vec<u8>,
+}
+
+/// Reads one answer, the whole of it.
+///
+/// # Errors
+/// The connection's; [`io::ErrorKind::UnexpectedEof`] or not, one with "the answer broke off" came after
+/// its head.
+pub fn read_answer(stream: &mut impl BufRead) -> io::Result<Told> {
     let mut line = String::new();
     let mut next = |stream: &mut dyn BufRead| {
         line.clear();
@@ -411,41 +551,42 @@ fn read_answer(stream: &mut impl BufRead, path: &str) -> io::Result<bool> {
         Ok(line.trim_end().to_owned())
     };
     let status = next(stream)?;
-    let (mut length, mut closes) = (None, false);
+    let status = status.split(' ').nth(1).and_then(|it| it.parse().ok()).unwrap_or(0);
+    let (mut length, mut closes, mut limit) = (None, false, None);
     loop {
         let field = next(stream)?;
         let Some((name, value)) = field.split_once(':') else { break };
         match name.to_ascii_lowercase().as_str() {
             "content-length" => length = value.trim().parse().ok(),
             "connection" => closes = value.trim() == "close",
+            "x-ratelimit-limit" => limit = value.trim().parse().ok(),
             _ => {}
         }
     }
-    let mut body = Vec::new();
-    match length {
-        Some(length) => {
+    let mut read = || -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        if let Some(length) = length {
             body.resize(length, 0);
             stream.read_exact(&mut body)?;
+            return Ok(body);
         }
-        None => loop {
+        loop {
             let size = usize::from_str_radix(&next(stream)?, 16).map_err(io::Error::other)?;
             let begin = body.len();
             body.resize(begin + size, 0);
             stream.read_exact(&mut body[begin..])?;
             next(stream)?;
             if size == 0 {
-                break;
+                return Ok(body);
             }
-        },
-    }
-    if !status.starts_with("HTTP/1.1 200 ") {
-        return Err(io::Error::other(status));
-    }
-    is_own(&body, path).then_some(closes).ok_or_else(|| io::Error::other("another's answer"))
+        }
+    };
+    let body = read().map_err(|it| io::Error::new(it.kind(), format!("{BROKE_OFF}, {it}")))?;
+    Ok(Told { status, closes, limit, body })
 }
 
 /// Whether this is the whole answer to a request for that path.
-fn is_own(body: &[u8], path: &str) -> bool {
+pub fn is_own(body: &[u8], path: &str) -> bool {
     let more = if path.starts_with("/b") { LARGE } else { 0 };
     body.starts_with(path.as_bytes()) && body.len() == path.len() + more
 }

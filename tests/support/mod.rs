@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// Longest wait for anything that ought to happen: generous, since the machine may be busy. No
 /// test passes sooner for it being short.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,6 +26,12 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Lets this process, and those that it starts, have as many files open as it may.
+pub fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
 }
 
 /// A running `tollgate`, killed when dropped.
@@ -196,6 +204,11 @@ impl Tollgate {
             .unwrap_or(0.0)
     }
 
+    /// The sum of all series that begin so.
+    pub fn sum(&self, series: &str) -> f64 {
+        sum(&self.admin("/metrics").text(), series)
+    }
+
     /// Everything that it has printed so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
@@ -204,6 +217,13 @@ impl Tollgate {
     /// Where its `tollgate.yaml` or `tiers.yaml` is.
     pub fn path(&self, name: &str) -> std::path::PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Its part of `/health`, by a JSON pointer.
+    pub fn health(&self, pointer: &str) -> serde_json::Value {
+        let health: serde_json::Value =
+            serde_json::from_str(&self.admin("/health").text()).unwrap();
+        health.pointer(pointer).cloned().unwrap_or_default()
     }
 
     /// Its process id.
@@ -240,6 +260,12 @@ impl Tollgate {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// The sum of all series of a page of metrics that begin so.
+pub fn sum(page: &str, series: &str) -> f64 {
+    let lines = page.lines().filter(|it| it.starts_with(series));
+    lines.filter_map(|it| it.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 impl Drop for Tollgate {
@@ -593,6 +619,8 @@ impl Backend {
         listener: TcpListener,
         script: impl Fn(BackendConnection) + Send + Sync + 'static,
     ) -> Self {
+        // The library's 128 are soon full where a thousand connect at once.
+        rustix::net::listen(&listener, 4096).unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(AtomicUsize::new(0));

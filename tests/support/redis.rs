@@ -107,6 +107,12 @@ impl RedisServer {
         }
     }
 
+    /// Has it end as it does when it is told to, and waits for that.
+    pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        self.child.take().unwrap().wait().unwrap();
+    }
+
     /// Whether it was started and not killed.
     pub fn is_running(&self) -> bool {
         self.child.is_some()

@@ -13,13 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-
-use super::certificates::self_signed;
+use super::certificates::{client, self_signed};
 use super::load::{Duplex, Target};
-use super::support::{Backend, Client, GENEROUS, Start, Tollgate, wait_until};
+use super::support::{Backend, Client, GENEROUS, Start, Tollgate, allow_descriptors, wait_until};
 
 /// Between two honest requests.
 const PACE: Duration = Duration::from_millis(20);
@@ -257,23 +253,14 @@ fn start(attack: &Attack, backend: &Backend, directory: &Path) -> (Tollgate, Tar
     );
     let start = Start::default().upstream(backend.address).config(&config).listeners();
     let tollgate = start.tiers(GENEROUS).run();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(directory.join("a.crt")).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let target = Target { address: tollgate.data, tls: Some(Arc::new(config)) };
+    let tls = client([directory.join("a.crt")], b"http/1.1");
+    let target = Target { address: tollgate.data, tls: Some(tls) };
     (tollgate, target)
 }
 
 /// Runs an attack, with honest requests from before its beginning to after its end.
 pub fn run(attack: &Attack, is_long: bool) -> Row {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    allow_descriptors();
     let (backend, directory) = (backend(), tempfile::tempdir().unwrap());
     let (tollgate, target) = start(attack, &backend, directory.path());
     let honest = Arc::new(Honest {
