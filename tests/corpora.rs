@@ -65,6 +65,11 @@ fn whole_requests() {
     replay("request", targets::request);
 }
 
+#[test]
+fn calls_of_the_admin_api() {
+    replay("admin", targets::admin);
+}
+
 /// A target that the fuzzer has and this file has not would not be replayed.
 #[test]
 fn every_target_is_here() {
@@ -75,6 +80,7 @@ fn every_target_is_here() {
     names.sort();
     let replayed = [
         "access_log",
+        "admin",
         "config",
         "forwarded",
         "jwt",

@@ -2,6 +2,7 @@
 //! that replays the corpora. An input that shows a fault panics.
 
 pub mod access_log;
+pub mod admin;
 pub mod files;
 pub mod forwarded;
 pub mod jwt;
@@ -22,6 +23,7 @@ use tollgate::config::load::{LoadRequest, Overrides, load};
 use tollgate::policy::facts::RequestFacts;
 
 pub use access_log::access_log;
+pub use admin::admin;
 pub use files::{config, tiers};
 pub use forwarded::forwarded;
 pub use jwt::jwt;

@@ -46,6 +46,8 @@ struct Running {
     noted: Arc<Mutex<Noted>>,
     /// One input at a time.
     turn: Mutex<u64>,
+    /// The day, by its number, of which the backend has counted.
+    day: Mutex<u64>,
 }
 
 /// What the backend has seen since the last look at it, and since the start.
@@ -122,7 +124,10 @@ impl Running {
             }));
         });
         has_started.recv().expect("it starts");
-        Running { tollgate, gate, noted, turn: Mutex::new(0) }
+        let running = Running { tollgate, gate, noted, turn: Mutex::new(0), day: Mutex::new(0) };
+        let (day, _) = running.counted();
+        *running.day.lock().unwrap_or_else(PoisonError::into_inner) = day;
+        running
     }
 
     /// What reached the backend of what was sent.
@@ -136,7 +141,14 @@ impl Running {
         assert!(faults.is_empty(), "{faults:#?} of {shown}");
         // Counted is what is let pass, before it goes on its way. The other way round, a request that
         // could not be forwarded may have been counted.
-        let counted = self.counted();
+        let (day, counted) = self.counted();
+        if std::mem::replace(&mut *self.day.lock().unwrap_or_else(PoisonError::into_inner), day)
+            != day
+        {
+            // A new day begins with nothing.
+            self.noted.lock().unwrap_or_else(PoisonError::into_inner).count = counted;
+            return seen;
+        }
         assert!(count <= counted, "{count} requests arrived, {counted} were counted: {shown}");
         seen
     }
@@ -168,17 +180,18 @@ impl Running {
         }
     }
 
-    /// Requests of this machine that a limit was charged for.
-    fn counted(&self) -> u64 {
+    /// The number of the day, and requests of this machine that its limit was charged for.
+    fn counted(&self) -> (u64, u64) {
         let headers = HeaderMap::new();
         let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let facts = RequestFacts::of(&Method::GET, "/", None, &headers, peer);
         let policy = &self.gate.active.load().policy;
         let plan = policy.plan(&facts, &policy.anonymous(&facts)).expect("a good path");
-        let decision = self.gate.memory.peek(&plan, self.gate.clock.now());
+        let now = self.gate.clock.now();
+        let decision = self.gate.memory.peek(&plan, now);
         let of_day = decision.statuses().iter().find(|it| it.period == Period::Day);
         let of_day = of_day.expect("the policy's only limit");
-        u64::from(of_day.limit - of_day.remaining)
+        (now.as_micros() / 86_400_000_000, u64::from(of_day.limit - of_day.remaining))
     }
 }
 
