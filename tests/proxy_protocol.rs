@@ -114,6 +114,8 @@ fn what_is_no_good_header_is_no_connection_and_of_others_it_is_no_request() {
         REQUEST.as_bytes().to_vec(),
         b"PROXY TCP4 198.51.100.22 203.0.113.7 35646\r\n".to_vec(),
         b"PROXY TCP4 198.51.100.22 203.0.113.7 35646 80\n".to_vec(),
+        b"PROXY TCP4 198.51.100.22 203.0.113.7 35646 80 \n".to_vec(),
+        b"PROXY UNKNOWN a b \n".to_vec(),
         b"PROXY TCP4 2001:db8::1 203.0.113.7 35646 80\r\n".to_vec(),
         b"PROXY TCP4 198.51.100.22 203.0.113.7 65536 80\r\n".to_vec(),
         b"PROXY TCP4 198.51.100.22 203.0.113.7 +356 80\r\n".to_vec(),

@@ -99,6 +99,10 @@ fn named_v1(header: &[u8]) -> Result<Option<SocketAddr>, HeaderError> {
     if is_unknown(text) {
         return Ok(None);
     }
+    if !text.ends_with("\r\n") {
+        // The parser takes a space for the carriage return.
+        return Err(v1::ParseError::InvalidSuffix.into());
+    }
     if text.contains('+') {
         // Digits only; the standard library's numbers may have a sign.
         return Err(v1::ParseError::InvalidSourcePort(None).into());

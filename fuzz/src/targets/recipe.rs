@@ -17,8 +17,10 @@ pub struct Sent {
 
 /// What ends the connection, if it is read as a request.
 const LAST: &[u8] = b"GET /last HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n";
-/// Fields that no `Connection` takes away, and those that tollgate itself adds.
-const KEPT: [&str; 14] = [
+/// Fields that no `Connection` takes away, and those that tollgate itself adds: `strict.rs` looks at
+/// them.
+const KEPT: [&str; 15] = [
+    "connection",
     "host",
     "content-length",
     "content-type",
@@ -200,7 +202,8 @@ const BODIES: &[&[u8]] = &[
     b"",
 ];
 
-pub fn sent(data: &[u8]) -> Option<Sent> {
+/// `turn` tells the requests of this input from those of others.
+pub fn sent(data: &[u8], turn: u64) -> Option<Sent> {
     let (mode, rest) = data.split_first()?;
     match mode {
         b'r' => {
@@ -208,8 +211,8 @@ pub fn sent(data: &[u8]) -> Option<Sent> {
             let bytes = [bytes, LAST].concat();
             Some(Sent { bytes, cut: *cut, named: Vec::new(), stream: None })
         }
-        b'h' => Some(http2(&mut Input(rest))),
-        _ => Some(http1(&mut Input(rest))),
+        b'h' => Some(http2(&mut Input(rest), turn)),
+        _ => Some(http1(&mut Input(rest), turn)),
     }
 }
 
@@ -218,7 +221,7 @@ pub fn ordinary() -> Sent {
     Sent { bytes: LAST.to_vec(), cut: 0, named: Vec::new(), stream: None }
 }
 
-fn http1(input: &mut Input<'_>) -> Sent {
+fn http1(input: &mut Input<'_>, turn: u64) -> Sent {
     let mut sent = Sent { bytes: Vec::new(), cut: input.byte(), named: Vec::new(), stream: None };
     for index in 0..4_u8 {
         if input.0.is_empty() {
@@ -227,7 +230,7 @@ fn http1(input: &mut Input<'_>) -> Sent {
         let line = [pick(input, &METHODS), pick(input, &TARGETS), pick(input, &VERSIONS)];
         sent.bytes.extend(line.join(&b' '));
         sent.bytes.extend(b"\r\n");
-        let id = vec![b'a' + index];
+        let id = format!("{turn}-{index}").into_bytes();
         let mut fields = vec![b"Host: a".to_vec(), [b"X-Id: ", &id[..]].concat()];
         let (mut names, mut is_raw) = (Vec::new(), false);
         let count = input.byte();
@@ -344,7 +347,7 @@ impl Sent {
 }
 
 /// Streams of HTTP/2, whose fields are those of the table, too.
-fn http2(input: &mut Input<'_>) -> Sent {
+fn http2(input: &mut Input<'_>, turn: u64) -> Sent {
     let mut sent = Sent { bytes: Vec::new(), cut: input.byte(), named: Vec::new(), stream: None };
     sent.bytes.extend(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
     push_frame(&mut sent.bytes, 4, 0, 0, b"");
@@ -353,7 +356,7 @@ fn http2(input: &mut Input<'_>) -> Sent {
         if input.0.is_empty() {
             break;
         }
-        let id = vec![b'a' + index];
+        let id = format!("{turn}-{index}").into_bytes();
         let (method, path) = (pick(input, &METHODS), pick(input, &TARGETS));
         let count = input.byte();
         let mut block = Vec::new();

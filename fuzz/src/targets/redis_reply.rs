@@ -193,7 +193,7 @@ fn is_borne(plan: &Plan<'_>, decision: &Decision, asker: Asker) {
     }
     let shown = decision.shown().map(|it| (it.whole_at.as_secs_ceil(), it.remaining <= it.limit));
     assert!(shown.is_none_or(|(_, is_sound)| is_sound));
-    let _ = (decision.shadow_denied(), (0..scopes).map(|it| decision.is_exhausted(it)).count());
+    let _ = (decision.shadow_denied(), (0..scopes).filter(|it| decision.is_exhausted(*it)).count());
     let grant = Grant::new(decision, scopes);
     let charged = (0..scopes).filter(|it| decision.is_charged(*it)).count();
     assert_eq!((0..scopes).filter(|it| grant.charge(*it).is_some()).count(), charged);
