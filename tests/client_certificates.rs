@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use certificates::{shell, trusting};
+use certificates::{revoke, shell, taken_back, trusting};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, StreamOwned};
@@ -55,9 +55,16 @@ impl Served {
     /// A tollgate whose one listener shows `localhost`, with these further lines of its `tls`, and
     /// knows callers by their certificates.
     fn new(tls: &str) -> Self {
+        Self::making(tls, |at| {
+            shell(at, "cp ca.crt believed.pem");
+        })
+    }
+
+    /// The same, with these further files.
+    fn making(tls: &str, make: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         shell(directory.path(), MAKE);
-        shell(directory.path(), "cp ca.crt believed.pem");
+        make(directory.path());
         let at = directory.path().display();
         let config = format!(
             "server:\n  listeners:\n  - address: 127.0.0.1:0\n    tls: {{ cert: {at}/localhost.crt, \
@@ -216,6 +223,61 @@ fn other_authorities_are_believed_from_the_next_handshake_on() {
     assert_eq!(ask(&stranger, served.tollgate.data).unwrap().1, "HTTP/1.1 200 OK");
 }
 
+/// A list that was to be replaced long ago.
+const OVER: &str = "-crl_lastupdate 20200101000000Z -crl_nextupdate 20200102000000Z";
+
+/// What `ca` has taken back so far, and this one's certificate, if it is one's.
+fn take_back(at: &Path, who: &str, next: &str) {
+    if !who.is_empty() {
+        revoke(at, "ca", who);
+    }
+    taken_back(at, "ca", next);
+}
+
+#[test]
+fn who_was_taken_back_gets_in_no_more() {
+    let served = Served::making("client_ca: AT/ca.crt, client_crl: AT/ca.crl", |at| {
+        take_back(at, "cafe", "-crldays 3");
+    });
+    let alice = client(served.at(), "alice");
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        assert_eq!(ask(&alice, served.tollgate.data).unwrap().0, kind);
+    }
+    for version in [&["--tls-max", "1.2"][..], &["--tlsv1.3"]] {
+        assert_eq!(served.curl_as("cafe", version), "000");
+        assert_eq!(served.curl_as("alice", version), "200");
+        assert_eq!(served.curl("localhost", version), "000");
+    }
+    // Nor does she resume what she began before.
+    take_back(served.at(), "alice", "-crldays 3");
+    wait_until("it is in force", || served.reloads() == 1.0);
+    assert_eq!(ask(&alice, served.tollgate.data), None);
+    assert_eq!(served.curl_as("double", &[]), "200");
+    // A list that is over holds on, and is told of.
+    take_back(served.at(), "double", OVER);
+    wait_until("it is in force", || served.reloads() == 2.0);
+    assert_eq!(served.curl_as("double", &[]), "000");
+    assert_eq!(served.curl_as("nameless", &[]), "200");
+    // What is no list changes nothing.
+    fs::write(served.at().join("ca.crl"), "hello").unwrap();
+    wait_until("it is refused", || {
+        served.tollgate.log().contains("ca.crl: no list of revoked certificates in it")
+    });
+    assert_eq!(served.curl_as("double", &[]), "000");
+    assert_eq!(served.curl_as("nameless", &[]), "200");
+}
+
+/// With lists, nobody is let in of whom none of them can say anything.
+#[test]
+fn of_whom_no_list_says_anything_is_not_let_in() {
+    let served = Served::making("client_ca: AT/both.pem, client_crl: AT/ca.crl", |at| {
+        shell(at, "cat ca.crt other.crt > both.pem");
+        take_back(at, "", "-crldays 3");
+    });
+    assert_eq!(served.curl_as("alice", &[]), "200");
+    assert_eq!(served.curl_as("stranger", &[]), "000");
+}
+
 #[test]
 fn each_name_has_its_certificate_and_its_renewal() {
     let served = Served::new(
@@ -256,6 +318,7 @@ fn check_says_what_is_wrong_with_names_and_authorities() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path();
     shell(at, MAKE);
+    take_back(at, "", OVER);
     let check = |tls: &str, identity: &str| {
         let config = format!(
             "upstream: {{ url: 'http://127.0.0.1:1' }}\nserver:\n  listeners:\n  - address: \
@@ -303,6 +366,12 @@ fn check_says_what_is_wrong_with_names_and_authorities() {
         ("client_ca: none.crt", "", "tls.client_ca: none.crt: cannot be read"),
         ("client_ca: ca.key", "", "tls.client_ca: ca.key: no certificate in it"),
         (
+            "client_ca: ca.crt, client_crl: ca.crt",
+            "",
+            "tls.client_crl: ca.crt: no list of revoked certificates in it",
+        ),
+        ("client_crl: ca.crl", "", "tls.client_crl: given without client_ca: nobody is asked"),
+        (
             "client_auth: optional",
             "",
             "tls.client_auth: given without client_ca: nobody is asked, expected client_ca",
@@ -319,6 +388,11 @@ fn check_says_what_is_wrong_with_names_and_authorities() {
             "tls.sni[\"two.test\"]: one.crt: a certificate that is not for two.test",
         ),
         ("", "mtls: {}", "identity[0].mtls: never finds anybody"),
+        (
+            "client_ca: ca.crt, client_crl: ca.crl",
+            "",
+            "tls.client_crl: ca.crl: a list that was to be replaced by 2020-01-02T00:00:00Z",
+        ),
     ] {
         let (said, code) = check(tls, identity);
         assert_eq!(code, 0, "{tls}: {said}");

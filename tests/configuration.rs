@@ -298,6 +298,7 @@ server:
         key: DIR/a.key
         sni: { localhost: { cert: DIR/c.crt, key: DIR/c.key } }
         client_ca: DIR/d.crt
+        client_crl: DIR/d.crl
 admin: { listen: 127.0.0.1:0, token_file: DIR/token }
 upstream:
   url: http://127.0.0.1:9
@@ -327,6 +328,7 @@ fn of_files_it_takes_over_what_the_page_says() {
     for name in ["b", "c", "d"] {
         certificates::self_signed(home, name, name, 90);
     }
+    certificates::taken_back(home, "d", "-crldays 3");
     let secret = "0123456789abcdef0123456789abcdef";
     for (name, content) in [
         ("token", secret),
@@ -349,7 +351,7 @@ fn of_files_it_takes_over_what_the_page_says() {
     let files = rows.iter().filter(|row| row.kind == "file" && row.is_built());
     let (followed, others): (Vec<&Row>, Vec<&Row>) =
         files.partition(|row| row.change == "restart; content: reload");
-    assert_eq!(followed.len(), 9);
+    assert_eq!(followed.len(), 10);
     let spoil = |path: &str| {
         for file in file_of(path) {
             std::fs::write(Path::new(&file), "spoilt: [").unwrap();

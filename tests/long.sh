@@ -40,6 +40,8 @@ tests/long.sh NAME [ARGUMENTS]
   container    builds the image with Docker and tries it: size, user, health check, drain
   compose      starts docker-compose.yml, or the services that are named, and runs each curl of
                docs/container.md, asks Prometheus for its targets and rules (tests/container.sh)
+  reproducible  makes the release of the last commit twice, in folders and with a cargo home of different
+               names, and compares what comes of it (RELEASES, a folder: keeps them there)
   handover     processes that take over from each other, and restart under systemd's socket, while 100,000
                requests are sent: none is lost (HANDOVER_REQUESTS; needs python3)
   flood        ten thousand requests a second of one caller, by limits and connections: what Redis gets of
@@ -108,7 +110,8 @@ valkey)
     done
     "$TOLLGATE_REDIS_SERVER" --version
     exec cargo test --locked --test redis_forms --test redis_store --test failover --test redis_failover \
-        --test outage --test quotas --test leases --test deny_cache -- --nocapture "$@"
+        --test outage --test quotas --test leases --test deny_cache --test redis_budget --test redis_parts \
+        -- --nocapture "$@"
     ;;
 leases)
     export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
@@ -168,6 +171,27 @@ page-pictures)
     ;;
 container) exec bash tests/container.sh image "$@" ;;
 compose) exec bash tests/container.sh compose "$@" ;;
+reproducible)
+    releases=${RELEASES:-$(mktemp -d)}
+    [ -n "${RELEASES:-}" ] || trap 'rm -rf "$releases"' EXIT
+    mkdir -p "$releases/one" "$releases/a/second/of/another/depth" "$releases/home"
+    first=$(cd "$releases/one" && pwd)
+    second=$(cd "$releases/a/second/of/another/depth" && pwd)
+    # The crates themselves, at another place; what is not there is fetched.
+    cp -al "${CARGO_HOME:-$HOME/.cargo}/registry" "$releases/home/" 2>/dev/null || true
+    for folder in "$first" "$second"; do
+        git clone --quiet . "$folder/tollgate"
+        [ "$folder" = "$first" ] || export CARGO_HOME="$releases/home"
+        (cd "$folder/tollgate" && TZ=Asia/Tokyo deploy/release.sh "$folder/dist")
+    done
+    cat "$first/dist/SHA256SUMS"
+    if cmp "$first/dist/SHA256SUMS" "$second/dist/SHA256SUMS"; then
+        printf 'the same\n'
+    else
+        cat "$second/dist/SHA256SUMS"
+        exit 1
+    fi
+    ;;
 leak-drill) exec cargo test --locked --features leak-drill --test leak_drill -- --nocapture "$@" ;;
 schemathesis)
     export SCHEMATHESIS_EXAMPLES="${SCHEMATHESIS_EXAMPLES:-1000}"

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use support::{Backend, GENEROUS, PATIENCE, Start, Tollgate, nobody, wait_until};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::{Backend, Client, GENEROUS, PATIENCE, Start, Tollgate, nobody, wait_until};
 
 #[test]
 fn a_request_arrives_as_it_was_sent_but_for_its_hop_by_hop_fields() {
@@ -720,4 +721,37 @@ fn a_second_signal_ends_it_now() {
     wait_until("it drains", || tollgate.admin("/readyz").status == 503);
     tollgate.signal("TERM");
     assert_eq!(tollgate.wait().code(), Some(1));
+}
+
+/// More at once than wait for a worker: the rest wait in the kernel, and nobody is turned away.
+#[test]
+fn a_crowd_that_comes_at_once_is_served_to_the_last() {
+    const CROWD: usize = 1800;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let backlog = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
+    if backlog.trim().parse::<usize>().unwrap_or(0) < CROWD {
+        println!("skipped: net.core.somaxconn is {backlog}");
+        return;
+    }
+    let backend = Backend::ok();
+    let config = "server: { workers: 1 }\n";
+    let start = Start::default().upstream(backend.address).config(config).tiers(GENEROUS);
+    let tollgate = start.run();
+    // All of them are there, and have asked, before it sees the first.
+    tollgate.signal("STOP");
+    let mut crowd: Vec<Client> = (0..CROWD).map(|_| tollgate.connect()).collect();
+    for client in &mut crowd {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    }
+    tollgate.signal("CONT");
+    for client in &mut crowd {
+        assert_eq!(client.answer().status, 200);
+    }
+    let refused = tollgate.admin("/metrics").text();
+    let refused: Vec<&str> = refused
+        .lines()
+        .filter(|it| it.starts_with("tollgate_connections_refused_total") && !it.ends_with(" 0"))
+        .collect();
+    assert!(refused.is_empty(), "{refused:?}");
 }

@@ -7,12 +7,13 @@ use anyhow::Context;
 
 use crate::clock::Clock;
 use crate::config::compile_listeners::{
-    CertificateSettings, ClientSettings, ListenerSettings, TlsSettings, certificate, odd_times,
+    CertificateSettings, ListenerSettings, PemFile, TlsSettings, certificate, odd_times, overdue,
     written,
 };
 use crate::metrics::registry::Metrics;
 use crate::metrics::series::ListenerSeries;
 use crate::proxy::listener::Bound;
+use crate::tls::revocations::Revocations;
 use crate::tls::roots::Roots;
 use crate::tls::server::{ServerTls, Which};
 
@@ -65,7 +66,10 @@ impl TlsListener {
             .chain(named)
             .map(|(which, files)| self.certificate(which, files, clock.clone()))
             .collect();
-        watched.extend(self.settings.clients.as_ref().map(|clients| self.authorities(clients)));
+        if let Some(clients) = &self.settings.clients {
+            watched.push(self.authorities(&clients.file));
+            watched.extend(clients.revoked.as_ref().map(|it| self.revoked(it, clock.clone())));
+        }
         watched
     }
 
@@ -88,16 +92,32 @@ impl TlsListener {
         })
     }
 
-    fn authorities(&self, clients: &ClientSettings) -> Watched {
-        let (name, tls) = (self.name.clone(), Arc::clone(&self.tls));
-        let file = clients.file.path.clone();
+    fn authorities(&self, of: &PemFile) -> Watched {
+        let (name, tls, file) = (self.name.clone(), Arc::clone(&self.tls), of.path.clone());
         let reload = Box::new(move |content: Vec<u8>| {
-            let roots = Roots::from_pem(&content).and_then(|roots| tls.trust(roots));
-            roots.map_err(|reason| format!("{file}: {reason}"))?;
+            let roots = Roots::from_pem(&content);
+            let judged = roots.and_then(|roots| tls.judge(|clients| clients.roots = roots));
+            judged.map_err(|reason| format!("{file}: {reason}"))?;
             tracing::info!(listener = name, file, "authorities of clients reloaded");
             Ok(())
         });
-        let path = Path::new(&clients.file.path);
-        Watched::new(path, clients.file.digest, OnChange::Reload(reload))
+        Watched::new(Path::new(&of.path), of.digest, OnChange::Reload(reload))
+    }
+
+    fn revoked(&self, of: &PemFile, clock: Clock) -> Watched {
+        let (name, tls, file) = (self.name.clone(), Arc::clone(&self.tls), of.path.clone());
+        let reload = Box::new(move |content: Vec<u8>| {
+            let lists = Revocations::from_pem(&content);
+            let lists = lists.map_err(|reason| format!("{file}: {reason}"))?;
+            let odd = overdue(&lists, clock.now());
+            let judged = tls.judge(|clients| clients.revocations = Some(lists));
+            judged.map_err(|reason| format!("{file}: {reason}"))?;
+            if let Some(odd) = odd {
+                tracing::warn!(listener = name, "{file}: {odd}");
+            }
+            tracing::info!(listener = name, file, "revoked certificates reloaded");
+            Ok(())
+        });
+        Watched::new(Path::new(&of.path), of.digest, OnChange::Reload(reload))
     }
 }

@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config_path;
 use crate::limiter::time::Timestamp;
 use crate::tls::certificate::{CertificateError, ServerCertificate, days_left};
+use crate::tls::revocations::Revocations;
 use crate::tls::roots::Roots;
 use crate::tls::server::{ClientAuth, Shown};
 
@@ -61,7 +62,9 @@ pub struct CertificateSettings {
 pub struct ClientSettings {
     /// Their file.
     pub file: PemFile,
-    /// What it held, and what is asked for.
+    /// That of what they have taken back.
+    pub revoked: Option<PemFile>,
+    /// What both held, and what is asked for.
     pub auth: ClientAuth,
 }
 
@@ -209,18 +212,60 @@ fn clients(
             let problem = problem.expected("client_ca beside it, the authorities of clients");
             report.key(at("client_auth"), problem);
         }
+        if tls.client_crl.is_some() {
+            let problem = Problem::new("given without client_ca: nobody is asked");
+            let problem = problem.expected("client_ca beside it, the authorities of clients");
+            report.key(at("client_crl"), problem);
+        }
         return Some(None);
     }
     let expected = "a file of certificates of authorities, in PEM";
     let (file, content) = pem(at("client_ca"), tls.client_ca.as_deref(), expected, report)?;
-    match Roots::from_pem(&content) {
-        Ok(roots) => Some(Some(ClientSettings { file, auth: ClientAuth { roots, is_optional } })),
+    let roots = match Roots::from_pem(&content) {
+        Ok(roots) => roots,
         Err(reason) => {
             let problem = Problem::new(format!("{}: {reason}", file.path)).expected(expected);
             report.value(at("client_ca"), problem);
-            None
+            return None;
         }
+    };
+    let mut auth = ClientAuth { roots, revocations: None, is_optional };
+    let mut revoked = None;
+    if tls.client_crl.is_some() {
+        let expected = "a file of lists of revoked certificates, in PEM";
+        let (file, content) = pem(at("client_crl"), tls.client_crl.as_deref(), expected, report)?;
+        match revocations(&content, &auth) {
+            Ok(revocations) => {
+                if let Some(odd) = overdue(&revocations, Clock::System.now()) {
+                    report.warn(at("client_crl"), Problem::new(format!("{}: {odd}", file.path)));
+                }
+                auth.revocations = Some(revocations);
+            }
+            Err(reason) => {
+                let problem = Problem::new(format!("{}: {reason}", file.path)).expected(expected);
+                report.value(at("client_crl"), problem);
+                return None;
+            }
+        }
+        revoked = Some(file);
     }
+    Some(Some(ClientSettings { file, revoked, auth }))
+}
+
+/// The lists of a file, if clients can be judged by them.
+///
+/// # Errors
+/// There is none in it, or one that is broken.
+fn revocations(pem: &[u8], auth: &ClientAuth) -> Result<Revocations, String> {
+    let revocations = Revocations::from_pem(pem)?;
+    let judged = ClientAuth { revocations: Some(revocations.clone()), ..auth.clone() };
+    judged.verifier().map(|_| revocations)
+}
+
+/// What is odd about the time of lists that hold all the same: there may be newer ones.
+pub fn overdue(revocations: &Revocations, now: Timestamp) -> Option<String> {
+    let next = revocations.next_update().filter(|next| *next < now)?;
+    Some(format!("a list that was to be replaced by {}; it still holds", written(next)))
 }
 
 fn pem(

@@ -22,6 +22,7 @@ const FOLLOWED: &[&str] = &[
     "server.listeners[].tls.sni.NAME.cert",
     "server.listeners[].tls.sni.NAME.key",
     "server.listeners[].tls.client_ca",
+    "server.listeners[].tls.client_crl",
     "identity[].jwt.secret_file",
     "identity[].jwt.public_key_file",
     "identity[].jwt.jwks_file",

@@ -164,6 +164,9 @@ pub struct ListenerTls {
     pub sni: Ordered<SniCertificate>,
     /// File of the authorities, in PEM, whose certificates clients have to show.
     pub client_ca: Option<String>,
+    /// File of the lists, in PEM, of certificates that those authorities have taken back; with it,
+    /// each authority in a client's chain needs a list in it.
+    pub client_crl: Option<String>,
     /// Whether a client without a certificate is let in; a wrong one never is.
     pub client_auth: ClientAuthMode,
 }

@@ -34,6 +34,8 @@ pub const INBOX: usize = 1024;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long a handshake of TCP that is under way when a drain begins may take to end.
 const SETTLE: Duration = Duration::from_millis(200);
+/// How long connections stay in the kernel when no worker has room for one.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
 /// How long to wait when the process is out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -83,6 +85,12 @@ pub struct WorkerHandle {
     pub inbox: mpsc::Sender<Accepted>,
     /// Connections that it has, those in its inbox included.
     pub connections: Arc<AtomicUsize>,
+}
+
+impl WorkerHandle {
+    fn has_room(&self) -> bool {
+        self.inbox.capacity() > 0
+    }
 }
 
 /// Opens a listening socket.
@@ -136,7 +144,11 @@ pub fn accept(gate: Arc<Gate>, listeners: &[Bound], workers: Vec<WorkerHandle>) 
     while let Some(left) = settled.checked_duration_since(clock::monotonic()) {
         acceptor.accept_for(&listeners, left.min(LOOK_AGAIN));
     }
-    let _ = acceptor.take_queued(&listeners);
+    let last = clock::monotonic() + SETTLE;
+    while acceptor.take_queued(&listeners).is_ok_and(|is_full| is_full) && clock::monotonic() < last
+    {
+        std::thread::sleep(FULL_PAUSE);
+    }
 }
 
 /// Has the kernel begin no further connection on this socket, and finish those that have begun.
@@ -178,21 +190,31 @@ impl Acceptor {
         let span = Timespec { tv_sec: 0, tv_nsec: span.subsec_nanos().into() };
         let mut waited: Vec<PollFd<'_>> =
             listeners.iter().map(|it| PollFd::new(&it.bound.socket, PollFlags::IN)).collect();
-        if rustix::event::poll(&mut waited, Some(&span)).is_ok_and(|ready| ready > 0)
-            && let Err(error) = self.take_queued(listeners)
-        {
-            tracing::warn!(%error, "cannot accept a connection");
-            std::thread::sleep(EXHAUSTED_PAUSE);
+        if !rustix::event::poll(&mut waited, Some(&span)).is_ok_and(|ready| ready > 0) {
+            return;
+        }
+        match self.take_queued(listeners) {
+            Ok(is_full) => {
+                if is_full {
+                    std::thread::sleep(FULL_PAUSE);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                std::thread::sleep(EXHAUSTED_PAUSE);
+            }
         }
     }
 
-    /// Accepts until nothing is queued on any socket.
-    fn take_queued(&mut self, listeners: &[Listening<'_>]) -> io::Result<()> {
-        listeners.iter().try_for_each(|listener| self.take_queued_on(listener))
+    /// Accepts until nothing is queued on any socket, or no worker has room for one more; says
+    /// whether it is that.
+    fn take_queued(&mut self, listeners: &[Listening<'_>]) -> io::Result<bool> {
+        listeners.iter().try_fold(false, |is_full, it| Ok(self.take_queued_on(it)? || is_full))
     }
 
-    fn take_queued_on(&mut self, listener: &Listening<'_>) -> io::Result<()> {
-        loop {
+    fn take_queued_on(&mut self, listener: &Listening<'_>) -> io::Result<bool> {
+        // Only the acceptor fills inboxes: what has room now has it at the hand-over.
+        while self.workers.iter().any(WorkerHandle::has_room) {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match rustix::net::acceptfrom_with(listener.bound.socket.as_fd(), flags) {
                 Ok((socket, peer)) => {
@@ -201,7 +223,7 @@ impl Acceptor {
                         self.hand_over(TcpStream::from(socket), peer, listener);
                     }
                 }
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(()),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
                 // The caller gave up while it was queued, or a signal came: not the socket's fault.
                 Err(
                     rustix::io::Errno::CONNABORTED
@@ -216,6 +238,7 @@ impl Acceptor {
                 }
             }
         }
+        Ok(true)
     }
 
     fn hand_over(&mut self, stream: TcpStream, peer: SocketAddr, listener: &Listening<'_>) {
@@ -235,7 +258,8 @@ impl Acceptor {
             .workers
             .split_at_checked(self.next.checked_rem(self.workers.len()).unwrap_or(0))
             .unwrap_or_default();
-        let chosen = after.iter().chain(before).min_by_key(|it| it.connections.load(Relaxed));
+        let has_room = after.iter().chain(before).filter(|it| it.has_room());
+        let chosen = has_room.min_by_key(|it| it.connections.load(Relaxed));
         let Some(worker) = chosen else { return };
         worker.connections.fetch_add(1, Relaxed);
         let guard = ConnectionGuard {
@@ -243,7 +267,7 @@ impl Acceptor {
             _of_listener: listener.series.connection_opened(),
             of_address,
         };
-        // A full inbox drops the connection, and its guard with it.
+        // A worker that is gone drops the connection, and its guard with it.
         let tls = listener.bound.tls.clone();
         if worker.inbox.try_send(Accepted { stream, peer, tls, guard }).is_err() {
             metrics.connection_refused(RefusalReason::MaxConnections);

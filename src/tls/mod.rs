@@ -4,5 +4,6 @@
 
 pub mod certificate;
 pub mod client;
+pub mod revocations;
 pub mod roots;
 pub mod server;

@@ -18,6 +18,7 @@ use rustls::version::{TLS12, TLS13};
 use crate::limiter::time::Timestamp;
 
 use super::certificate::ServerCertificate;
+use super::revocations::Revocations;
 use super::roots::Roots;
 
 /// Protocols by ALPN (RFC 7301), best first.
@@ -42,8 +43,30 @@ pub struct Shown {
 pub struct ClientAuth {
     /// Who may have signed them.
     pub roots: Roots,
+    /// Which of those are taken back. With lists, nobody is let in of whom none of them says.
+    pub revocations: Option<Revocations>,
     /// Whether somebody without one is let in.
     pub is_optional: bool,
+}
+
+impl ClientAuth {
+    /// What judges them.
+    ///
+    /// # Errors
+    /// None of the authorities can be used, or one of the lists.
+    pub fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, String> {
+        let roots = Arc::new(self.roots.store()?);
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
+        if let Some(revocations) = &self.revocations {
+            builder = builder.with_crls(revocations.lists());
+        }
+        if self.is_optional {
+            builder = builder.allow_unauthenticated();
+        }
+        let verifier = builder.build().map_err(|error| error.to_string())?;
+        Ok(verifier)
+    }
 }
 
 /// Which of a listener's certificates is meant.
@@ -102,16 +125,17 @@ impl ServerTls {
         self.config.store(Arc::new(config));
     }
 
-    /// Believes other authorities of clients from the next handshake on. No session that began
-    /// before is resumed: it would bring a client in whom nobody vouches for any more.
+    /// Judges clients otherwise from the next handshake on: by other authorities, by other lists. No
+    /// session that began before is resumed: it would bring a client in whom nobody vouches for any
+    /// more.
     ///
     /// # Errors
-    /// The system gives no randomness, or none of them can be used; it goes on as it was.
-    pub fn trust(&self, roots: Roots) -> Result<(), String> {
+    /// The system gives no randomness, or the change cannot be used; it goes on as it was.
+    pub fn judge(&self, change: impl FnOnce(&mut ClientAuth)) -> Result<(), String> {
         let mut shown = self.shown.lock();
-        let Some(clients) = &shown.clients else { return Ok(()) };
-        let clients = Some(ClientAuth { roots, is_optional: clients.is_optional });
-        let changed = Shown { clients, ..shown.clone() };
+        let mut changed = shown.clone();
+        let Some(clients) = &mut changed.clients else { return Ok(()) };
+        change(clients);
         self.config.store(Arc::new(server_config(&changed)?));
         *shown = changed;
         Ok(())
@@ -124,29 +148,22 @@ impl ServerTls {
 /// does not. There is no early data: what is sent with it can be sent again by anybody
 /// (RFC 8446 §8).
 fn server_config(shown: &Shown) -> Result<ServerConfig, String> {
+    let verifier = match &shown.clients {
+        Some(clients) => clients.verifier()?,
+        None => Arc::new(NoClientAuth),
+    };
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(|error| error.to_string())?;
     let mut config = builder
-        .with_client_cert_verifier(verifier(shown.clients.as_ref())?)
+        .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(ByName::new(shown)));
     config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
     config.ticketer = Ticketer::new().map_err(|error| error.to_string())?;
     config.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
     config.max_early_data_size = 0;
     Ok(config)
-}
-
-fn verifier(clients: Option<&ClientAuth>) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let Some(ClientAuth { roots, is_optional }) = clients else {
-        return Ok(Arc::new(NoClientAuth));
-    };
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots.store()?), provider);
-    let builder = if *is_optional { builder.allow_unauthenticated() } else { builder };
-    let verifier = builder.build().map_err(|error| error.to_string())?;
-    Ok(verifier)
 }
 
 /// Chooses by the name that a client asks for: its own, then that of its parent's `*`, then the

@@ -41,6 +41,28 @@ pub fn self_signed(directory: &Path, name: &str, subject: &str, days: u32) {
     shell(directory, &script);
 }
 
+/// Has an authority, `NAME.crt` and `NAME.key`, take back the certificate `WHO.crt`.
+pub fn revoke(directory: &Path, name: &str, who: &str) {
+    openssl_ca(directory, name, &format!("-revoke {who}.crt"));
+}
+
+/// Makes or replaces `NAME.crl`, what an authority has taken back so far; `next` says in openssl's terms
+/// when there is to be a newer one.
+pub fn taken_back(directory: &Path, name: &str, next: &str) {
+    openssl_ca(directory, name, &format!("-gencrl {next} -out {name}.crl.new"));
+    shell(directory, &format!("mv {name}.crl.new {name}.crl"));
+}
+
+fn openssl_ca(directory: &Path, name: &str, what: &str) {
+    let script = format!(
+        "[ -e {name}.index ] || : > {name}.index; [ -e {name}.number ] || echo 01 > {name}.number
+        printf '[ca]\\ndefault_ca=x\\n[x]\\ndatabase={name}.index\\ncrlnumber={name}.number\\n' > {name}.ca
+        echo default_md=sha256 >> {name}.ca
+        openssl ca -config {name}.ca -cert {name}.crt -keyfile {name}.key {what}"
+    );
+    shell(directory, &script);
+}
+
 /// Makes `NAME.crt` and `NAME.key` of a certificate that was over a day ago.
 pub fn expired(directory: &Path, name: &str) {
     let script = format!(
