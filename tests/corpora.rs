@@ -2,7 +2,7 @@
 //! found. Needs no nightly compiler.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
-#[path = "../fuzz/src/targets.rs"]
+#[path = "../fuzz/src/targets/mod.rs"]
 mod targets;
 
 fn replay(name: &str, target: fn(&[u8])) {
@@ -45,6 +45,31 @@ fn tokens() {
     replay("jwt", targets::jwt);
 }
 
+#[test]
+fn headers_of_the_proxy_protocol() {
+    replay("proxy_protocol", targets::proxy_protocol);
+}
+
+#[test]
+fn lines_of_the_access_log() {
+    replay("access_log", targets::access_log);
+}
+
+#[test]
+fn replies_of_redis() {
+    replay("redis_reply", targets::redis_reply);
+}
+
+#[test]
+fn whole_requests() {
+    replay("request", targets::request);
+}
+
+#[test]
+fn calls_of_the_admin_api() {
+    replay("admin", targets::admin);
+}
+
 /// A target that the fuzzer has and this file has not would not be replayed.
 #[test]
 fn every_target_is_here() {
@@ -53,5 +78,17 @@ fn every_target_is_here() {
         .map(|it| it.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["config", "forwarded", "jwt", "path", "tiers"]);
+    let replayed = [
+        "access_log",
+        "admin",
+        "config",
+        "forwarded",
+        "jwt",
+        "path",
+        "proxy_protocol",
+        "redis_reply",
+        "request",
+        "tiers",
+    ];
+    assert_eq!(names, replayed);
 }

@@ -202,7 +202,8 @@ properties) PROPTEST_CASES="${PROPTEST_CASES:-25600}" exec cargo test --release 
 fuzz)
     seconds=${1:-1200}
     [ $# -eq 0 ] || shift
-    [ $# -gt 0 ] || set -- path forwarded tiers config jwt
+    [ $# -gt 0 ] || set -- path forwarded tiers config jwt proxy_protocol access_log redis_reply \
+        admin request
     for target in "$@"; do
         printf '%s, %s s\n' "$target" "$seconds"
         # The first folder takes what is new; the second is read.

@@ -1,17 +1,17 @@
 //! The spelling of a path opens no door: models of five backends beside the real policy.
 //!
-//! The fuzzer runs the same models for longer; `fuzz/src/models.rs` has them.
+//! The fuzzer runs the same models for longer; `fuzz/src/targets/models.rs` has them.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
-#[path = "../fuzz/src/targets.rs"]
-#[allow(dead_code, reason = "the other targets are replayed elsewhere")]
+#[path = "../fuzz/src/targets/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the other targets are replayed elsewhere")]
 mod targets;
 
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use targets::models::MODELS;
-use targets::no_backend_serves_it_uncounted as counted;
+use targets::path::no_backend_serves_it_uncounted as counted;
 
 /// Spellings that opened doors elsewhere, and those that opened one here, each with a backend that
 /// would serve the limited resource for it.

@@ -77,7 +77,12 @@ fn a_trusted_proxy_says_whom_a_connection_is_for() {
         ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n";
     assert_eq!(longest.len(), 107);
     assert_eq!(from(&[longest, request]), "127.0.0.1");
-    assert_eq!(from(&[b"PROXY UNKNOWN\r\n", request]), "127.0.0.1");
+    // Whatever a proxy may tell that does not know.
+    for line in
+        [&b"PROXY UNKNOWN\r\n"[..], b"PROXY UNKNOWN a b c d e f\r\n", b"PROXY UNKNOWN \r \r\n"]
+    {
+        assert_eq!(from(&[line, request]), "127.0.0.1", "{}", line.escape_ascii());
+    }
 
     let binary = v2_of("198.51.100.23:4000");
     assert_eq!(from(&[&binary, request]), "198.51.100.23");
@@ -92,6 +97,8 @@ fn a_trusted_proxy_says_whom_a_connection_is_for() {
     more[15] += u8::try_from(tlv.len()).unwrap();
     assert_eq!(from(&[&more, request]), "198.51.100.24");
     assert_eq!(from(&[&v2(0, 0x00, &[]), request]), "127.0.0.1");
+    assert_eq!(from(&[&v2(0, 0x11, &[]), request]), "127.0.0.1");
+    assert_eq!(from(&[&v2(0, 0xff, b"abc"), request]), "127.0.0.1");
     assert_eq!(from(&[&v2(1, 0x00, &[]), request]), "127.0.0.1");
     assert_eq!(from(&[&v2(1, 0x31, &[0; 216]), request]), "127.0.0.1");
     assert_eq!(refused(&tollgate, "proxy_protocol"), 0.0);
@@ -107,8 +114,12 @@ fn what_is_no_good_header_is_no_connection_and_of_others_it_is_no_request() {
         REQUEST.as_bytes().to_vec(),
         b"PROXY TCP4 198.51.100.22 203.0.113.7 35646\r\n".to_vec(),
         b"PROXY TCP4 198.51.100.22 203.0.113.7 35646 80\n".to_vec(),
+        b"PROXY TCP4 198.51.100.22 203.0.113.7 35646 80 \n".to_vec(),
+        b"PROXY UNKNOWN a b \n".to_vec(),
         b"PROXY TCP4 2001:db8::1 203.0.113.7 35646 80\r\n".to_vec(),
         b"PROXY TCP4 198.51.100.22 203.0.113.7 65536 80\r\n".to_vec(),
+        b"PROXY TCP4 198.51.100.22 203.0.113.7 +356 80\r\n".to_vec(),
+        b"PROXY UNKNOWNS\r\n".to_vec(),
         b"PROXY TCP4 198.51.100.022 203.0.113.7 1 80\r\n".to_vec(),
         b"PROXY  TCP4 198.51.100.22 203.0.113.7 1 80\r\n".to_vec(),
         b"PROXY UDP4 198.51.100.22 203.0.113.7 1 80\r\n".to_vec(),
@@ -117,6 +128,8 @@ fn what_is_no_good_header_is_no_connection_and_of_others_it_is_no_request() {
         v2(2, 0x11, &[0; 12]),
         v2(1, 0x41, &[0; 12]),
         v2(1, 0x12, &[0; 12]),
+        v2(1, 0x10, &[0; 12]),
+        v2(1, 0x01, &[0; 12]),
         v2(1, 0x11, &[0; 11]),
         v2(1, 0x21, &[0; 12]),
         too_long,

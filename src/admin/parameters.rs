@@ -104,7 +104,11 @@ pub fn decode_segment(text: &str) -> Option<String> {
     decode(text, |byte| byte)
 }
 
-/// A moment after 1970 (RFC 3339), at whatever offset from UTC it is written. `None`: it is none.
+/// The first second of the year 10000, which RFC 3339 cannot write.
+const YEAR_10000: i64 = 253_402_300_800;
+
+/// A moment after 1970 (RFC 3339), at whatever offset from UTC it is written. `None`: it is none, or
+/// one that cannot be written in UTC.
 pub fn moment(text: &str) -> Option<Timestamp> {
     let text = text.to_ascii_uppercase();
     let (local, ahead) = match text.strip_suffix('Z') {
@@ -121,6 +125,7 @@ pub fn moment(text: &str) -> Option<Timestamp> {
     let local = humantime::parse_rfc3339(&format!("{local}Z")).ok()?;
     let micros = local.duration_since(UNIX_EPOCH).ok()?.as_micros();
     let micros = i64::try_from(micros).ok()? - ahead * 60_000_000;
+    (micros < YEAR_10000 * 1_000_000).then_some(())?;
     Some(Timestamp::from_micros(u64::try_from(micros).ok()?))
 }
 
@@ -213,6 +218,7 @@ mod tests {
             "2027-02-30T12:00:00Z",
             "1970-01-01T00:00:00+01:00",
             "1969-01-01T00:00:00Z",
+            "9999-12-31T23:59:59-00:01",
             "2027-01-01T12:00:00é01:00",
         ] {
             assert_eq!(moment(none), None, "{none}");

@@ -8,7 +8,7 @@ use crate::policy::identity::Identity;
 use crate::trace::TraceId;
 
 use super::address::{push_prefix, push_socket};
-use super::json::{hex_digit, push_escaped};
+use super::json::{hex_digit, push_escaped, push_escaped_to};
 use super::query;
 use super::queue::{Chunk, LineQueue};
 
@@ -159,6 +159,11 @@ impl AccessLines {
         }
     }
 
+    /// Takes the lines that have not been handed over, for somebody else than the log.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.chunk).bytes
+    }
+
     fn write(&mut self, entry: &Entry<'_>) {
         let micros = entry.at.as_micros();
         let (second, micros) = (micros / 1_000_000, micros % 1_000_000);
@@ -226,14 +231,9 @@ const NULL: &[u8] = b"null";
 
 fn push_target(out: &mut Vec<u8>, entry: &Entry<'_>, log: &AccessLog) {
     let end = out.len().saturating_add(PATH_MAX);
-    push_escaped(out, entry.path.as_bytes(), PATH_MAX);
+    let mut is_whole = push_escaped_to(out, entry.path.as_bytes(), end);
     let Some(query) = entry.query.filter(|_| log.with_query) else { return };
-    let mut push = |piece: &[u8]| {
-        // Once it is cut, what follows is left out.
-        if out.len() < end {
-            push_escaped(out, piece, end.saturating_sub(out.len()));
-        }
-    };
+    let mut push = |piece: &[u8]| is_whole = is_whole && push_escaped_to(out, piece, end);
     push(b"?");
     query::pieces(query, &log.secret_parameters, push);
 }

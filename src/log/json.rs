@@ -10,14 +10,16 @@ const CUT: &str = "…";
 /// move a terminal's cursor, begin a line or turn the direction of what follows.
 pub fn push_escaped(out: &mut Vec<u8>, bytes: &[u8], max: usize) {
     let end = out.len().saturating_add(max);
-    for chunk in bytes.utf8_chunks() {
-        if !push_text(out, chunk.valid(), end) {
-            return;
-        }
-        if !chunk.invalid().is_empty() && !push_piece(out, "\u{fffd}".as_bytes(), end) {
-            return;
-        }
-    }
+    push_escaped_to(out, bytes, end);
+}
+
+/// The same as far as `out` is about `end` bytes long. Whether there was room for all of it: nothing
+/// may follow what was cut.
+pub fn push_escaped_to(out: &mut Vec<u8>, bytes: &[u8], end: usize) -> bool {
+    bytes.utf8_chunks().all(|chunk| {
+        push_text(out, chunk.valid(), end)
+            && (chunk.invalid().is_empty() || push_piece(out, "\u{fffd}".as_bytes(), end))
+    })
 }
 
 /// Whether there was room for all of it.

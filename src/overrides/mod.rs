@@ -9,7 +9,7 @@
 //! Requests read [`OverrideStore::current`], a pointer; nothing here waits on their way.
 
 pub mod change;
-mod codec;
+pub mod codec;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};

@@ -23,6 +23,11 @@ const V2_BEGINS: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 const V2_BYTES_MAX: usize = 4096;
 /// Where the length stands in version 2.
 const V2_FIXED_BYTES: usize = 16;
+/// Version 2, of a connection that the proxy makes for itself.
+const V2_LOCAL: u8 = 0x20;
+/// Of none, TCP over IPv4, TCP over IPv6, a stream of this machine. There are those of datagrams
+/// besides, and all others are to be refused (section 2.2).
+const V2_FAMILIES: [u8; 4] = [0x00, 0x11, 0x21, 0x31];
 /// How long a proxy may take to say it: it is its first packet.
 pub const LIMIT: Duration = Duration::from_secs(5);
 
@@ -90,7 +95,19 @@ pub fn named(header: &[u8]) -> Result<Option<SocketAddr>, HeaderError> {
 
 fn named_v1(header: &[u8]) -> Result<Option<SocketAddr>, HeaderError> {
     let text = std::str::from_utf8(header).ok().filter(|it| it.is_ascii());
-    let header = v1::Header::try_from(text.ok_or(HeaderError::NotAscii)?)?;
+    let text = text.ok_or(HeaderError::NotAscii)?;
+    if is_unknown(text) {
+        return Ok(None);
+    }
+    if !text.ends_with("\r\n") {
+        // The parser takes a space for the carriage return.
+        return Err(v1::ParseError::InvalidSuffix.into());
+    }
+    if text.contains('+') {
+        // Digits only; the standard library's numbers may have a sign.
+        return Err(v1::ParseError::InvalidSourcePort(None).into());
+    }
+    let header = v1::Header::try_from(text)?;
     Ok(match header.addresses {
         v1::Addresses::Tcp4(it) => Some((it.source_address, it.source_port).into()),
         v1::Addresses::Tcp6(it) => Some((it.source_address, it.source_port).into()),
@@ -98,12 +115,24 @@ fn named_v1(header: &[u8]) -> Result<Option<SocketAddr>, HeaderError> {
     })
 }
 
+/// Whether a line says that the proxy does not know; what else is on it is to be ignored
+/// (section 2.1), however many words that are.
+fn is_unknown(line: &str) -> bool {
+    let rest = line.strip_prefix("PROXY UNKNOWN").and_then(|rest| rest.strip_suffix("\r\n"));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+}
+
 fn named_v2(header: &[u8]) -> Result<Option<SocketAddr>, HeaderError> {
-    let header = v2::Header::try_from(header)?;
-    if header.command == v2::Command::Local {
+    let (command, family) = match header.get(V2_BEGINS.len()..V2_FIXED_BYTES) {
+        Some([command, family, ..]) => (*command, *family),
+        _ => return Err(v2::ParseError::Incomplete(header.len()).into()),
+    };
+    if command == V2_LOCAL {
+        // What follows is to be skipped, whatever family it says that it is of (section 2.2).
         return Ok(None);
     }
-    if header.protocol == v2::Protocol::Datagram {
+    let header = v2::Header::try_from(header)?;
+    if !V2_FAMILIES.contains(&family) {
         return Err(HeaderError::NotTcp);
     }
     Ok(match header.addresses {

@@ -308,7 +308,7 @@ pub fn wanted_upgrade<B>(request: &Request<B>, present: Present) -> Option<Heade
         let name = protocol.trim_ascii().get(..3);
         name.is_some_and(|name| name.eq_ignore_ascii_case(b"h2c"))
     });
-    let asked = connection_options(request.headers()).any(|it| it.eq_ignore_ascii_case("upgrade"));
+    let asked = connection_options(request.headers()).any(|it| it.eq_ignore_ascii_case(b"upgrade"));
     (request.version() == Version::HTTP_11 && asked && !is_h2c).then(|| upgrade.clone())
 }
 
@@ -585,13 +585,13 @@ fn is_end_to_end(name: &HeaderName) -> bool {
     KEPT.contains(name)
 }
 
-fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+/// Read as bytes: one option that is no text must not hide those beside it.
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(CONNECTION)
         .iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .map(str::trim)
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
         .filter(|option| !option.is_empty())
 }
 

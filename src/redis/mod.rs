@@ -7,5 +7,5 @@
 pub mod node;
 mod sentinels;
 pub mod servers;
-mod slots;
+pub mod slots;
 pub mod target;

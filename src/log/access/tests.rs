@@ -41,8 +41,8 @@ fn entry() -> Entry<'static> {
 
 fn written(log: AccessLog, entry: &Entry<'_>) -> String {
     let mut lines = AccessLines::new(log);
-    lines.write(entry);
-    String::from_utf8(std::mem::take(&mut lines.chunk.bytes)).unwrap()
+    lines.push(entry);
+    String::from_utf8(lines.take()).unwrap()
 }
 
 #[test]
@@ -76,6 +76,22 @@ fn a_line_has_these_fields_in_this_order() {
     assert_eq!(line_of_denied["path"], "/fo/history/2025?a=1&token=***");
     let by_tier = Entry { limited_by: Some(limit(None)), ..denied };
     assert_eq!(line(&by_tier)["limited_by"], "tier:minute");
+}
+
+#[test]
+fn a_target_is_cut_once_and_as_a_whole() {
+    let shown = |path: &str, query| {
+        let line = written(log(true), &Entry { path, query: Some(query), ..entry() });
+        let parsed: Value = serde_json::from_str(&line).unwrap();
+        parsed["path"].as_str().unwrap().to_owned()
+    };
+    let fits = |bytes: usize| format!("/{}", "a".repeat(bytes - 1));
+    assert_eq!(shown(&fits(PATH_MAX - 2), "b"), fits(PATH_MAX - 2) + "?b");
+    assert_eq!(shown(&fits(PATH_MAX - 1), "b"), fits(PATH_MAX - 1) + "?…");
+    assert_eq!(shown(&fits(PATH_MAX), ""), fits(PATH_MAX) + "…");
+    // Cut before what is escaped, the text is shorter than it may be, and nothing may follow.
+    let hidden = fits(PATH_MAX - 5) + "\u{202e}";
+    assert_eq!(shown(&hidden, "token=x&a=b"), fits(PATH_MAX - 5) + "…");
 }
 
 #[test]

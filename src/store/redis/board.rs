@@ -80,18 +80,7 @@ impl RedisStore {
     /// Redis does not say.
     pub async fn board(&self) -> Result<Board, CheckError> {
         let reply = self.board_call(vec![Bytes::from_static(b"read")]).await?;
-        let parts = array(reply)?;
-        let [of_version, fields, log] = <[Value; 3]>::try_from(parts).map_err(|_| odd())?;
-        let mut board = Board { version: version(&of_version), ..Board::default() };
-        let mut fields = array(fields)?.into_iter();
-        while let (Some(field), Some(value)) = (fields.next(), fields.next()) {
-            let (Some(field), Some(value)) = (field.into_string(), bytes(&value)) else { continue };
-            if field != "v" && field != "e" {
-                board.fields.push((field, value));
-            }
-        }
-        board.log = array(log)?.iter().filter_map(bytes).collect();
-        Ok(board)
+        read(reply)
     }
 
     /// Changes the table, all of it or nothing. An error but [`ChangeError::Full`] leaves open
@@ -146,7 +135,27 @@ impl RedisStore {
     }
 }
 
-fn version(value: &Value) -> Option<Version> {
+/// The table that a reply tells of.
+///
+/// # Errors
+/// It is none that the script gives.
+pub fn read(reply: Value) -> Result<Board, CheckError> {
+    let parts = array(reply)?;
+    let [of_version, fields, log] = <[Value; 3]>::try_from(parts).map_err(|_| odd())?;
+    let mut board = Board { version: version(&of_version), ..Board::default() };
+    let mut fields = array(fields)?.into_iter();
+    while let (Some(field), Some(value)) = (fields.next(), fields.next()) {
+        let (Some(field), Some(value)) = (field.into_string(), bytes(&value)) else { continue };
+        if field != "v" && field != "e" {
+            board.fields.push((field, value));
+        }
+    }
+    board.log = array(log)?.iter().filter_map(bytes).collect();
+    Ok(board)
+}
+
+/// The version that a reply tells of; `None`: there is no table.
+pub fn version(value: &Value) -> Option<Version> {
     let text = value.as_str()?;
     let (table, changes) = text.rsplit_once(':')?;
     Some(Version { table: table.into(), changes: changes.parse().ok()? })

@@ -91,6 +91,9 @@ pub enum ReplyError {
     /// Neither allowed nor denied.
     #[error("verdict {0}, expected 0 or 1")]
     Verdict(u8),
+    /// Allowed by a limit that had no room, or with more left than the limit is.
+    #[error("a verdict that its own limits contradict")]
+    Contradiction,
     /// It came to be done only after the time at which nobody waited for it any more, and was not.
     #[error("done too late, by the clock of redis")]
     TooLate(Timestamp),
@@ -316,6 +319,7 @@ impl Ticket {
         let mut decision = Decision::new(verdict, Timestamp::from_micros(fields.micros()));
         let sliding = self.scopes.saturating_mul(Period::SLIDING.len() * REPLY_LIMIT);
         let mut beyond = Fields(fields.0.get(sliding..).unwrap_or_default());
+        let mut is_sound = true;
         for (index, limits) in (0_u8..).zip(limits) {
             let mut push = |period: Option<Period>, fields: &mut Fields<'_>| {
                 let remaining = fields.u32();
@@ -325,6 +329,8 @@ impl Ticket {
                     period.and_then(|period| Some((period, limits.set.quota_and_limit(period)?)));
                 if let Some((period, (quota, limit))) = found {
                     let (scope, mode) = (index, limits.mode);
+                    let is_refused = mode == Mode::Enforce && !wait.is_zero();
+                    is_sound &= remaining <= limit && !(is_refused && verdict == Verdict::Allow);
                     decision.push(LimitStatus {
                         scope,
                         period,
@@ -345,6 +351,9 @@ impl Ticket {
                     push(period, &mut beyond);
                 }
             }
+        }
+        if !is_sound {
+            return Err(ReplyError::Contradiction);
         }
         Ok(decision)
     }
@@ -550,7 +559,9 @@ mod tests {
         let short = ReplyError::Length { found: 113, expected: 133 };
         assert_eq!(decode(&reply(7, 0, limits.get(..5).unwrap())), short);
         assert_eq!(decode(b"OK"), ReplyError::Length { found: 2, expected: 133 });
-        let odd = [(u32::MAX, f64::NAN, -1.0); 6];
+        assert_eq!(decode(&reply(7, 1, &[(11, 1.0, 0.0); 6])), ReplyError::Contradiction);
+        assert_eq!(decode(&reply(7, 0, &[(0, 1.0, 0.0); 6])), ReplyError::Contradiction);
+        let odd = [(0, f64::NAN, -1.0); 6];
         let decision = call.ticket.decode(&plan(), &reply(7, 1, &odd)).unwrap();
         assert!(decision.statuses().iter().all(|status| status.wait.is_zero()));
     }

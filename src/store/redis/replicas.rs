@@ -56,7 +56,7 @@ struct Beats {
 }
 
 /// What Redis says of them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Those that count.
     pub replicas: u32,
@@ -211,7 +211,8 @@ fn random_name() -> String {
     format!("{:016x}", RandomState::new().build_hasher().finish())
 }
 
-fn seen(reply: Value) -> Option<Seen> {
+/// What a reply tells of the replicas; `None`: it is none that the script gives.
+pub fn seen(reply: Value) -> Option<Seen> {
     let Value::Array(parts) = reply else { return None };
     let [replicas, recent, generation, now, rank] = parts.as_slice() else { return None };
     let count = |value: &Value| value.as_i64().and_then(|count| u32::try_from(count).ok());
