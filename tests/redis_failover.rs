@@ -368,6 +368,34 @@ async fn days_and_months_go_on_alone_and_redis_is_told() {
     assert!(!left().await.0);
 }
 
+/// What Redis is told is ahead of every check that is made meanwhile, by this replica or by another.
+#[tokio::test]
+async fn redis_is_told_of_few_callers_at_a_time() {
+    let Some(server) = RedisServer::spawn_tcp() else { return };
+    let relay = Relay::spawn(server.port()).await;
+    let store = connected(&format!("redis://{}", relay.address()), FailureMode::Local).await;
+    recovered(&store).await;
+    server.pause();
+    opened(&store, FailureMode::Local).await;
+    for number in 0..400 {
+        let checked = check(&store, &plan(&format!("caller {number}"), 100)).await;
+        expect_mode(&checked, FailureMode::Local);
+    }
+    // Answers take a while, so that what is asked can be seen.
+    relay.delay(BUDGET / 10);
+    server.resume();
+    let (stats, deadline, mut most) = (store.shared().stats(), monotonic() + SOON, 0);
+    while stats.charges(true) < 400 {
+        most = most.max(stats.in_flight());
+        assert!(monotonic() < deadline, "{} told", stats.charges(true));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // And what the store asks for itself.
+    assert!((16..=40).contains(&most), "{most} at a time");
+    relay.delay(Duration::ZERO);
+    recovered(&store).await;
+}
+
 #[tokio::test]
 async fn what_was_refused_here_and_granted_late_is_given_back() {
     let Some(server) = RedisServer::spawn_tcp() else { return };
