@@ -101,6 +101,32 @@ fn one_authority_or_none_of_it() {
     }
 }
 
+/// RFC 9110 §8.6: a length that is said twice would reach the upstream as two lines.
+#[test]
+fn one_length_or_none() {
+    let backend = Backend::ok();
+    let tollgate = Tollgate::generous(&backend);
+    for (lengths, content, is_fine) in [
+        (vec!["5"], "hello", true),
+        (vec!["5", "5"], "hello", false),
+        (vec!["6", "5"], "hello", false),
+        (vec!["0", "0"], "", false),
+    ] {
+        let before = backend.seen().len();
+        let head = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+        let said: Vec<_> = lengths.iter().map(|it| ("content-length", *it)).collect();
+        let block = http2::block(&[&head[..], &said].concat());
+        let mut raw = Raw::connect(tollgate.data);
+        raw.send(frame(HEADERS, END_HEADERS, 1, &block));
+        raw.send(frame(DATA, END_STREAM, 1, content.as_bytes()));
+        while raw.frame().is_some_and(|it| !matches!(it.kind, HEADERS | RST_STREAM | GOAWAY)) {}
+        assert_eq!(backend.seen().len() - before, usize::from(is_fine), "{lengths:?}");
+        if is_fine {
+            assert_eq!(backend.last().all("content-length"), ["5"]);
+        }
+    }
+}
+
 /// RFC 9110 §6.5, RFC 9113 §8.1: trailers pass both ways, and what may not be one is dropped.
 #[test]
 fn trailers_pass_both_ways() {

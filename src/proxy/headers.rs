@@ -141,10 +141,10 @@ impl Present {
 /// Checks what hyper leaves to the proxy, and settles the request's one authority in `Host`.
 ///
 /// # Errors
-/// What RFC 9112 wants refused: no `Host`, two of them, one that is no authority (§3.2), a
-/// `Transfer-Encoding` other than `chunked` or in HTTP/1.0 (§6.1); CONNECT and TRACE, which are
-/// no business of a reverse proxy, as are streams of HTTP/2 that are to speak another protocol than
-/// WebSocket.
+/// What RFC 9112 wants refused: no `Host`, two of them, one that is no authority (§3.2), two lengths
+/// (§6.3), a `Transfer-Encoding` other than `chunked` or in HTTP/1.0 (§6.1); CONNECT and TRACE,
+/// which are no business of a reverse proxy, as are streams of HTTP/2 that are to speak another
+/// protocol than WebSocket.
 pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<(), Refusal> {
     if *request.method() == Method::CONNECT || *request.method() == Method::TRACE {
         let is_extended = extended_connect::protocol_of(request).is_some();
@@ -161,7 +161,9 @@ pub fn check_request<B>(request: &mut Request<B>, present: Present) -> Result<()
         None if version == Version::HTTP_11 => return Err(Refusal::BadRequest),
         None => {}
     }
-    if has_repeated && headers.get_all(HOST).iter().count() > 1 {
+    // Of HTTP/1.1 hyper has made one length of equal ones; what HTTP/2 brings would go on as it came.
+    let is_twice = |name: HeaderName| headers.get_all(name).iter().nth(1).is_some();
+    if has_repeated && (is_twice(HOST) || is_twice(CONTENT_LENGTH)) {
         return Err(Refusal::BadRequest);
     }
     if present.has(Present::TRANSFER_ENCODING)

@@ -15,6 +15,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use http::{HeaderMap, Method};
+use tokio::signal::unix::{SignalKind, signal};
 
 use tollgate::commands::logging::Recorders;
 use tollgate::commands::serve::DataPath;
@@ -119,6 +120,9 @@ impl Running {
             let loops = &wired.gate.loops;
             loops.sit(loops.control(), runtime.metrics());
             runtime.block_on(watched_root(async {
+                // In a test and in the binary it is ignored from the start. Here it would end the
+                // fuzzer without a word once a client is gone to whom something is written.
+                let _broken_pipes = signal(SignalKind::pipe()).expect("a handler");
                 let listeners = vec![Bound { socket, tls: None, is_shared: false }];
                 let started_path = DataPath::start(&wired.gate, listeners, 1, |_| {}).await;
                 let data_path = started_path.expect("threads");
