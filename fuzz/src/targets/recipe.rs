@@ -239,7 +239,8 @@ fn http1(input: &mut Input<'_>, turn: u64) -> Sent {
         }
         for _ in 0..count % 8 {
             let (field, is_of_the_table) = pick_or_raw(input, FIELDS, b'\n');
-            is_raw |= !is_of_the_table;
+            // An empty one ends the head, and what follows names nothing.
+            is_raw |= !is_of_the_table || field.is_empty();
             fields.push(field.to_vec());
             names.extend(named_by(field));
         }
