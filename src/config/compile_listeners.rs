@@ -207,49 +207,57 @@ fn clients(
     let at = |key: &str| [path, &[Step::from(key)]].concat();
     let is_optional = tls.client_auth == ClientAuthMode::Optional;
     if tls.client_ca.is_none() {
-        if is_optional {
+        let given = [("client_auth", is_optional), ("client_crl", tls.client_crl.is_some())];
+        for (key, _) in given.iter().filter(|(_, is_given)| *is_given) {
             let problem = Problem::new("given without client_ca: nobody is asked");
             let problem = problem.expected("client_ca beside it, the authorities of clients");
-            report.key(at("client_auth"), problem);
-        }
-        if tls.client_crl.is_some() {
-            let problem = Problem::new("given without client_ca: nobody is asked");
-            let problem = problem.expected("client_ca beside it, the authorities of clients");
-            report.key(at("client_crl"), problem);
+            report.key(at(key), problem);
         }
         return Some(None);
     }
-    let expected = "a file of certificates of authorities, in PEM";
-    let (file, content) = pem(at("client_ca"), tls.client_ca.as_deref(), expected, report)?;
-    let roots = match Roots::from_pem(&content) {
-        Ok(roots) => roots,
-        Err(reason) => {
-            let problem = Problem::new(format!("{}: {reason}", file.path)).expected(expected);
-            report.value(at("client_ca"), problem);
-            return None;
-        }
-    };
+    let (file, roots) = pem_of(
+        at("client_ca"),
+        tls.client_ca.as_deref(),
+        "a file of certificates of authorities, in PEM",
+        Roots::from_pem,
+        report,
+    )?;
     let mut auth = ClientAuth { roots, revocations: None, is_optional };
     let mut revoked = None;
     if tls.client_crl.is_some() {
-        let expected = "a file of lists of revoked certificates, in PEM";
-        let (file, content) = pem(at("client_crl"), tls.client_crl.as_deref(), expected, report)?;
-        match revocations(&content, &auth) {
-            Ok(revocations) => {
-                if let Some(odd) = overdue(&revocations, Clock::System.now()) {
-                    report.warn(at("client_crl"), Problem::new(format!("{}: {odd}", file.path)));
-                }
-                auth.revocations = Some(revocations);
-            }
-            Err(reason) => {
-                let problem = Problem::new(format!("{}: {reason}", file.path)).expected(expected);
-                report.value(at("client_crl"), problem);
-                return None;
-            }
+        let (file, revocations) = pem_of(
+            at("client_crl"),
+            tls.client_crl.as_deref(),
+            "a file of lists of revoked certificates, in PEM",
+            |content| revocations(content, &auth),
+            report,
+        )?;
+        if let Some(odd) = overdue(&revocations, Clock::System.now()) {
+            report.warn(at("client_crl"), Problem::new(format!("{}: {odd}", file.path)));
         }
+        auth.revocations = Some(revocations);
         revoked = Some(file);
     }
     Some(Some(ClientSettings { file, revoked, auth }))
+}
+
+/// What a file of PEM holds. `None`: what is wrong was reported.
+fn pem_of<T>(
+    path: Path,
+    file: Option<&str>,
+    expected: &str,
+    read: impl FnOnce(&[u8]) -> Result<T, String>,
+    report: &mut Report<'_>,
+) -> Option<(PemFile, T)> {
+    let (file, content) = pem(path.clone(), file, expected, report)?;
+    match read(&content) {
+        Ok(held) => Some((file, held)),
+        Err(reason) => {
+            let problem = Problem::new(format!("{}: {reason}", file.path)).expected(expected);
+            report.value(path, problem);
+            None
+        }
+    }
 }
 
 /// The lists of a file, if clients can be judged by them.
