@@ -7,6 +7,8 @@
     reason = "a test stops at the first surprise"
 )]
 
+#[path = "support/browser.rs"]
+mod browser;
 #[path = "support/redis.rs"]
 mod redis;
 mod support;
@@ -23,6 +25,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use browser::chromium;
 use redis::RedisServer;
 use support::{Backend, Client, PATIENCE, Start, Tollgate, wait_until};
 use tokens::{SECRET, hs256};
@@ -154,35 +157,18 @@ fn there_are_sixteen_streams_at_most_and_none_outlives_tollgate() {
     }
 }
 
-/// Whether something is there; with `TOLLGATE_REQUIRE_BROWSER=1` its lack is a failure.
 fn has_browser() -> bool {
     let modules = web().join("node_modules/playwright-core");
     let node = Command::new("node").arg("--version").stdout(Stdio::null()).status();
-    let missing = [
+    browser::has_all(&[
         ("node", node.is_ok_and(|it| it.success())),
         ("chromium", chromium().exists()),
         ("web/node_modules (npm ci in web/)", modules.exists()),
-    ];
-    let missing: Vec<&str> =
-        missing.iter().filter(|(_, has)| !has).map(|(name, _)| *name).collect();
-    if missing.is_empty() {
-        return true;
-    }
-    assert!(
-        std::env::var_os("TOLLGATE_REQUIRE_BROWSER").is_none_or(|it| it != "1"),
-        "TOLLGATE_REQUIRE_BROWSER=1, but there is no {}",
-        missing.join(", no ")
-    );
-    println!("skipped: there is no {}", missing.join(", no "));
-    false
+    ])
 }
 
 fn web() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("web")
-}
-
-fn chromium() -> PathBuf {
-    std::env::var_os("CHROMIUM").map_or_else(|| "/usr/bin/chromium".into(), PathBuf::from)
 }
 
 #[test]

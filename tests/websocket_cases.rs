@@ -12,12 +12,14 @@ mod websocket;
 mod websocket_bridge;
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use futures_util::{SinkExt, StreamExt};
 use support::{Backend, Client, GENEROUS, PATIENCE, Start, Tollgate, wait_until};
 use tokio_tungstenite::tungstenite::Message;
-use websocket::{BINARY, CLOSE, CONTINUATION, FIN, Frame, PING, PONG, TEXT, frame, read_frame};
+use websocket::{
+    BINARY, CLOSE, CONTINUATION, FIN, Frame, PING, PONG, TEXT, frame, half_by_half, read_frame,
+};
 
 fn close(code: u16, reason: &[u8]) -> Vec<u8> {
     frame(FIN | CLOSE, &[&code.to_be_bytes(), reason].concat())
@@ -310,30 +312,22 @@ fn play(address: SocketAddr, steps: &[Step]) -> Vec<Frame> {
 
 /// Echoes messages, and holds whoever speaks to it to RFC 6455.
 fn echo_server() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    listener.set_nonblocking(true).unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-                    while let Some(Ok(message)) = socket.next().await {
-                        let sent = match message {
-                            Message::Text(_) | Message::Binary(_) => socket.send(message).await,
-                            _ => socket.flush().await,
-                        };
-                        if sent.is_err() {
-                            return;
-                        }
+    support::listen(|listener| async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+                while let Some(Ok(message)) = socket.next().await {
+                    let sent = match message {
+                        Message::Text(_) | Message::Binary(_) => socket.send(message).await,
+                        _ => socket.flush().await,
+                    };
+                    if sent.is_err() {
+                        return;
                     }
-                });
-            }
-        });
-    });
-    address
+                }
+            });
+        }
+    })
 }
 
 fn tollgate_before(upstream: SocketAddr) -> Tollgate {
@@ -426,16 +420,7 @@ fn one_half_outlives_the_other() {
         let head =
             "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
         connection.send(head);
-        if seen.target() == "/client-first" {
-            // All that is sent until the client's end, and then a word of one's own.
-            assert_eq!(connection.read_exactly(5), b"first");
-            assert!(connection.read_some(1).is_empty(), "the client's end comes through");
-            connection.send("and last");
-        } else {
-            connection.send("first");
-            connection.end_writing();
-            assert_eq!(connection.read_exactly(8), b"and last");
-        }
+        half_by_half(&mut connection, seen.target());
     });
     let tollgate = tollgate_before(backend.address);
     let open = |path: &str| {

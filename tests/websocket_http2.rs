@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+#[path = "support/browser.rs"]
+mod browser;
 #[path = "support/certificates.rs"]
 mod certificates;
 #[path = "support/http2.rs"]
 mod http2;
 mod support;
+#[path = "support/websocket.rs"]
+mod websocket;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,6 +25,7 @@ use support::{Backend, BackendConnection, GENEROUS, Start, Tollgate, wait_until}
 
 use certificates::self_signed;
 use http2::{Polite, Raw, SETTINGS, request, run, whole};
+use websocket::half_by_half;
 
 const OPEN: &str = r#"websocket_connections_active{endpoint="other"}"#;
 const STREAMS: &str = r#"backpressure_async_tasks_pending{task_type="request"}"#;
@@ -327,16 +332,7 @@ fn limits_count_one_as_they_count_one_of_http1() {
 fn one_half_outlives_the_other() {
     let backend = Backend::spawn(|mut connection| {
         let Some(seen) = switched(&mut connection) else { return };
-        if seen.target() == "/client-first" {
-            assert_eq!(connection.read_exactly(5), b"first");
-            assert!(connection.read_some(1).is_empty(), "the client's end comes through");
-            connection.send("and last");
-        } else {
-            connection.send("first");
-            connection.end_writing();
-            assert_eq!(connection.read_exactly(8), b"and last");
-            assert!(connection.read_some(1).is_empty());
-        }
+        half_by_half(&mut connection, seen.target());
     });
     // Idle for longer than a connection may be, were the half-closed tunnel not counted as open.
     let tollgate = before(backend.address, "  idle_timeout: 1s\n");
@@ -482,31 +478,6 @@ fn it_is_offered_where_a_backend_can_be_upgraded() {
     }
 }
 
-/// Answers a page's frames, which are small and whole (RFC 6455 §5.2).
-fn echo_frames(connection: &mut BackendConnection) {
-    loop {
-        let [first, length] = connection.read_exactly(2)[..] else { return };
-        let length = match length & 0x7f {
-            126 => u16::from_be_bytes(connection.read_exactly(2).try_into().unwrap()),
-            short => u16::from(short),
-        };
-        let mask = connection.read_exactly(4);
-        let masked = connection.read_exactly(usize::from(length));
-        let payload = masked.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-        let mut frame = vec![first, 126];
-        frame.extend(length.to_be_bytes());
-        frame.extend(payload);
-        // Control frames have the short form of a length.
-        if length < 126 {
-            frame.splice(1..4, [u8::try_from(length).unwrap()]);
-        }
-        connection.send(frame);
-        if first == 0x88 {
-            return;
-        }
-    }
-}
-
 const PAGE: &str = "<!doctype html><script>
 const socket = new WebSocket(`wss://${location.host}/ws`, 'chat');
 const text = '\u{fc}ber'.repeat(1000);
@@ -519,11 +490,8 @@ socket.onclose = (event) => fetch(`/told/${event.code}/${event.reason}/${socket.
 /// A browser opens a WebSocket on the connection that it has, where the server allows that.
 #[test]
 fn chromium_opens_one_on_the_connection_of_its_page() {
-    let chromium = std::env::var_os("CHROMIUM").unwrap_or_else(|| "/usr/bin/chromium".into());
-    if !std::path::Path::new(&chromium).exists() {
-        let is_required = std::env::var_os("TOLLGATE_REQUIRE_BROWSER").is_some_and(|it| it == "1");
-        assert!(!is_required, "TOLLGATE_REQUIRE_BROWSER=1, but there is no chromium");
-        println!("skipped: there is no chromium");
+    let chromium = browser::chromium();
+    if !browser::has_all(&[("chromium", chromium.exists())]) {
         return;
     }
     let (told, heard) = std::sync::mpsc::sync_channel(1);
@@ -539,7 +507,8 @@ fn chromium_opens_one_on_the_connection_of_its_page() {
                      Sec-WebSocket-Accept: {}\r\n\r\n",
                     accept(key)
                 ));
-                return echo_frames(&mut connection);
+                websocket::echo(connection.upgraded()).ok();
+                return;
             }
             let (kind, body) = ("text/html", if seen.target() == "/" { PAGE } else { "" });
             let length = body.len();

@@ -13,8 +13,9 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
+
+use crate::support;
 
 /// What a backend saw and counts.
 #[derive(Default)]
@@ -118,38 +119,30 @@ impl Http2Backend {
         how: How,
         script: impl Fn(Exchange) -> F + Send + Sync + 'static,
     ) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
         let seen = Arc::new(Seen::default());
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (of_thread, script) = (Arc::clone(&seen), Arc::new(script));
-        std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let listener = TcpListener::from_std(listener).unwrap();
-                let accepting = async {
-                    while let Ok((stream, _)) = listener.accept().await {
-                        stream.set_nodelay(true).unwrap();
-                        let (how, seen) = (how.clone(), Arc::clone(&of_thread));
-                        let script = Arc::clone(&script);
-                        tokio::spawn(async move {
-                            match how.tls.clone() {
-                                None => serve(stream, how, seen, script).await,
-                                Some(tls) => match tls.accept(stream).await {
-                                    Ok(stream) => serve(stream, how, seen, script).await,
-                                    Err(_) => drop(seen.ended.fetch_add(1, Ordering::SeqCst)),
-                                },
-                            }
-                        });
-                    }
-                };
-                tokio::select! {
-                    () = accepting => {}
-                    _ = stopped => {}
+        let address = support::listen(|listener| async move {
+            let accepting = async {
+                while let Ok((stream, _)) = listener.accept().await {
+                    stream.set_nodelay(true).unwrap();
+                    let (how, seen) = (how.clone(), Arc::clone(&of_thread));
+                    let script = Arc::clone(&script);
+                    tokio::spawn(async move {
+                        match how.tls.clone() {
+                            None => serve(stream, how, seen, script).await,
+                            Some(tls) => match tls.accept(stream).await {
+                                Ok(stream) => serve(stream, how, seen, script).await,
+                                Err(_) => drop(seen.ended.fetch_add(1, Ordering::SeqCst)),
+                            },
+                        }
+                    });
                 }
-            });
+            };
+            tokio::select! {
+                () = accepting => {}
+                _ = stopped => {}
+            }
         });
         Http2Backend { address, seen, stop: Some(stop) }
     }

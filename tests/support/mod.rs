@@ -28,6 +28,22 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Listens on a port of its own, on a runtime of its own, for as long as `serve` does.
+pub fn listen<F: Future<Output = ()>>(
+    serve: impl FnOnce(tokio::net::TcpListener) -> F + Send + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            serve(tokio::net::TcpListener::from_std(listener).unwrap()).await;
+        });
+    });
+    address
+}
+
 /// Lets this process, and those that it starts, have as many files open as it may.
 pub fn allow_descriptors() {
     let limit = getrlimit(Resource::Nofile);
@@ -523,6 +539,11 @@ pub struct BackendConnection {
 }
 
 impl BackendConnection {
+    /// The connection itself, where it has come to speak another protocol.
+    pub fn upgraded(&mut self) -> &mut BufReader<TcpStream> {
+        &mut self.reader
+    }
+
     /// The next request's head; `None` at the end of the connection.
     pub fn head(&mut self) -> Option<Seen> {
         let mut seen = Seen { connection: self.number, ..Seen::default() };

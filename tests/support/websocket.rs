@@ -6,6 +6,8 @@
 use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
 
+use crate::support::BackendConnection;
+
 // Opcodes.
 pub const CONTINUATION: u8 = 0x0;
 pub const TEXT: u8 = 0x1;
@@ -96,4 +98,20 @@ pub fn echo(stream: &mut BufReader<TcpStream>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A tunnel that is at its end on one side before the other: `/client-first`, or any other path for the
+/// server's.
+pub fn half_by_half(connection: &mut BackendConnection, path: &str) {
+    if path == "/client-first" {
+        // All that is sent until the client's end, and then a word of one's own.
+        assert_eq!(connection.read_exactly(5), b"first");
+        assert!(connection.read_some(1).is_empty(), "the client's end comes through");
+        connection.send("and last");
+    } else {
+        connection.send("first");
+        connection.end_writing();
+        assert_eq!(connection.read_exactly(8), b"and last");
+        assert!(connection.read_some(1).is_empty());
+    }
 }

@@ -1,7 +1,7 @@
 //! A client of RFC 8441: WebSockets of HTTP/1.1 that come to it go on as streams of one connection of
 //! HTTP/2.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -12,34 +12,28 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
+use crate::support;
+
 /// What RFC 6455 §1.3 answers to the key that everybody here sends.
 const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
     Upgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// Listens for those that are to go to this server, by prior knowledge.
 pub fn spawn(server: SocketAddr) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    listener.set_nonblocking(true).unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            let stream = TcpStream::connect(server).await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            let (requests, connection) = h2::client::Builder::new()
-                .initial_connection_window_size(16 << 20)
-                .initial_window_size(1 << 20)
-                .handshake::<_, Bytes>(stream)
-                .await
-                .unwrap();
-            tokio::spawn(connection);
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(join(stream, requests.clone()));
-            }
-        });
-    });
-    address
+    support::listen(move |listener| async move {
+        let stream = TcpStream::connect(server).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (requests, connection) = h2::client::Builder::new()
+            .initial_connection_window_size(16 << 20)
+            .initial_window_size(1 << 20)
+            .handshake::<_, Bytes>(stream)
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(join(stream, requests.clone()));
+        }
+    })
 }
 
 async fn join(mut stream: TcpStream, mut requests: SendRequest<Bytes>) {
