@@ -1,7 +1,7 @@
 //! A real `redis-server` for one test: own directory, own socket, ended with its owner.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -145,8 +145,17 @@ impl RedisServer {
 
     /// Runs one command on a connection of its own.
     pub fn command(&self, arguments: &[&[u8]]) -> Reply {
-        let mut stream = UnixStream::connect(self.socket()).unwrap();
-        stream.write_all(&request(arguments)).unwrap();
+        self.try_command(arguments).unwrap()
+    }
+
+    /// The same of a server that may end the connection meanwhile, as sentinels have one do that they
+    /// make a replica.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn try_command(&self, arguments: &[&[u8]]) -> io::Result<Reply> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.write_all(&request(arguments))?;
         read_reply(&mut BufReader::new(stream))
     }
 
@@ -159,7 +168,7 @@ impl RedisServer {
             let requests: Vec<u8> = batch.iter().flat_map(|command| request(command)).collect();
             stream.write_all(&requests).unwrap();
             for _ in batch {
-                last = read_reply(&mut reader);
+                last = read_reply(&mut reader).unwrap();
                 assert!(!matches!(last, Reply::Error(_)), "{last:?}");
             }
         }
@@ -265,22 +274,27 @@ fn request(arguments: &[impl AsRef<[u8]>]) -> Vec<u8> {
     request
 }
 
-fn read_reply(reader: &mut BufReader<UnixStream>) -> Reply {
+fn read_reply(reader: &mut BufReader<UnixStream>) -> io::Result<Reply> {
     let mut line = String::new();
-    reader.read_line(&mut line).unwrap();
+    if reader.read_line(&mut line)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let (kind, rest) = line.trim_end().split_at(1);
-    match kind {
+    Ok(match kind {
         "+" => Reply::Text(rest.into()),
         "-" => Reply::Error(rest.into()),
         ":" => Reply::Integer(rest.parse().unwrap()),
         "$" if rest == "-1" => Reply::Nil,
         "$" => {
             let mut text = vec![0; rest.parse::<usize>().unwrap() + 2];
-            reader.read_exact(&mut text).unwrap();
+            reader.read_exact(&mut text)?;
             text.truncate(text.len() - 2);
             Reply::Text(text)
         }
-        "*" => Reply::List((0..rest.parse().unwrap()).map(|_| read_reply(reader)).collect()),
+        "*" => {
+            let replies = (0..rest.parse().unwrap()).map(|_| read_reply(reader));
+            Reply::List(replies.collect::<io::Result<_>>()?)
+        }
         _ => panic!("unexpected reply {line:?}"),
-    }
+    })
 }
