@@ -110,6 +110,18 @@ impl Decision {
         }
     }
 
+    /// The limit that refuses the request, or would have in shadow mode: the one that the answer
+    /// speaks of, or the first in shadow that had no room.
+    pub fn limited_by(&self) -> Option<&LimitStatus> {
+        match self.verdict {
+            Verdict::Deny => self.shown(),
+            Verdict::Allow => self
+                .statuses()
+                .iter()
+                .find(|status| status.mode == Mode::Shadow && !status.wait.is_zero()),
+        }
+    }
+
     /// On a denial, whole seconds until this very request would pass if nothing else came: at
     /// least 1, never too short. `None` if it was allowed, or can never pass.
     pub fn retry_after(&self) -> Option<u64> {

@@ -54,6 +54,19 @@ impl Decided {
             Decided::Exempt => "exempt",
         }
     }
+
+    /// What a line means.
+    pub fn of(text: &str) -> Option<Self> {
+        let all = [
+            Decided::Nothing,
+            Decided::Allow,
+            Decided::Deny,
+            Decided::ShadowDeny,
+            Decided::Shed,
+            Decided::Exempt,
+        ];
+        all.into_iter().find(|decided| decided.as_str() == text)
+    }
 }
 
 /// A limit by its name: `tier:minute`, `endpoint:history:minute`.
@@ -68,7 +81,8 @@ pub struct LimitName<'a> {
 /// What is told of one request. Times are in microseconds.
 #[derive(Clone, Debug)]
 pub struct Entry<'a> {
-    /// When its head had arrived.
+    /// When its limits were checked, by the clock that they are kept by; of a request without limits,
+    /// when its head had arrived.
     pub at: Timestamp,
     /// Its method.
     pub method: &'a str,

@@ -15,7 +15,7 @@ use super::facts::RequestFacts;
 use super::forwarded::{self, ClientAddress};
 use super::identity::{Identity, PrefixLengths};
 use super::plan::{Disposition, Plan, RuleId, Scope, TierId};
-use super::route::{PathError, Router};
+use super::route::{Matched, PathError, Router};
 use super::tier::Resolved;
 
 /// What Redis calls the scope of a tier's own limits.
@@ -165,8 +165,13 @@ impl Policy {
     pub fn plan(&self, facts: &RequestFacts<'_>, caller: &Caller) -> Result<Plan<'_>, PathError> {
         let matched = self.router.find(facts)?;
         let identity = self.identity_of(caller);
-        let Resolved { tier, source, is_refused, unknown } = self.resolve(&identity, caller);
+        let resolved = self.resolve(&identity, caller);
+        Ok(self.plan_of(identity, resolved, &matched))
+    }
 
+    /// The plan of a request whose caller and rules are known.
+    pub fn plan_of(&self, identity: Identity, resolved: Resolved, matched: &Matched) -> Plan<'_> {
+        let Resolved { tier, source, is_refused, unknown } = resolved;
         let mut plan = Plan::new(identity, tier, source);
         plan.unknown_subscription = unknown;
         plan.endpoint = matched.strict.or(matched.lenient);
@@ -177,12 +182,12 @@ impl Policy {
             .or_else(|| self.tier(tier).and_then(|tier| tier.on_failure));
         if is_refused {
             plan.disposition = Disposition::Refused;
-            return Ok(plan);
+            return plan;
         }
         // Exempt only if every reading says so: one without a rule does not.
         if matched.all(|id| self.rule(id).is_some_and(|it| it.exempt)) {
             plan.disposition = Disposition::Exempt;
-            return Ok(plan);
+            return plan;
         }
 
         // A rule without limits of its own puts the tier's in shadow for its path, but only if
@@ -215,7 +220,7 @@ impl Policy {
         if plan.scopes().next().is_some() {
             plan.disposition = Disposition::Limited;
         }
-        Ok(plan)
+        plan
     }
 
     /// What holds for a caller whatever they ask for: the tier's limits, and those of every rule that
@@ -245,6 +250,12 @@ impl Policy {
             plan.disposition = Disposition::Limited;
         }
         plan
+    }
+
+    /// Whether `identities:` refuses any address, which it does whoever the user is.
+    pub fn refuses_addresses(&self) -> bool {
+        let mut assigned = self.identities.iter();
+        assigned.any(|(who, what)| matches!((who, what), (Identity::Ip(_), Assigned::Deny)))
     }
 
     /// The scopes that an identity may have used, by name and by hash: the tier's, and each rule's.

@@ -150,11 +150,7 @@ pub struct Limit {
 impl Outcome {
     /// What a decision on the plan's limits comes to.
     pub fn checked(policy: &Policy, plan: &Plan<'_>, decision: &Decision) -> Self {
-        let refuses = |status: &&LimitStatus| status.mode == Mode::Shadow && !status.wait.is_zero();
-        let limited_by = match decision.verdict {
-            Verdict::Deny => decision.shown(),
-            Verdict::Allow => decision.statuses().iter().find(refuses),
-        };
+        let limited_by = decision.limited_by();
         Outcome::Checked {
             verdict: decision.verdict,
             shadow_denied: decision.shadow_denied(),

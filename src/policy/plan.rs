@@ -11,11 +11,11 @@ use super::compiled::FailureMode;
 use super::identity::Identity;
 
 /// Index of a tier in the policy, in the order of the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TierId(pub u16);
 
 /// Index of an endpoint rule in the policy, in the order of the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleId(pub u16);
 
 /// Where the tier of a request came from, in the order in which they are asked.

@@ -30,7 +30,7 @@ pub struct Pattern {
 }
 
 /// The rules that a request meets, one for each reading of its path.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Matched {
     /// The rule of the strict reading.
     pub strict: Option<RuleId>,
@@ -82,7 +82,7 @@ pub struct RouteError {
 }
 
 /// Why a path is refused with 400.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum PathError {
     /// NUL in any encoding, also encoded twice.
     #[error("the path holds a NUL")]

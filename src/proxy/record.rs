@@ -10,7 +10,7 @@ use http::{Method, Request, StatusCode, Version};
 
 use crate::clock;
 use crate::limiter::decision::{Decision, LimitStatus, Verdict};
-use crate::limiter::quota::{Mode, Period};
+use crate::limiter::quota::Period;
 use crate::limiter::time::{Micros, Timestamp};
 use crate::log::access::{AccessLines, AccessLog, Decided, Entry, LimitName};
 use crate::metrics::labels::{Ending, LimiterBackend};
@@ -50,6 +50,8 @@ pub struct Notes {
     identity: Option<Identity>,
     tier: Option<TierId>,
     decided: Decided,
+    /// The moment that its limits counted it at.
+    counted_at: Option<Timestamp>,
     limited_by: Option<(Option<RuleId>, Period)>,
     remaining: Option<u32>,
     retry_after: Option<u64>,
@@ -134,6 +136,7 @@ impl Recorder {
             identity: None,
             tier: None,
             decided: Decided::Nothing,
+            counted_at: None,
             limited_by: None,
             remaining: None,
             retry_after: None,
@@ -184,17 +187,15 @@ impl Notes {
         decision: &Decision,
         limiter: (Instant, Duration, LimiterBackend),
     ) {
-        let refuses = |it: &&LimitStatus| it.mode == Mode::Shadow && !it.wait.is_zero();
-        let shown = decision.shown();
-        let (decided, by) = match decision.verdict {
-            Verdict::Deny => (Decided::Deny, shown),
-            Verdict::Allow => match decision.statuses().iter().find(refuses) {
-                None => (Decided::Allow, None),
-                by => (Decided::ShadowDeny, by),
-            },
+        let (shown, by) = (decision.shown(), decision.limited_by());
+        let decided = match decision.verdict {
+            Verdict::Deny => Decided::Deny,
+            Verdict::Allow if by.is_some() => Decided::ShadowDeny,
+            Verdict::Allow => Decided::Allow,
         };
         let rule = |status: &LimitStatus| plan.scope(status.scope).and_then(|scope| scope.rule);
         self.decided = decided;
+        self.counted_at = Some(decision.now);
         self.limited_by = by.map(|status| (rule(status), status.period));
         self.remaining = shown.map(|status| status.remaining);
         self.retry_after = decision.retry_after();
@@ -245,7 +246,8 @@ impl Notes {
             period,
         });
         Entry {
-            at: ended.began(),
+            // What is replayed of it later is counted at the same moment.
+            at: self.counted_at.unwrap_or_else(|| ended.began()),
             method: self.method.as_str(),
             path,
             query,
@@ -276,7 +278,7 @@ impl Notes {
         let since = |at: Instant| at.saturating_duration_since(ended.started);
         RequestSpan {
             context,
-            start: entry.at,
+            start: ended.began(),
             duration: ended.duration,
             method: usual(&self.method),
             path: start_of(entry.path, SPAN_PATH_MAX).into(),
