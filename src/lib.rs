@@ -15,6 +15,7 @@ pub mod overrides;
 pub mod policy;
 pub mod proxy;
 pub mod redis;
+pub mod sim;
 pub mod store;
 pub mod subscriptions;
 pub mod sys;

@@ -111,6 +111,12 @@ attacks! {
             frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
         }), ..PLAIN
     };
+    rapid_reset_with_limits: Attack {
+        name: "the same, with limits in force", tiers: LIMITS, growth_max: 48,
+        run: |it| flood_streams(it, |stream| {
+            frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
+        }), ..PLAIN
+    };
     made_you_reset: Attack {
         name: "MadeYouReset", growth_max: 48,
         run: |it| flood_streams(it, |stream| {
@@ -164,6 +170,15 @@ attacks! {
         name: "zero windows", server: "  idle_timeout: 2s\n", growth_max: 96, run: shut_windows, ..PLAIN
     };
 }
+
+/// The usual limits for attackers; who is honest comes from another network.
+const LIMITS: &str = "
+default_tier: free
+tiers:
+  free: { per_second: 5, burst: 10, per_minute: 100, per_hour: 1000 }
+  internal: { per_second: 1000, burst: 2000 }
+networks: { 127.0.0.1/32: internal }
+";
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 

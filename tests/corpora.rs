@@ -56,6 +56,11 @@ fn lines_of_the_access_log() {
 }
 
 #[test]
+fn logs_that_are_replayed() {
+    replay("log_line", targets::log_line);
+}
+
+#[test]
 fn replies_of_redis() {
     replay("redis_reply", targets::redis_reply);
 }
@@ -84,6 +89,7 @@ fn every_target_is_here() {
         "config",
         "forwarded",
         "jwt",
+        "log_line",
         "path",
         "proxy_protocol",
         "redis_reply",

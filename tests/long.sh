@@ -31,6 +31,7 @@ tests/long.sh NAME [ARGUMENTS]
                what was sent, what the backend saw, what is recorded (USAGE_KILLS_FILE, _REDIS, _POSTGRES)
   usage-million  a million identities in a minute: memory, size of journal and records, time to export
   usage-bench  what it costs to count a request
+  simulate-bench  lines of a log that a replay takes in a second, by format
   schemathesis  the admin API against its description, with many requests made up for each call and
                another seed each time (SCHEMATHESIS_EXAMPLES, SCHEMATHESIS_SEED; needs python3 with venv)
   page-pictures  docs/status-page/*.png: the status page, of four minutes of a service that really ran
@@ -202,8 +203,8 @@ properties) PROPTEST_CASES="${PROPTEST_CASES:-25600}" exec cargo test --release 
 fuzz)
     seconds=${1:-1200}
     [ $# -eq 0 ] || shift
-    [ $# -gt 0 ] || set -- path forwarded tiers config jwt proxy_protocol access_log redis_reply \
-        admin request
+    [ $# -gt 0 ] || set -- path forwarded tiers config jwt proxy_protocol access_log log_line \
+        redis_reply admin request
     for target in "$@"; do
         printf '%s, %s s\n' "$target" "$seconds"
         # The first folder takes what is new; the second is read.
@@ -219,6 +220,7 @@ usage-kills)
     exec cargo test --locked --test usage kills -- --nocapture --test-threads 1 "$@"
     ;;
 usage-million) exec cargo bench --locked --bench usage -- million "$@" ;;
+simulate-bench) exec cargo bench --locked --bench simulate -- "$@" ;;
 usage-bench) exec cargo bench --locked --bench usage -- "$@" ;;
 store-bench) exec cargo bench --locked --bench store -- "$@" ;;
 '' | -h | --help) usage ;;

@@ -20,6 +20,7 @@ pub mod reload_files;
 pub mod run;
 pub mod schema;
 pub mod serve;
+mod simulate;
 mod subscriptions;
 mod tls;
 mod upstreams;
@@ -52,7 +53,8 @@ Examples:
   tollgate run --upstream http://127.0.0.1:8081      in front of your backend, limits in memory
   tollgate run --config tollgate.yaml --tiers tiers.yaml
   tollgate check --config tollgate.yaml --tiers tiers.yaml
-  tollgate explain GET /reports/2026 --tiers tiers.yaml --ip 203.0.113.9")]
+  tollgate explain GET /reports/2026 --tiers tiers.yaml --ip 203.0.113.9
+  tollgate simulate --tiers tiers.yaml access.log    what it would have blocked last week")]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -68,6 +70,8 @@ enum Command {
     Check(CheckArgs),
     /// Show who a request is, which tier, rule and limits it meets, and why
     Explain(ExplainArgs),
+    /// Replay access logs through the limits: who would have been blocked, when, by which
+    Simulate(simulate::SimulateArgs),
     /// Print the health of a running tollgate; exit 0 if it serves, 1 if not
     Health(HealthArgs),
     /// Usage records for billing
@@ -370,6 +374,7 @@ impl Cli {
             Command::Demo(args) => demo::demo(&args),
             Command::Check(args) => check::check(&args),
             Command::Explain(args) => explain::explain(&args),
+            Command::Simulate(args) => simulate::simulate(&args),
             Command::Health(args) => health::health(&args).map_err(Failure::Running),
             Command::Usage(args) => usage::usage(&args),
             Command::Schema(args) => {

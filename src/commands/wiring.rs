@@ -113,10 +113,24 @@ impl Wired {
         recorders: Recorders,
         usage: Option<Arc<Usage>>,
     ) -> anyhow::Result<Self> {
+        Self::with_clock(loaded, workers, subscriptions, recorders, usage, Clock::System)
+    }
+
+    /// The same, with another clock for limits.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn with_clock(
+        loaded: Loaded,
+        workers: usize,
+        subscriptions: Option<Arc<Subscriptions>>,
+        recorders: Recorders,
+        usage: Option<Arc<Usage>>,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
         let Loaded { settings, policy, policy_hash, .. } = loaded;
         let (access_log, tracer) = (recorders.access_log.clone(), recorders.tracer.clone());
         let slow_calls = Arc::clone(&recorders.slow_calls);
-        let clock = Clock::System;
         let build = Build {
             version: env!("CARGO_PKG_VERSION"),
             commit: env!("TOLLGATE_COMMIT"),

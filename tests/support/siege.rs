@@ -43,6 +43,8 @@ pub struct Attack {
     pub is_open: bool,
     /// The rest of `tollgate.yaml`.
     pub config: &'static str,
+    /// The policy.
+    pub tiers: &'static str,
     /// Fields of honest requests.
     pub fields: fn() -> String,
     /// How far resident memory may grow in the short form, in MiB.
@@ -58,6 +60,7 @@ pub const PLAIN: Attack = Attack {
     is_tls: false,
     is_open: true,
     config: "",
+    tiers: GENEROUS,
     fields: String::new,
     growth_max: 0,
     run: |_| unreachable!(),
@@ -237,10 +240,10 @@ fn backend() -> Backend {
 }
 
 fn start(attack: &Attack, backend: &Backend, directory: &Path) -> (Tollgate, Target) {
-    let Attack { server, config, .. } = attack;
+    let Attack { server, config, tiers, .. } = attack;
     if !attack.is_tls {
         let config = format!("server:\n  workers: 2\n{server}{config}");
-        let start = Start::default().upstream(backend.address).config(&config).tiers(GENEROUS);
+        let start = Start::default().upstream(backend.address).config(&config).tiers(tiers);
         let tollgate = start.run();
         let target = Target { address: tollgate.data, tls: None };
         return (tollgate, target);
@@ -252,7 +255,7 @@ fn start(attack: &Attack, backend: &Backend, directory: &Path) -> (Tollgate, Tar
          {at}/a.crt, key: {at}/a.key }} }}]\n{config}"
     );
     let start = Start::default().upstream(backend.address).config(&config).listeners();
-    let tollgate = start.tiers(GENEROUS).run();
+    let tollgate = start.tiers(tiers).run();
     let tls = client([directory.join("a.crt")], b"http/1.1");
     let target = Target { address: tollgate.data, tls: Some(tls) };
     (tollgate, target)

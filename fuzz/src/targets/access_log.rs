@@ -6,11 +6,12 @@ use std::sync::LazyLock;
 use serde_json::Value;
 
 use tollgate::limiter::quota::Period;
-use tollgate::limiter::time::Timestamp;
+use tollgate::limiter::time::{Micros, Timestamp};
 use tollgate::log::access::{AccessLines, AccessLog, Decided, Entry, LINE_BYTES_MAX, LimitName};
 use tollgate::log::json::push_escaped;
 use tollgate::log::writer::{Room, Target, start};
 use tollgate::policy::identity::{Identity, IpPrefix, PrefixLengths};
+use tollgate::sim::line::{Format, Wanted};
 use tollgate::trace::TraceId;
 
 use super::Input;
@@ -105,6 +106,27 @@ pub fn access_log(data: &[u8]) {
     assert_eq!(first, second, "the second line is another one");
     assert!(first.len() <= LINE_BYTES_MAX, "{} bytes", first.len());
     holds(first, &entry);
+    is_read_again(first, &entry);
+}
+
+/// What is written is read by a replay as it was meant.
+fn is_read_again(line: &str, entry: &Entry<'_>) {
+    let read = Format::Own.read(line.trim_end().as_bytes(), &Wanted::default());
+    let read = match read {
+        Ok(read) => read,
+        // Nothing to replay.
+        Err(_) if entry.method.is_empty() || entry.method == "-" => return,
+        Err(_) if entry.path.is_empty() && entry.query.is_none() => return,
+        Err(_) if entry.path == "-" && entry.query.is_none() => return,
+        Err(fault) => panic!("{line:?}: {fault:?}"),
+    };
+    assert_eq!((read.began(), read.status), (entry.at, Some(entry.status)), "{line:?}");
+    assert_eq!(read.decided, Some(entry.decided), "{line:?}");
+    assert_eq!(read.is_unasked, entry.upstream_us.is_none(), "{line:?}");
+    assert_eq!(read.duration.map(Micros::as_micros), Some(entry.duration_us), "{line:?}");
+    if let Some(identity @ Identity::Ip(_)) = entry.identity {
+        assert_eq!(read.identity.as_deref(), Some(&*identity.to_string()), "{line:?}");
+    }
 }
 
 fn holds(line: &str, entry: &Entry<'_>) {
