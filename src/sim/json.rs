@@ -14,7 +14,7 @@ use crate::limiter::time::{Micros, Timestamp};
 use crate::log::access::Decided;
 
 use super::line::{Fault, Line, Moment, Wanted, is_nothing};
-use super::moment;
+use super::{line, moment};
 
 /// Reads a line.
 ///
@@ -185,9 +185,7 @@ impl<'a> Value<'a> {
 
     /// A span in units of so many microseconds.
     fn span_of(&self, unit: f64) -> Option<Micros> {
-        let number: f64 = self.number()?.parse().ok()?;
-        let micros = number * unit;
-        (0.0..1e15).contains(&micros).then(|| Micros::from_micros(micros.round() as u64))
+        line::span(self.number()?, unit)
     }
 
     /// A span without a unit: with a fraction it is in seconds, as nginx and Caddy have it; whole, in

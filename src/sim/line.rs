@@ -180,10 +180,16 @@ pub fn is_nothing(text: &[u8]) -> bool {
     matches!(text, b"" | b"-")
 }
 
+/// Longest span that is believed, in microseconds: some thirty years.
+pub const SPAN_MAX: u64 = 1_000_000_000_000_000;
+
 /// A span in seconds, as `0.25`.
 pub fn seconds(text: &[u8]) -> Option<Micros> {
-    let text = std::str::from_utf8(text).ok()?;
-    let seconds: f64 = text.parse().ok()?;
-    let is_sane = (0.0..1e9).contains(&seconds);
-    is_sane.then(|| Micros::from_micros((seconds * 1e6).round() as u64))
+    span(std::str::from_utf8(text).ok()?, 1e6)
+}
+
+/// A span in units of so many microseconds.
+pub fn span(text: &str, unit: f64) -> Option<Micros> {
+    let micros = text.parse::<f64>().ok()? * unit;
+    (0.0..SPAN_MAX as f64).contains(&micros).then(|| Micros::from_micros(micros.round() as u64))
 }

@@ -10,7 +10,7 @@ use memchr::memchr;
 use crate::limiter::time::Micros;
 use crate::log::access::Decided;
 
-use super::line::{Fault, Line, Moment, Wanted};
+use super::line::{Fault, Line, Moment, SPAN_MAX, Wanted};
 use super::{json, moment};
 
 const BEGIN: &[u8] = b"{\"ts\":\"";
@@ -83,7 +83,7 @@ fn at_once(line: &[u8]) -> Option<Line<'_>> {
         identity: identity.map(Cow::Borrowed),
         tier: tier.map(Cow::Borrowed),
         status: Some(u16::try_from(status).ok()?),
-        duration: Some(Micros::from_micros(duration)),
+        duration: Some(duration).filter(|it| *it < SPAN_MAX).map(Micros::from_micros),
         decided: Some(decided),
         is_unasked: upstream.is_none(),
         ..Line::default()
