@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
+
 use crate::policy::caller::{Caller, Credential};
 use crate::policy::compiled::Policy;
 use crate::policy::identity::{Identity, is_identifier};
@@ -49,7 +51,7 @@ pub struct Callers<'p> {
     from: IdentityFrom,
     /// Whether a policy refuses addresses, so that a user's counts as well.
     needs_addresses: bool,
-    by_text: HashMap<Box<[u8]>, u32>,
+    by_text: HashMap<Box<[u8]>, u32, RandomState>,
     entries: Vec<Entry>,
     by_identity: HashMap<Identity, u32>,
     /// What the log says of an identity's tier, by its number: what it said last.
@@ -72,7 +74,7 @@ impl<'p> Callers<'p> {
             policies,
             from,
             needs_addresses: policies.iter().flatten().any(|it| it.refuses_addresses()),
-            by_text: HashMap::new(),
+            by_text: HashMap::default(),
             entries: Vec::new(),
             by_identity: HashMap::new(),
             tiers: Vec::new(),

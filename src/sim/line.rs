@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use memchr::{memchr, memrchr};
+
 use crate::limiter::time::{Micros, Timestamp};
 use crate::log::access::Decided;
 
@@ -144,10 +146,12 @@ impl<'a> Line<'a> {
     /// It is none.
     pub fn set_request(&mut self, request: Cow<'a, str>) -> Result<(), Fault> {
         let parts = |text: &str| {
-            let method = text.find(' ')?;
-            let rest = text.get(method + 1..)?;
-            let target = rest.rfind(" HTTP/").unwrap_or(rest.len());
-            Some((method, method + 1..method + 1 + target))
+            let method = memchr(b' ', text.as_bytes())?;
+            let last = memrchr(b' ', text.as_bytes())?;
+            let is_version = text.get(last + 1..).is_some_and(|it| it.starts_with("HTTP/"));
+            // Without a version it is HTTP/0.9, or what a client without manners sent.
+            let end = if is_version && last > method { last } else { text.len() };
+            Some((method, method + 1..end))
         };
         let (method, target) = parts(&request).ok_or(Fault::NoRequest)?;
         if target.is_empty() || method == 0 {

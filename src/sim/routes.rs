@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
+use foldhash::quality::RandomState;
 use http::{HeaderMap, Method};
 
 use crate::policy::compiled::Policy;
@@ -27,7 +28,7 @@ pub struct Route {
 #[derive(Debug)]
 pub struct Routes<'p> {
     policies: [Option<&'p Policy>; 2],
-    remembered: HashMap<Box<[u8]>, u32>,
+    remembered: HashMap<Box<[u8]>, u32, RandomState>,
     routes: Vec<Route>,
     by_route: HashMap<Route, u32>,
     key: Vec<u8>,
@@ -38,7 +39,7 @@ impl<'p> Routes<'p> {
     pub fn new(policies: [Option<&'p Policy>; 2]) -> Self {
         Routes {
             policies,
-            remembered: HashMap::new(),
+            remembered: HashMap::default(),
             routes: Vec::new(),
             by_route: HashMap::new(),
             key: Vec::new(),
