@@ -3,8 +3,6 @@
 use std::io::Cursor;
 use std::sync::LazyLock;
 
-use tollgate::config::compile_upstream::UpstreamNeed;
-use tollgate::config::load::{LoadRequest, Overrides, load};
 use tollgate::policy::compiled::Policy;
 use tollgate::sim::fit::fit;
 use tollgate::sim::line::{Format, IdentityFrom, Line, Wanted};
@@ -16,16 +14,9 @@ use tollgate::sim::suggest::suggest;
 use tollgate::sim::summary::Summary;
 use tollgate::sim::text::{Asked, text};
 
-static POLICY: LazyLock<Policy> = LazyLock::new(|| {
-    let request = LoadRequest {
-        config: None,
-        tiers: None,
-        overrides: Overrides::default(),
-        upstream: UpstreamNeed::Optional,
-        env: &|_| None,
-    };
-    load(&request).expect("the defaults are valid").policy
-});
+use super::defaults;
+
+static POLICY: LazyLock<Policy> = LazyLock::new(|| defaults().policy);
 
 /// The first byte says how the log is taken to be written and what is asked of it; the rest is the log,
 /// packed or not.

@@ -20,7 +20,7 @@ use http::{HeaderMap, Method};
 
 use tollgate::config::compile::Settings;
 use tollgate::config::compile_upstream::UpstreamNeed;
-use tollgate::config::load::{LoadRequest, Overrides, load};
+use tollgate::config::load::{LoadRequest, Loaded, Overrides, load};
 use tollgate::policy::facts::RequestFacts;
 
 pub use access_log::access_log;
@@ -35,7 +35,11 @@ pub use redis_reply::redis_reply;
 pub use request::request;
 
 /// What everything is loaded with where no file says otherwise.
-static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
+static SETTINGS: LazyLock<Settings> = LazyLock::new(|| defaults().settings);
+static NO_FIELDS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+
+/// What there is without any file.
+fn defaults() -> Loaded {
     let request = LoadRequest {
         config: None,
         tiers: None,
@@ -43,9 +47,8 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
         upstream: UpstreamNeed::Optional,
         env: &|_| None,
     };
-    load(&request).expect("the defaults are valid").settings
-});
-static NO_FIELDS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+    load(&request).expect("the defaults are valid")
+}
 
 /// What is known of a request from this machine that asks for nothing but this path.
 fn get<'a>(path: &'a str, host: Option<&'a str>) -> RequestFacts<'a> {
