@@ -1,6 +1,6 @@
 //! What a policy would have done: access logs, replayed through the limiter in virtual time.
 //!
-//! The way of a line: [`lines`] unpacks, [`line`] reads it by its format, [`callers`] and [`routes`]
+//! The way of a line: [`lines`] unpacks, [`mod@line`] reads it by its format, [`callers`] and [`routes`]
 //! say who sent it and which rules it meets, [`record`] puts requests in order, [`replay`] decides each
 //! as the proxy does, [`tally`] counts, [`summary`] says what came of it, and [`text`] and [`report`]
 //! show that. [`fit`] looks for other limits, [`suggest`] for a
