@@ -100,19 +100,18 @@ enum LogFormat {
 pub fn simulate(args: &SimulateArgs) -> Result<(), Failure> {
     let identity = identity_from(&args.identity)?;
     let target = args.target_block_rate.map(share_of).transpose()?;
-    let policy = policy(args, args.tiers.as_deref())?;
-    let against = args.against.as_deref().map(|file| policy_of(args, file)).transpose()?;
+    let tried = policy(args, args.tiers.as_deref())?;
+    let against = args.against.as_deref().map(|file| policy(args, Some(file))).transpose()?;
     let wanted = Wanted { identity, tier_field: args.tier_field.as_deref().map(Into::into) };
 
-    let (mut logs, bar) = open(args)?;
-    let mut simulation = Simulation::new(&policy, against.as_ref(), wanted);
+    let (mut logs, mut bar) = open(args)?;
+    let mut simulation = Simulation::new(&tried, against.as_ref(), wanted);
     if target.is_some() || args.suggest {
         simulation = simulation.keeping();
     }
     if args.suggest {
         simulation = simulation.with_templates();
     }
-    let mut bar = bar;
     let replayed = simulation.run(&mut logs, &mut |lines| bar.show(lines));
     bar.clear();
     replayed.map_err(|error| Failure::Running(error.into()))?;
@@ -191,10 +190,6 @@ fn share_of(percent: f64) -> Result<f64, Failure> {
 fn usage<T>(what: std::fmt::Arguments<'_>) -> Result<T, Failure> {
     let _ = writeln!(io::stderr(), "tollgate: {what}");
     Err(Failure::Reported)
-}
-
-fn policy_of(args: &SimulateArgs, tiers: &Path) -> Result<Policy, Failure> {
-    policy(args, Some(tiers))
 }
 
 fn policy(args: &SimulateArgs, tiers: Option<&Path>) -> Result<Policy, Failure> {

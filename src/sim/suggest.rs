@@ -229,8 +229,10 @@ fn tiers<'a>(
         let limits = |callers: &[&Caller<'_>]| limits_for(callers, CALLERS);
         by_name
             .into_iter()
-            .map(|(name, callers)| (name.to_owned(), limits(&callers).to_owned(), callers))
-            .map(|(name, limits, callers)| (name, callers, limits))
+            .map(|(name, callers)| {
+                let set = limits(&callers);
+                (name.to_owned(), callers, set)
+            })
             .collect()
     } else {
         graded(callers)

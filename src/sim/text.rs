@@ -29,9 +29,9 @@ pub fn text(summary: &Summary, asked: &Asked<'_>, fitted: Option<&Fitted>) -> St
     let mut out = String::new();
     head(&mut out, summary, asked);
     if summary.requests > 0 {
-        table(&mut out, "tier", &summary.by_tier, "requests", true);
-        table(&mut out, "endpoint", &summary.by_endpoint, "requests", true);
-        table(&mut out, "limit", &summary.by_limit, "checked", true);
+        table(&mut out, "tier", &summary.by_tier, "requests");
+        table(&mut out, "endpoint", &summary.by_endpoint, "requests");
+        table(&mut out, "limit", &summary.by_limit, "checked");
         shadow(&mut out, &summary.shadow_by_limit);
         bars(&mut out, summary);
         worst(&mut out, summary);
@@ -79,7 +79,7 @@ fn head(out: &mut String, summary: &Summary, asked: &Asked<'_>) {
     }
 }
 
-fn table(out: &mut String, title: &str, named: &Named, all: &str, skips_last: bool) {
+fn table(out: &mut String, title: &str, named: &Named, all: &str) {
     if named.0.is_empty() {
         return;
     }
@@ -95,7 +95,7 @@ fn table(out: &mut String, title: &str, named: &Named, all: &str, skips_last: bo
             percent(three.blocked, three.requests),
         );
     }
-    if named.0.len() > ROWS_MAX && skips_last {
+    if named.0.len() > ROWS_MAX {
         let _ = writeln!(out, "and {} more (--format json has all)", named.0.len() - ROWS_MAX);
     }
 }
